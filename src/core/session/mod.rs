@@ -3,7 +3,18 @@
 //! A [`Session`] is the handle of the connection that has it. What reaches the connection comes on two ways:
 //! what is live is offered to its [`Outbox`]; what is stored (its backlog, durable share groups, queues it consumes)
 //! it takes with [`Session::take`] when it has room, and settles.
+//!
+//! Invariants: a session has one connection at most; its client id stands for one session at a time; what a
+//! connection leased is back before the next connection gets the session.
 
+pub(crate) mod entry;
+mod open;
+mod registry;
+pub(crate) mod sources;
+mod subscribe;
+mod timers;
+
+use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,23 +22,17 @@ use std::time::Duration;
 use bytestring::ByteString;
 use smallvec::SmallVec;
 
-use crate::core::delivery::Outbox;
-use crate::core::share::ShareGroup;
-use crate::core::{Broker, CoreError};
-use crate::engine::{Leased, Nack, Outgoing, Settled, SubscribeOptions, Ticket};
-use crate::types::topic::FilterSpec;
-use crate::types::{ClientId, Message, Qos, Sequence, TargetId};
+pub use entry::{SessionEntry, SessionKey};
+pub(crate) use registry::Sessions;
+pub(crate) use timers::keep_time;
 
-/// Identifies a session while the process runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionKey(pub(crate) u64);
+use entry::Attachment;
 
-/// What publishers know of a session.
-#[derive(Debug)]
-pub struct SessionEntry {
-    key: SessionKey,
-    client_id: ClientId,
-}
+use super::delivery::{self, Offer, Outbox};
+use super::share::ShareGroup;
+use super::{Broker, CoreError};
+use crate::engine::{Append, Leased, Op, Publish};
+use crate::types::{ClientId, Message, Qos, TargetId};
 
 /// What a connection asks for.
 pub struct OpenSession {
@@ -77,24 +82,10 @@ pub enum End {
 }
 
 /// A connection's handle on its session. Dropping it is `close(End::Lost)` without waiting.
-#[derive(Debug)]
 pub struct Session {
-    entry: Arc<SessionEntry>,
-    _broker: Arc<Broker>,
-}
-
-impl Broker {
-    /// Opens the session of a client: a new one, or the one that was there. A connection that has it is closed and
-    /// awaited first.
-    ///
-    /// Cancel safe: a session that nobody got the handle of ends as if its connection were lost.
-    ///
-    /// # Errors
-    /// [`CoreError::Precondition`] `SESSION_OF_ANOTHER`, [`CoreError::Limit`], [`CoreError::Draining`],
-    /// [`CoreError::LowDisk`], [`CoreError::Engine`].
-    pub async fn open_session(self: &Arc<Self>, _open: OpenSession) -> Result<Opened, CoreError> {
-        Err(CoreError::Unsupported("not yet".into()))
-    }
+    pub(crate) broker: Arc<Broker>,
+    pub(crate) entry: Arc<SessionEntry>,
+    pub(crate) attachment: Arc<Attachment>,
 }
 
 impl Session {
@@ -113,79 +104,19 @@ impl Session {
     /// The session's target, if it outlives its connection.
     #[must_use]
     pub fn target(&self) -> Option<TargetId> {
-        None
+        self.entry.target
     }
 
-    /// Whether it outlives its connection, or did so when it was opened.
+    /// Whether it outlives its connection, or did so when it was made.
     #[must_use]
     pub fn is_durable(&self) -> bool {
-        self.target().is_some()
+        self.entry.target.is_some()
     }
 
-    /// Adds or replaces subscriptions; the results stand in their order. When this returns they are in effect, and
-    /// on disk if the session is durable. Retained values are offered to the outbox: the first of them before this
-    /// returns, the rest as [`take`](Self::take) is called.
-    ///
-    /// Dropping the future: the subscriptions may be in effect or not.
-    pub async fn subscribe(
-        &self,
-        _filters: Vec<(FilterSpec, SubscribeOptions)>,
-    ) -> Vec<Result<Qos, CoreError>> {
-        Vec::new()
-    }
-
-    /// Ends subscriptions, and says of each whether it was there. When this returns that is in effect, and on disk
-    /// if the session is durable.
-    ///
-    /// Dropping the future: the subscriptions may be in effect or not.
-    pub async fn unsubscribe(&self, _filters: Vec<FilterSpec>) -> Vec<Result<bool, CoreError>> {
-        Vec::new()
-    }
-
-    /// Leases stored messages: at most `max`, and no more after `max_bytes` (one may overdraw). Retained values that
-    /// did not fit in the outbox at once are offered to it, counted against `max`. Never waits.
-    ///
-    /// # Errors
-    /// [`CoreError::Engine`].
-    pub fn take(
-        &self,
-        _max: usize,
-        _max_bytes: usize,
-        _out: &mut Vec<SessionDelivery>,
-    ) -> Result<(), CoreError> {
-        Ok(())
-    }
-
-    /// Returns when [`take`](Self::take) may give more. Cancel safe.
-    pub async fn ready(&self) {
-        std::future::pending().await
-    }
-
-    /// Takes delivered messages out of their source.
-    ///
-    /// # Errors
-    /// [`CoreError::Engine`]; [`CoreError::Precondition`] `SESSION_TAKEN_OVER`.
-    pub fn settle(&self, _source: TargetId, _sequences: &[Sequence]) -> Result<Settled, CoreError> {
-        Err(CoreError::Unsupported("not yet".into()))
-    }
-
-    /// Gives messages back to their source.
-    ///
-    /// # Errors
-    /// [`CoreError::Engine`]; [`CoreError::Precondition`] `SESSION_TAKEN_OVER`.
-    pub fn nack(
-        &self,
-        _source: TargetId,
-        _sequences: &[Sequence],
-        _how: Nack,
-        _delay: Duration,
-    ) -> Result<Settled, CoreError> {
-        Err(CoreError::Unsupported("not yet".into()))
-    }
-
-    /// Stores how far an outgoing QoS 2 delivery of this session's backlog is.
-    pub fn outgoing(&self, _source: TargetId, _sequence: Sequence, _outgoing: Outgoing) -> Ticket {
-        Ticket::ready(Ok(Vec::new()))
+    /// How many deliveries its outboxes have not taken.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.entry.dropped.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Forgets a QoS 2 packet id of this session, durably.
@@ -194,29 +125,48 @@ impl Session {
     ///
     /// # Errors
     /// [`CoreError::Engine`].
-    pub async fn release_incoming(&self, _packet_id: u16) -> Result<(), CoreError> {
+    pub async fn release_incoming(&self, packet_id: u16) -> Result<(), CoreError> {
+        let Some(session) = self.entry.target else { return Ok(()) };
+        self.entry.incoming.release(packet_id);
+        self.broker.engine.commit(vec![Op::ReleaseIncoming { session, packet_id }]).await?;
         Ok(())
     }
 
-    /// Gives what a share group had chosen this connection for to other members of it: what was not acknowledged at
-    /// QoS 1, or not sent.
-    pub fn hand_back(&self, _deliveries: Vec<(Arc<ShareGroup>, Message)>) {}
-
-    /// Changes how long the session outlives its connection, durably. A session that was opened to end with its
-    /// connection stays so.
-    ///
-    /// Dropping the future does not take that back.
-    ///
-    /// # Errors
-    /// [`CoreError::Engine`].
-    pub async fn set_expiry(&self, _expiry: Duration) -> Result<(), CoreError> {
-        Ok(())
+    /// Gives what a share group had chosen this connection for to other members: what was not acknowledged at QoS 1,
+    /// or not sent. Without another member it is lost.
+    pub fn hand_back(&self, deliveries: Vec<(Arc<ShareGroup>, Message)>) {
+        let mut ops = Vec::new();
+        for (group, message) in deliveries {
+            if let Some(target) = group.target().filter(|_| message.qos > Qos::AtMostOnce) {
+                // The group has become durable meanwhile.
+                let append = Append { qos: message.qos, ..Append::to(target) };
+                ops.push(Op::Publish(Publish {
+                    message,
+                    targets: SmallVec::from_iter([append]),
+                    retain: false,
+                    newest_only: false,
+                    incoming: None,
+                }));
+            } else if let Some(chosen) = group.choose(Some(self.entry.key), |_| 0) {
+                let offer = Offer {
+                    message: &message,
+                    qos: message.qos.min(chosen.max_qos),
+                    retain: false,
+                    identifiers: chosen.identifier.as_slice(),
+                    share: Some(&group),
+                    publisher: None,
+                };
+                delivery::offer(&chosen.entry, &[offer]);
+            }
+        }
+        if !ops.is_empty() {
+            drop(self.broker.engine.commit(ops));
+        }
     }
+}
 
-    /// Gives the session back. One that ends with its connection is gone when this returns; of a durable one the
-    /// leases are back. What was written to the connection and is to count as a failed delivery is given back with
-    /// [`nack`](Self::nack) before; the rest goes back uncounted.
-    ///
-    /// Dropping the future does not take that back.
-    pub async fn close(self, _how: End) {}
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("entry", &self.entry).finish_non_exhaustive()
+    }
 }
