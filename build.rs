@@ -14,11 +14,13 @@ mod protos {
     use std::path::PathBuf;
     use std::{env, error, fs};
 
-    const FILES: [&str; 4] = [
+    const FILES: [&str; 6] = [
         "google/rpc/code.proto",
         "google/rpc/error_details.proto",
         "stafett/v1/admin.proto",
         "stafett/v1/common.proto",
+        "stafett/v1/pubsub.proto",
+        "stafett/v1/queue.proto",
     ];
 
     pub(super) fn compile() -> Result<(), Box<dyn error::Error>> {
