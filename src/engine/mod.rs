@@ -10,6 +10,8 @@
 //! - tickets complete in the order in which their operations were handed in, settlements among themselves;
 //! - nothing here blocks: what needs the disk is done by the engine's own threads.
 
+pub mod settings;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -23,22 +25,12 @@ use bytestring::ByteString;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot, watch};
 
+pub use settings::{Durability, EngineSettings};
+
 use crate::types::topic::FilterSpec;
 use crate::types::{
     ClientId, Message, Priority, Qos, QueueName, Sequence, TargetId, TopicFilter, TopicName, UnixMillis,
 };
-
-/// What an acknowledgement waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Durability {
-    /// The disk has it: survives a killed process and, by design, a power cut.
-    #[default]
-    Fsync,
-    /// Given at once; the disk has it within the configured interval.
-    Interval,
-    /// Given at once; the disk has it some time.
-    Memory,
-}
 
 /// What an engine can honour; a setting beyond it is refused when it is made.
 #[derive(Debug, Clone)]
