@@ -28,17 +28,12 @@ use crate::types::{
     ClientId, Message, Priority, Qos, QueueName, Sequence, TargetId, TopicFilter, TopicName, UnixMillis,
 };
 
-/// What an acknowledgement waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Durability {
-    /// The disk has it: survives a killed process and, by design, a power cut.
-    #[default]
-    Fsync,
-    /// Given at once; the disk has it within the configured interval.
-    Interval,
-    /// Given at once; the disk has it some time.
-    Memory,
-}
+pub mod settings;
+
+#[cfg(feature = "embedded")]
+pub mod embedded;
+
+pub use settings::{Durability, EngineSettings};
 
 /// What an engine can honour; a setting beyond it is refused when it is made.
 #[derive(Debug, Clone)]
