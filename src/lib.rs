@@ -1,19 +1,19 @@
-//! Stafett: a message broker in one process.
+//! Stafett: message-oriented middleware in one small server.
 //!
-//! One core, several doors: every protocol translates its words into the core's nouns and back. Imports go down only,
-//! `tests/layering.rs` holds the table:
+//! Publish/subscribe, durable queues and remote calls over gRPC and MQTT, on one core and one store. Every protocol
+//! translates its words into the core's nouns and back. Imports go down only, `tests/layering.rs` holds the table:
 //!
 //! | module | what it is |
 //! |---|---|
 //! | `cli` | the sub-commands and their exit codes |
-//! | `server` | the composition root: binds the doors, announces them, stops them |
+//! | `server` | the composition root: opens the store, binds the doors, announces them, stops them |
 //! | `config` | file, environment and flags made into the settings of each module, once |
 //! | `telemetry` | what the process tells its operator on stderr |
 //! | `grpc` | the gRPC door |
+//! | [`core`] | the broker: what all doors share |
 //! | [`connections`] | how many connections the process may hold |
 //! | [`shutdown`] | stop, drain, cut |
-//! | [`core`] | the broker that all doors share |
-//! | [`engine`] | what is asked of a store |
+//! | [`engine`] | what is asked of a store, and the embedded one |
 //! | [`types`] | names, ids, topics, messages, time |
 
 #[cfg(feature = "server")]

@@ -11,12 +11,15 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::task::{Id, JoinError, JoinSet};
 
 use crate::config::{Listen, Settings};
 use crate::connections::ConnectionBudget;
+use crate::engine::embedded::Embedded;
+use crate::engine::{Engine, EngineError, OpenError};
 use crate::grpc::{self, AdminService, CounterSource, HealthBoard, ServerFacts};
 use crate::shutdown::{Drained, Shutdown};
 use crate::types::clock;
@@ -33,6 +36,12 @@ pub enum ServerError {
     /// Every door is off.
     #[error("no door is open: give --grpc-listen an address")]
     NoDoor,
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The store could not write any more; what was acknowledged is on disk.
+    #[error(transparent)]
+    StoreFailed(#[from] EngineError),
     /// A door's address cannot be had.
     #[error("cannot listen on {address} ({flag})")]
     Bind {
@@ -120,12 +129,19 @@ where
         return Err(ServerError::NoDoor);
     }
 
+    let store = settings.store.clone();
+    let engine: Arc<dyn Engine> = Arc::new(
+        tokio::task::spawn_blocking(move || Embedded::open(store))
+            .await
+            .map_err(|source| ServerError::Panicked { service: "store", source })??,
+    );
+
     if let Some(listener) = grpc_listener {
         let facts = ServerFacts {
             started_at,
             features: FEATURES.to_vec(),
             max_connections: budget.limit(),
-            durability: None,
+            durability: Some(engine.capabilities().durability.name()),
             doors: ready.doors.iter().map(|(name, address)| (*name, address.to_string())).collect(),
         };
         let offered = grpc::Services {
@@ -138,7 +154,11 @@ where
 
     announce(&ready).map_err(ServerError::Announce)?;
     greet(&ready, &budget, open_files);
-    supervise(services, &shutdown, &mut signals).await
+    let stopped = supervise(services, &shutdown, &mut signals).await?;
+    tokio::task::spawn_blocking(move || engine.close())
+        .await
+        .map_err(|source| ServerError::Panicked { service: "store", source })??;
+    Ok(stopped)
 }
 
 /// Binds a door's address and notes it; `None` when the door is off.

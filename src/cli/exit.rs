@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::engine::OpenError;
+
 /// The end of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -15,6 +17,8 @@ pub enum Exit {
     Usage,
     /// 3: the broker cannot be reached, or the deadline passed.
     Unreachable,
+    /// 5: the store is locked, damaged or newer.
+    Store,
 }
 
 impl From<Exit> for ExitCode {
@@ -24,6 +28,7 @@ impl From<Exit> for ExitCode {
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::Unreachable => 3,
+            Exit::Store => 5,
         })
     }
 }
@@ -41,6 +46,12 @@ impl Failure {
     /// Wrong usage or configuration.
     pub(super) fn usage(reason: impl Into<anyhow::Error>) -> Self {
         Self { exit: Exit::Usage, reason: reason.into() }
+    }
+
+    /// The store cannot be opened. A directory that cannot be used is a matter of configuration.
+    pub(super) fn store(error: OpenError) -> Self {
+        let exit = if matches!(error, OpenError::Unusable { .. }) { Exit::Usage } else { Exit::Store };
+        Self { exit, reason: error.into() }
     }
 
     /// The operation failed.

@@ -93,6 +93,7 @@ pub(super) fn run(serve: &Serve) -> Result<Exit, Failure> {
         }
         Ok(Stopped::Cut) => Ok(Exit::Failed),
         Err(error @ ServerError::NoDoor) => Err(Failure::usage(error)),
+        Err(ServerError::Store(error)) => Err(Failure::store(error)),
         Err(error) => Err(Failure::failed(error)),
     }
 }

@@ -75,7 +75,7 @@ impl Default for Limits {
             publish_pending: 4096,
             commit_pending_bytes: 64 << 20,
             default_lease: Duration::from_secs(30),
-            min_lease: Duration::from_millis(100),
+            min_lease: Duration::from_secs(1),
             max_lease: Duration::from_secs(12 * 3600),
             max_delay: DAY * 365,
             queue_messages: 10_000_000,

@@ -10,8 +10,6 @@
 //! - tickets complete in the order in which their operations were handed in, settlements among themselves;
 //! - nothing here blocks: what needs the disk is done by the engine's own threads.
 
-pub mod settings;
-
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -25,12 +23,17 @@ use bytestring::ByteString;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot, watch};
 
-pub use settings::{Durability, EngineSettings};
-
 use crate::types::topic::FilterSpec;
 use crate::types::{
     ClientId, Message, Priority, Qos, QueueName, Sequence, TargetId, TopicFilter, TopicName, UnixMillis,
 };
+
+pub mod settings;
+
+#[cfg(feature = "embedded")]
+pub mod embedded;
+
+pub use settings::{Durability, EngineSettings};
 
 /// What an engine can honour; a setting beyond it is refused when it is made.
 #[derive(Debug, Clone)]

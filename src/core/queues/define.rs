@@ -14,6 +14,10 @@ use crate::core::{Broker, CoreError, Limits};
 
 /// Topics that a binding cannot see, since they are commands and not names.
 const COMMANDS: [&str; 3] = ["$queue", "$share", "$delayed"];
+/// Beyond it a bound on deliveries bounds nothing.
+const MAX_DELIVERIES: u32 = 10_000;
+/// Labels are words, not documents.
+const LABEL_BYTES: usize = 256;
 
 /// The settings of a queue of which nothing but the name was said.
 #[must_use]
@@ -102,6 +106,12 @@ impl Broker {
             check(&new, &broker.limits)?;
             if new == *old {
                 return Ok(old);
+            }
+            if new.priorities != old.priorities {
+                return Err(CoreError::Precondition {
+                    reason: "QUEUE_PRIORITIES_FIXED",
+                    what: format!("whether `{name}` has priorities was decided when it was made"),
+                });
             }
             if new.dead_letter != old.dead_letter {
                 broker.check_dead_letter(&new)?;
@@ -248,8 +258,11 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
             "a queue cannot be its own dead letter queue",
         ));
     }
-    if spec.default_ttl.is_some_and(|ttl| ttl < Duration::from_millis(1)) {
-        return Err(CoreError::invalid("queue.default_ttl", "must be more than 0"));
+    if spec.default_ttl.is_some_and(|ttl| ttl < Duration::from_secs(1)) {
+        return Err(CoreError::invalid("queue.default_ttl", "must be at least 1 s"));
+    }
+    if spec.max_deliveries.is_some_and(|max| max.get() > MAX_DELIVERIES) {
+        return Err(CoreError::invalid("queue.max_deliveries", format!("must be at most {MAX_DELIVERIES}")));
     }
     for (field, bound) in [("queue.max_messages", spec.max_messages), ("queue.max_bytes", spec.max_bytes)] {
         if bound == 0 {
@@ -266,10 +279,11 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
     if spec.labels.len() > limits.max_properties {
         return Err(limit("labels", limits.max_properties));
     }
-    let label_bytes: usize = spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
-    if label_bytes > limits.max_property_bytes {
-        let (len, max) = (label_bytes as u64, limits.max_property_bytes as u64);
-        return Err(CoreError::TooLarge { field: "queue.labels".to_owned(), len, max, unit: "bytes" });
+    for (key, value) in &spec.labels {
+        if key.is_empty() || key.len() > LABEL_BYTES || value.len() > LABEL_BYTES {
+            let what = format!("keys have 1 to {LABEL_BYTES} bytes, values at most {LABEL_BYTES}");
+            return Err(CoreError::invalid(format!("queue.labels[{key:?}]"), what));
+        }
     }
     Ok(())
 }
