@@ -1,8 +1,33 @@
 //! Stafett: message-oriented middleware in one small server.
 //!
-//! Publish/subscribe, durable queues and remote calls over gRPC and MQTT, on one core and one store. The layers,
-//! from the bottom: [`types`], [`engine`], [`core`], then the doors. ARCHITECTURE.md has the map.
+//! Publish/subscribe, durable queues and remote calls over gRPC and MQTT, on one core and one store. Every protocol
+//! translates its words into the core's nouns and back. Imports go down only, `tests/layering.rs` holds the table:
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `cli` | the sub-commands and their exit codes |
+//! | `server` | the composition root: opens the store, binds the doors, announces them, stops them |
+//! | `config` | file, environment and flags made into the settings of each module, once |
+//! | `telemetry` | what the process tells its operator on stderr |
+//! | `grpc` | the gRPC door |
+//! | [`core`] | the broker: what all doors share |
+//! | [`connections`] | how many connections the process may hold |
+//! | [`shutdown`] | stop, drain, cut |
+//! | [`engine`] | what is asked of a store, and the embedded one |
+//! | [`types`] | names, ids, topics, messages, time |
 
+#[cfg(feature = "server")]
+pub mod cli;
+#[cfg(feature = "server")]
+pub mod config;
+pub mod connections;
 pub mod core;
 pub mod engine;
+#[cfg(feature = "grpc")]
+pub mod grpc;
+#[cfg(feature = "server")]
+pub mod server;
+pub mod shutdown;
+#[cfg(feature = "server")]
+pub mod telemetry;
 pub mod types;

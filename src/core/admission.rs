@@ -3,7 +3,7 @@
 //! Publishers take their bytes before they hand a message to the engine and give them back when its ticket
 //! completes: memory for messages on their way to the disk is bounded, and who comes too fast waits here.
 //! Invariant: the bytes of an operation are out until its ticket completes, also when nobody waits for it any
-//! more.
+//! more. A waiter must poll the tickets that it holds while it waits: their bytes come back when they are polled.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -46,7 +46,7 @@ impl Admission {
     ///
     /// Cancel safe: dropping it gives up the place in line.
     pub async fn admit(&self, bytes: usize) -> Admitted {
-        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, self.units);
+        let units = self.units_of(bytes);
         loop {
             // The semaphore is never closed; should it be, nothing waits for ever.
             match Arc::clone(&self.permits).acquire_many_owned(units).await {
@@ -54,6 +54,17 @@ impl Admission {
                 Err(_) => tokio::task::yield_now().await,
             }
         }
+    }
+
+    /// The same without waiting; none if it would wait.
+    #[must_use]
+    pub fn try_admit(&self, bytes: usize) -> Option<Admitted> {
+        let permit = Arc::clone(&self.permits).try_acquire_many_owned(self.units_of(bytes)).ok()?;
+        Some(Admitted { permit, tasks: self.tasks.clone() })
+    }
+
+    fn units_of(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, self.units)
     }
 
     /// As many of `bytes` as may wait now, at once: for who asked for [`room`](Self::room) before and cannot wait

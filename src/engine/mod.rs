@@ -28,17 +28,12 @@ use crate::types::{
     ClientId, Message, Priority, Qos, QueueName, Sequence, TargetId, TopicFilter, TopicName, UnixMillis,
 };
 
-/// What an acknowledgement waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Durability {
-    /// The disk has it: survives a killed process and, by design, a power cut.
-    #[default]
-    Fsync,
-    /// Given at once; the disk has it within the configured interval.
-    Interval,
-    /// Given at once; the disk has it some time.
-    Memory,
-}
+pub mod settings;
+
+#[cfg(feature = "embedded")]
+pub mod embedded;
+
+pub use settings::{Durability, EngineSettings};
 
 /// What an engine can honour; a setting beyond it is refused when it is made.
 #[derive(Debug, Clone)]
@@ -435,6 +430,9 @@ pub enum OpenError {
 pub struct ConsumerOptions {
     /// How long it has a message; none: until it is settled or the consumer ends.
     pub lease: Option<Duration>,
+    /// What it leased outlives it and comes back by time alone; for callers that settle by
+    /// [`Engine::settle`] later, from anywhere. Needs a `lease`.
+    pub keep_leases: bool,
 }
 
 /// A message that one consumer has for a while.
@@ -665,7 +663,8 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     fn close(&self) -> Result<(), EngineError>;
 }
 
-/// One of the consumers of a target. Dropping it gives back what it has, uncounted.
+/// One of the consumers of a target. Dropping it gives back what it has, uncounted, unless it was made with
+/// [`ConsumerOptions::keep_leases`].
 pub trait Consumer: Send + Sync + fmt::Debug {
     /// Leases what is ready: at most `max` messages, and no more after `max_bytes` of [`Message::weight`]
     /// (one message may overdraw). Never waits: when it gives less than asked, [`Consumer::ready`] is woken as

@@ -156,6 +156,12 @@ macro_rules! text_newtype {
                 &self.0
             }
 
+            /// The text as shared text.
+            #[must_use]
+            pub fn to_byte_string(&self) -> ByteString {
+                self.0.clone()
+            }
+
             /// A copy with bytes of its own, so that keeping it does not keep the buffer it was read
             /// from.
             #[must_use]

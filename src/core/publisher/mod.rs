@@ -22,7 +22,7 @@ use std::sync::Arc;
 use super::delivery::FanOut;
 use super::route::Target;
 use super::router::RouteCache;
-use super::session::{SessionEntry, SessionKey};
+use super::session::SessionKey;
 use super::{Broker, CoreError};
 use crate::types::{ClientId, Message, MessageId, Priority, TargetId, UnixMillis, clock};
 use batch::{Batch, Planner};

@@ -1,0 +1,132 @@
+//! The sub-commands of `stafett`.
+//!
+//! Invariant: stdout carries results alone, stderr everything meant for people. Every end has its exit code in
+//! [`exit::Exit`].
+
+mod client;
+pub mod exit;
+mod health;
+mod info;
+mod serve;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use exit::{Exit, Failure};
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 the operation failed; 2 wrong usage or configuration; 3 the broker cannot be reached, or the \
+deadline passed; 4 nothing to receive; 5 the store is locked, damaged or newer";
+
+const EXAMPLES: &str = "\
+Examples:
+  stafett serve
+  stafett serve --grpc-listen 0.0.0.0:50051 --log-format json
+  stafett health --server http://127.0.0.1:50051
+  stafett info --json";
+
+/// A message broker in one process.
+#[derive(Debug, Parser)]
+#[command(name = "stafett", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+struct Cli {
+    #[command(flatten)]
+    client: ClientOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How the client commands reach a broker.
+#[derive(Args, Clone, Debug)]
+struct ClientOptions {
+    /// The broker to ask, for every command but serve
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "STAFETT_SERVER",
+        default_value = "http://127.0.0.1:50051",
+        help_heading = "Client options"
+    )]
+    server: String,
+    /// Longest wait for an answer, with its unit: 500ms, 5s, 1m
+    #[arg(
+        long, global = true, value_name = "TIME", default_value = "5s",
+        value_parser = humantime::parse_duration, help_heading = "Client options"
+    )]
+    timeout: Duration,
+    /// Print the result as one JSON object
+    #[arg(long, global = true, help_heading = "Client options")]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the broker until SIGTERM or ctrl-c
+    Serve(serve::Serve),
+    /// Show the version, features and counters of a running broker
+    Info,
+    /// Ask a running broker whether it serves (gRPC health check)
+    Health(health::Health),
+}
+
+/// Runs what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let misplaced = matches.subcommand_matches("serve").and_then(|serve| {
+        let given = |id: &&str| serve.value_source(id) == Some(ValueSource::CommandLine);
+        ["server", "timeout", "json"].into_iter().find(given)
+    });
+    let result = match misplaced {
+        Some(flag) => {
+            Err(Failure::usage(anyhow::anyhow!("--{flag} is for the client commands, not for serve")))
+        }
+        None => dispatch(cli),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            failure.exit.into()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+    match cli.command {
+        Command::Serve(serve) => serve::run(&serve),
+        Command::Info => client::block_on(info::run(&cli.client)),
+        Command::Health(health) => client::block_on(health::run(&health, &cli.client)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_serve_says_the_defaults() {
+        let mut command = Cli::command();
+        let help = command.find_subcommand_mut("serve").unwrap().render_long_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for entry in &crate::config::entries::ENTRIES {
+            let Some(flag) = entry.flag else { continue };
+            let default = (entry.slot)(&mut crate::config::Settings::default()).show();
+            assert!(help.contains(flag), "no {flag}");
+            let said = format!("[default: {default}] [env: {}]", entry.variable());
+            assert!(help.contains(&said), "{flag} does not say {said}: {help}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The table of all settings: name, flag, place in [`Settings`] and permitted range.
+
+use std::time::Duration;
+
+use super::Settings;
+use super::value::Slot;
+
+/// One setting.
+#[derive(Debug)]
+pub struct Entry {
+    /// Section and name in the file, with a dot between.
+    pub key: &'static str,
+    /// The flag of `stafett serve`, where it has one.
+    pub flag: Option<&'static str>,
+    /// Where the value is kept, and what is permitted.
+    pub slot: fn(&mut Settings) -> Slot<'_>,
+}
+
+impl Entry {
+    /// The name in the environment: after the flag where there is one, else after the key.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        let name = self.flag.unwrap_or(self.key).trim_start_matches("--");
+        format!("STAFETT_{}", name.to_uppercase().replace(['-', '.'], "_"))
+    }
+
+    /// Section and name.
+    #[must_use]
+    pub fn split(&self) -> (&'static str, &'static str) {
+        self.key.split_once('.').unwrap_or(("", self.key))
+    }
+}
+
+const fn entry(key: &'static str, slot: fn(&mut Settings) -> Slot<'_>) -> Entry {
+    Entry { key, flag: None, slot }
+}
+
+const fn with_flag(key: &'static str, flag: &'static str, slot: fn(&mut Settings) -> Slot<'_>) -> Entry {
+    Entry { key, flag: Some(flag), slot }
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// All settings, section by section.
+pub static ENTRIES: [Entry; 16] = [
+    with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
+    with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
+    entry("store.sync_interval", |s| {
+        Slot::Duration(&mut s.store.sync_interval, Duration::from_millis(1)..=10 * SECOND)
+    }),
+    entry("store.body_cache", |s| Slot::Bytes(&mut s.store.body_cache_bytes, MIB..=1024 * GIB)),
+    entry("store.watermark_free_bytes", |s| {
+        Slot::Bytes(&mut s.store.watermark_free_bytes, 16 * MIB..=1024 * GIB)
+    }),
+    entry("store.ballast_bytes", |s| Slot::Bytes(&mut s.store.ballast_bytes, 8 * MIB..=16 * GIB)),
+    with_flag("grpc.listen", "--grpc-listen", |s| Slot::Listen(&mut s.grpc.listen)),
+    entry("grpc.max_message_bytes", |s| Slot::Bytes(&mut s.grpc.settings.max_message_bytes, 64 * KIB..=GIB)),
+    entry("grpc.max_concurrent_streams", |s| {
+        Slot::Count(&mut s.grpc.settings.max_concurrent_streams, 1..=1_000_000)
+    }),
+    entry("grpc.max_connection_age", |s| {
+        Slot::OptionalDuration(&mut s.grpc.settings.max_connection_age, 10 * SECOND..=30 * DAY)
+    }),
+    entry("grpc.keepalive_interval", |s| {
+        Slot::OptionalDuration(&mut s.grpc.settings.keepalive_interval, SECOND..=HOUR)
+    }),
+    entry("grpc.keepalive_timeout", |s| {
+        Slot::Duration(&mut s.grpc.settings.keepalive_timeout, SECOND..=HOUR)
+    }),
+    entry("limits.connections", |s| Slot::Count(&mut s.limits.connections, 1..=1_000_000_000)),
+    with_flag("log.level", "--log-level", |s| Slot::LogLevel(&mut s.log.level)),
+    with_flag("log.format", "--log-format", |s| Slot::LogFormat(&mut s.log.format)),
+    entry("shutdown.drain_timeout", |s| Slot::Duration(&mut s.shutdown.drain_timeout, Duration::ZERO..=HOUR)),
+];

@@ -1,0 +1,229 @@
+//! What a value may look like: addresses, durations, sizes, numbers, words.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::engine::Durability;
+use crate::telemetry;
+
+/// Where a door listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// Nowhere: the door stays shut.
+    Off,
+    /// At a host (name, IPv4, or IPv6 in brackets) and port; port 0 takes any free one.
+    At {
+        /// Name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+    },
+}
+
+impl Listen {
+    /// At `host` and `port`.
+    #[must_use]
+    pub fn at(host: &str, port: u16) -> Self {
+        Self::At { host: host.to_owned(), port }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::At { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// The text is neither `HOST:PORT` nor `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be HOST:PORT with a port from 0 (any free one) to 65535, or off")]
+pub struct NotAnAddress;
+
+impl FromStr for Listen {
+    type Err = NotAnAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        let (host, port) = text.rsplit_once(':').ok_or(NotAnAddress)?;
+        let bracketed = host.starts_with('[') && host.ends_with(']');
+        if host.is_empty() || (host.contains(':') && !bracketed) || host.contains(char::is_whitespace) {
+            return Err(NotAnAddress);
+        }
+        Ok(Self::At { host: host.to_owned(), port: port.parse().map_err(|_| NotAnAddress)? })
+    }
+}
+
+/// A place for a value, and what may be put there.
+#[derive(Debug)]
+pub enum Slot<'a> {
+    /// A path, not empty.
+    Path(&'a mut PathBuf),
+    /// An address or `off`.
+    Listen(&'a mut Listen),
+    /// A time with its unit.
+    Duration(&'a mut Duration, RangeInclusive<Duration>),
+    /// A time with its unit, or `off`.
+    OptionalDuration(&'a mut Option<Duration>, RangeInclusive<Duration>),
+    /// A number of bytes, with or without a unit.
+    Bytes(&'a mut u64, RangeInclusive<u64>),
+    /// A number.
+    Count(&'a mut u64, RangeInclusive<u64>),
+    /// What an acknowledgement waits for.
+    Durability(&'a mut Durability),
+    /// A level, or levels by module.
+    LogLevel(&'a mut String),
+    /// How a log line looks.
+    LogFormat(&'a mut telemetry::Format),
+}
+
+impl Slot<'_> {
+    /// Puts the value there, or says what is permitted.
+    ///
+    /// # Errors
+    /// What is permitted, as the end of a sentence.
+    pub fn set(self, text: &str) -> Result<(), String> {
+        match self {
+            Self::Path(_) if text.is_empty() => return Err("must be a path".to_owned()),
+            Self::Path(path) => *path = PathBuf::from(text),
+            Self::Listen(listen) => {
+                *listen = text.parse().map_err(|error: NotAnAddress| error.to_string())?
+            }
+            Self::Duration(duration, range) => *duration = parse_duration(text, &range, "")?,
+            Self::OptionalDuration(duration, _) if text == "off" => *duration = None,
+            Self::OptionalDuration(duration, range) => {
+                *duration = Some(parse_duration(text, &range, ", or off")?)
+            }
+            Self::Bytes(bytes, range) => {
+                let (low, high) = (ShowBytes(*range.start()), ShowBytes(*range.end()));
+                *bytes = parse_bytes(text)
+                    .filter(|bytes| range.contains(bytes))
+                    .ok_or_else(|| format!("must be between {low} and {high}"))?;
+            }
+            Self::Count(count, range) => {
+                *count = text.parse().ok().filter(|count| range.contains(count)).ok_or_else(|| {
+                    format!("must be a number between {} and {}", range.start(), range.end())
+                })?;
+            }
+            Self::Durability(policy) => {
+                *policy = text
+                    .parse()
+                    .map_err(|error: crate::engine::settings::UnknownDurability| error.to_string())?;
+            }
+            Self::LogLevel(level) => {
+                telemetry::parse_level(text).map_err(|error| error.to_string())?;
+                text.clone_into(level);
+            }
+            Self::LogFormat(format) => {
+                *format = text.parse().map_err(|error: telemetry::UnknownFormat| error.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The value as it is written in the environment or in a flag.
+    #[must_use]
+    pub fn show(&self) -> String {
+        match self {
+            Self::Path(path) => path.display().to_string(),
+            Self::Listen(listen) => listen.to_string(),
+            Self::Duration(duration, _) => show_duration(**duration),
+            Self::OptionalDuration(duration, _) => duration.map_or_else(|| "off".to_owned(), show_duration),
+            Self::Bytes(bytes, _) => ShowBytes(**bytes).to_string(),
+            Self::Count(count, _) => count.to_string(),
+            Self::Durability(policy) => policy.to_string(),
+            Self::LogLevel(level) => (*level).clone(),
+            Self::LogFormat(format) => format.to_string(),
+        }
+    }
+
+    /// The value as it is written in a file.
+    #[must_use]
+    pub fn show_toml(&self) -> String {
+        match self {
+            Self::Count(..) => self.show(),
+            _ => toml::Value::String(self.show()).to_string(),
+        }
+    }
+}
+
+fn parse_duration(text: &str, range: &RangeInclusive<Duration>, or: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).ok().filter(|duration| range.contains(duration)).ok_or_else(|| {
+        let (low, high) = (show_duration(*range.start()), show_duration(*range.end()));
+        format!("must be a time with its unit between {low} and {high}{or}")
+    })
+}
+
+fn show_duration(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+const UNITS: [(&str, u64); 5] =
+    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+fn parse_bytes(text: &str) -> Option<u64> {
+    let (number, unit) =
+        UNITS.iter().find_map(|(unit, size)| Some((text.strip_suffix(unit)?, *size))).unwrap_or((text, 1));
+    number.trim_end().parse::<u64>().ok()?.checked_mul(unit)
+}
+
+/// Bytes in the largest unit that needs no fraction.
+struct ShowBytes(u64);
+
+impl fmt::Display for ShowBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fitting = UNITS.iter().find(|(_, size)| self.0 >= *size && self.0.is_multiple_of(*size));
+        match fitting {
+            Some((unit, size)) => write!(f, "{}{unit}", self.0 / size),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        for good in ["127.0.0.1:1", "localhost:0", "[::1]:65535", "off"] {
+            assert_eq!(good.parse::<Listen>().unwrap().to_string(), good);
+        }
+        for bad in ["", ":1", "1", "a:", "a:65536", "::1:2", "a b:1", "OFF"] {
+            assert_eq!(bad.parse::<Listen>(), Err(NotAnAddress), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("0", 0), ("17", 17), ("17B", 17), ("4KiB", 4096), ("2 MiB", 2 << 20)] {
+            assert_eq!(parse_bytes(text), Some(bytes), "{text}");
+        }
+        for bad in ["", "KiB", "-1", "1KB", "1.5MiB", "99999999999TiB", "4kib"] {
+            assert_eq!(parse_bytes(bad), None, "{bad}");
+        }
+        for (bytes, text) in [(0, "0B"), (1023, "1023B"), (1024, "1KiB"), (3 << 30, "3GiB"), (1025, "1025B")]
+        {
+            assert_eq!(ShowBytes(bytes).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn durations() {
+        let mut duration = Some(Duration::ZERO);
+        let range = Duration::from_secs(1)..=Duration::from_secs(60);
+        Slot::OptionalDuration(&mut duration, range.clone()).set("off").unwrap();
+        assert_eq!(duration, None);
+        Slot::OptionalDuration(&mut duration, range.clone()).set("1m").unwrap();
+        assert_eq!(duration, Some(Duration::from_secs(60)));
+        let problem = Slot::OptionalDuration(&mut duration, range).set("61s").unwrap_err();
+        assert_eq!(problem, "must be a time with its unit between 1s and 1m, or off");
+    }
+}

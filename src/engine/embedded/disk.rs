@@ -1,0 +1,207 @@
+//! The data directory: its lock, sled's trees, how a commit is made durable, the ballast and the free space.
+//!
+//! ```text
+//! <data-dir>/lock      held while a process has the store
+//! <data-dir>/store/    sled
+//! <data-dir>/ballast   given up when the disk is full, so that settlements still find room
+//! ```
+//! Durable is `flush()` (sled's log buffer reaches the file) and then fdatasync on a handle of our own: flush
+//! alone ends in sync_file_range, which neither covers metadata nor the disk's cache.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::format::FORMAT;
+use crate::engine::OpenError;
+
+/// sled holds a segment for stable that may not have reached the disk; with large segments and a sync at least
+/// every [`SYNC_BYTES`] none is freed before its replacement is there.
+const SEGMENT_BYTES: usize = 8 << 20;
+/// The most logical bytes between two syncs, under every policy.
+pub(super) const SYNC_BYTES: u64 = 2 << 20;
+
+/// The trees of the store.
+#[derive(Debug, Clone)]
+pub(super) struct Trees {
+    pub(super) meta: sled::Tree,
+    pub(super) obj: sled::Tree,
+    pub(super) sub: sled::Tree,
+    pub(super) seq: sled::Tree,
+    pub(super) head: sled::Tree,
+    pub(super) body: sled::Tree,
+    pub(super) part: sled::Tree,
+    pub(super) done: sled::Tree,
+}
+
+/// An open store.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) trees: Trees,
+    pub(super) path: PathBuf,
+    db: sled::Db,
+    file: File,
+    ballast_bytes: u64,
+    _lock: File,
+}
+
+fn unusable(path: &Path, what: impl ToString) -> OpenError {
+    OpenError::Unusable { path: path.to_owned(), what: what.to_string() }
+}
+
+fn damaged(path: &Path, what: impl ToString) -> OpenError {
+    OpenError::Damaged { path: path.to_owned(), what: what.to_string() }
+}
+
+/// What a caught panic said.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_else(|| "the storage library gave up".to_owned())
+}
+
+impl Disk {
+    /// Opens or makes the store in `path`.
+    pub(super) fn open(path: &Path, cache_bytes: u64, ballast_bytes: u64) -> Result<Self, OpenError> {
+        make_directory(path)?;
+        let lock = lock(path)?;
+        let dir = path.join("store");
+        let fresh = !dir.join("db").exists();
+        let config = sled::Config::new()
+            .path(&dir)
+            .segment_size(SEGMENT_BYTES)
+            .cache_capacity(cache_bytes)
+            .flush_every_ms(None);
+        // sled panics on some damage instead of saying so.
+        let db = catch_unwind(AssertUnwindSafe(|| config.open()))
+            .map_err(|panic| damaged(path, panic_text(&*panic)))?
+            .map_err(|error| match error {
+                sled::Error::Io(e) if e.kind() != io::ErrorKind::Other => unusable(path, e),
+                sled::Error::Io(e) if e.to_string().contains("lock") => OpenError::Locked(path.to_owned()),
+                other => damaged(path, other),
+            })?;
+        let trees = catch_unwind(AssertUnwindSafe(|| open_trees(&db)))
+            .map_err(|panic| damaged(path, panic_text(&*panic)))?
+            .map_err(|e| damaged(path, e))?;
+        check_format(path, &trees, fresh)?;
+        let file = File::open(dir.join("db")).map_err(|e| unusable(path, e))?;
+        let disk = Self { trees, path: path.to_owned(), db, file, ballast_bytes, _lock: lock };
+        disk.sync().map_err(|e| unusable(path, e))?;
+        if fresh {
+            for made in [&dir, &disk.path] {
+                File::open(made).and_then(|f| f.sync_all()).map_err(|e| unusable(path, e))?;
+            }
+        }
+        Ok(disk)
+    }
+
+    /// Makes what was inserted durable.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.flush()?;
+        self.file.sync_data()
+    }
+
+    /// Hands what was inserted to the operating system: survives this process, not the machine.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.db.flush().map(drop).map_err(|error| match error {
+            sled::Error::Io(e) => e,
+            other => io::Error::other(other),
+        })
+    }
+
+    /// Bytes that are free for this process on the disk of the store.
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.path)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Reserves the ballast.
+    pub(super) fn put_ballast(&self) -> io::Result<()> {
+        if self.ballast_bytes == 0 {
+            return Ok(());
+        }
+        let file =
+            File::options().create(true).truncate(false).write(true).open(self.path.join("ballast"))?;
+        if file.metadata()?.len() == self.ballast_bytes {
+            return Ok(());
+        }
+        let result = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, self.ballast_bytes);
+        if let Err(error) = result {
+            drop(std::fs::remove_file(self.path.join("ballast")));
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Gives the ballast up. Whether there was one.
+    pub(super) fn drop_ballast(&self) -> bool {
+        std::fs::remove_file(self.path.join("ballast")).is_ok()
+    }
+
+    /// How much the ballast holds.
+    pub(super) fn ballast_bytes(&self) -> u64 {
+        self.ballast_bytes
+    }
+}
+
+fn open_trees(db: &sled::Db) -> sled::Result<Trees> {
+    Ok(Trees {
+        meta: db.open_tree("meta")?,
+        obj: db.open_tree("obj")?,
+        sub: db.open_tree("sub")?,
+        seq: db.open_tree("seq")?,
+        head: db.open_tree("head")?,
+        body: db.open_tree("body")?,
+        part: db.open_tree("part")?,
+        done: db.open_tree("done")?,
+    })
+}
+
+fn make_directory(path: &Path) -> Result<(), OpenError> {
+    std::fs::create_dir_all(path).map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+            unusable(path, "a part of the path is a file, not a directory")
+        }
+        _ => unusable(path, e),
+    })?;
+    // Found out here rather than in the middle of the first write.
+    let probe = path.join(".probe");
+    let result = File::create(&probe).and_then(|mut file| file.write_all(b"stafett"));
+    drop(std::fs::remove_file(&probe));
+    result.map_err(|e| unusable(path, e))
+}
+
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path.join("lock"))
+        .map_err(|e| unusable(path, e))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
+        rustix::io::Errno::WOULDBLOCK => OpenError::Locked(path.to_owned()),
+        other => unusable(path, other),
+    })?;
+    Ok(file)
+}
+
+fn check_format(path: &Path, trees: &Trees, fresh: bool) -> Result<(), OpenError> {
+    let found = trees.meta.get("format").map_err(|e| damaged(path, e))?;
+    match found.as_deref().map(<[u8; 4]>::try_from) {
+        Some(Ok(bytes)) => match u32::from_be_bytes(bytes) {
+            FORMAT => Ok(()),
+            found if found > FORMAT => Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT }),
+            found => Err(damaged(path, format!("it has the unknown format {found}"))),
+        },
+        Some(Err(_)) => Err(damaged(path, "its format is not a number")),
+        None if fresh || trees.head.is_empty() && trees.obj.is_empty() => {
+            trees.meta.insert("format", &FORMAT.to_be_bytes()).map(drop).map_err(|e| damaged(path, e))
+        }
+        None => Err(damaged(path, "it has data and no format")),
+    }
+}

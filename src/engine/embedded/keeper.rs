@@ -1,0 +1,294 @@
+//! Two threads beside the writer: one for what becomes due, one for what must be read back.
+//!
+//! The timer looks at a target when its earliest deadline has come: delayed messages, leases that end, messages
+//! whose time is over. The reader brings bodies into memory, browses, and moves messages to dead letter queues.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytestring::ByteString;
+use parking_lot::{Condvar, Mutex};
+
+use super::format::{decode_message, encode_message};
+use super::lanes::{Prepared, Reply, SettleReply, Work, deadline};
+use super::shared::Shared;
+use super::target::{Due, Entry, State, Target};
+use crate::engine::{Browsed, EngineError, Outcome, Ticket, View};
+use crate::types::clock::unix_now;
+use crate::types::{DeadLetter, Message, Sequence, TargetId, UnixMillis};
+
+/// Something to be read back.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Bring bodies into memory, then wake who waits for them.
+    Load { target: Arc<Target>, entries: Vec<Entry> },
+    /// Move messages that are set aside to the dead letter queue.
+    Bury { target: Arc<Target>, entries: Vec<(Entry, u32)>, reason: ByteString, reply: Option<Reply<()>> },
+    /// Look at messages.
+    Browse { target: Arc<Target>, view: View, from: Sequence, max: usize, reply: Reply<Vec<Browsed>> },
+}
+
+#[derive(Debug, Default)]
+struct Deadlines {
+    due: BTreeSet<(u64, TargetId)>,
+    closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    queue: VecDeque<Job>,
+    closed: bool,
+}
+
+/// What waits for the two threads.
+#[derive(Debug, Default)]
+pub(super) struct Tasks {
+    deadlines: Mutex<Deadlines>,
+    earlier: Condvar,
+    jobs: Mutex<Jobs>,
+    more: Condvar,
+}
+
+impl Tasks {
+    /// Lets the timer know the earliest deadline of a target. Call it after each change that may have made one.
+    pub(super) fn register(&self, target: &Target, state: &mut State, at: UnixMillis) {
+        let Some(next) = state.next_deadline(at) else { return };
+        if state.registered.is_some_and(|known| known <= next) {
+            return;
+        }
+        let mut deadlines = self.deadlines.lock();
+        if let Some(known) = state.registered.replace(next) {
+            deadlines.due.remove(&(known, target.id));
+        }
+        deadlines.due.insert((next, target.id));
+        let first = deadlines.due.first() == Some(&(next, target.id));
+        drop(deadlines);
+        if first {
+            self.earlier.notify_one();
+        }
+    }
+
+    /// Hands a job to the reader.
+    pub(super) fn push(&self, job: Job) {
+        self.jobs.lock().queue.push_back(job);
+        self.more.notify_one();
+    }
+
+    /// Lets both threads end.
+    pub(super) fn close(&self) {
+        self.deadlines.lock().closed = true;
+        self.earlier.notify_all();
+        self.jobs.lock().closed = true;
+        self.more.notify_all();
+    }
+
+    /// The next target that is due, or none when closed.
+    fn next_due(&self) -> Option<TargetId> {
+        let mut deadlines = self.deadlines.lock();
+        loop {
+            if deadlines.closed {
+                return None;
+            }
+            match deadlines.due.first().copied() {
+                None => self.earlier.wait(&mut deadlines),
+                Some((at, id)) => {
+                    let left = at.saturating_sub(unix_now().0);
+                    if left == 0 {
+                        deadlines.due.pop_first();
+                        return Some(id);
+                    }
+                    self.earlier
+                        .wait_until(&mut deadlines, deadline(Duration::from_millis(left.min(60_000))));
+                }
+            }
+        }
+    }
+
+    fn next_job(&self) -> Option<Job> {
+        let mut jobs = self.jobs.lock();
+        loop {
+            if let Some(job) = jobs.queue.pop_front() {
+                return Some(job);
+            }
+            if jobs.closed {
+                return None;
+            }
+            self.more.wait(&mut jobs);
+        }
+    }
+}
+
+/// The timer's thread.
+pub(super) fn keep_time(shared: &Shared) {
+    while let Some(id) = shared.tasks.next_due() {
+        let Ok(target) = shared.target(id) else { continue };
+        let at = unix_now();
+        let max = target.settings.load().max_deliveries;
+        let due = {
+            let mut state = target.state.lock();
+            state.registered = None;
+            let due = state.due(at, max);
+            shared.tasks.register(&target, &mut state, at);
+            due
+        };
+        follow_up(shared, &target, due);
+    }
+}
+
+/// What became due, was lost or expired is written; nobody waits for it.
+pub(super) fn follow_up(shared: &Shared, target: &Arc<Target>, due: Due) {
+    if !due.lost.is_empty() {
+        let marks = due.lost.iter().map(|(entry, mark)| (entry.sequence, entry.location(), *mark)).collect();
+        shared.lanes.push(Work::Mark { target: target.clone(), marks, reply: None });
+    }
+    if !due.exhausted.is_empty() {
+        let reason = "max deliveries reached".into();
+        shared.tasks.push(Job::Bury { target: target.clone(), entries: due.exhausted, reason, reply: None });
+    }
+    expire(shared, target, &due.expired);
+}
+
+/// Messages whose time is over, already out of the index, are settled.
+pub(super) fn expire(shared: &Shared, target: &Arc<Target>, expired: &[Entry]) {
+    if expired.is_empty() {
+        return;
+    }
+    target.totals.expired.fetch_add(expired.len() as u64, Ordering::Relaxed);
+    let entries = expired.iter().map(|entry| (entry.sequence, entry.location(), entry.len)).collect();
+    shared.lanes.push(Work::Settle { target: target.clone(), entries, reply: SettleReply::Nobody });
+}
+
+/// The reader's thread.
+pub(super) fn read_back(shared: &Shared) {
+    while let Some(job) = shared.tasks.next_job() {
+        match job {
+            Job::Load { target, entries } => load(shared, &target, &entries),
+            Job::Bury { target, entries, reason, reply } => {
+                let result = bury(shared, &target, &entries, &reason);
+                if let Some(reply) = reply {
+                    drop(reply.send(result));
+                }
+            }
+            Job::Browse { target, view, from, max, reply } => {
+                drop(reply.send(browse(shared, &target, view, from, max)));
+            }
+        }
+    }
+}
+
+fn load(shared: &Shared, target: &Arc<Target>, entries: &[Entry]) {
+    for entry in entries {
+        if let Err(error) = shared.bodies.load(&shared.disk.trees, entry) {
+            discard(target, entry.sequence, &error);
+        }
+    }
+    target.state.lock().wake(entries.len());
+}
+
+/// A message cannot be read: the others must not wait behind it.
+pub(super) fn discard(target: &Target, sequence: u64, error: &EngineError) {
+    tracing::error!(target = target.id.0, sequence, %error, "a stored message cannot be read and is not delivered");
+    target.state.lock().discard(sequence);
+}
+
+fn read(shared: &Shared, entry: &Entry) -> Result<Message, EngineError> {
+    let bytes = shared.bodies.load(&shared.disk.trees, entry)?;
+    decode_message(bytes).map_err(|e| EngineError::Damaged(e.to_string()))
+}
+
+fn bury(
+    shared: &Shared,
+    target: &Arc<Target>,
+    entries: &[(Entry, u32)],
+    reason: &ByteString,
+) -> Result<(), EngineError> {
+    let settings = target.settings.load_full();
+    let grave = settings.dead_letter.as_ref().and_then(|name| shared.registry.read().queue(name).cloned());
+    let (Some(source), Some(grave)) = (settings.queue.clone(), grave) else {
+        tracing::warn!(target = target.id.0, "there is no dead letter queue: the messages are ready again");
+        let mut state = target.state.lock();
+        entries.iter().for_each(|(entry, _)| state.restore(entry.sequence, unix_now()));
+        return Ok(());
+    };
+    let mut ops = Vec::new();
+    let mut moved = Vec::new();
+    for (entry, attempts) in entries {
+        let mut message = match read(shared, entry) {
+            Ok(message) => message,
+            Err(error) => {
+                discard(target, entry.sequence, &error);
+                continue;
+            }
+        };
+        message.extras_mut().dead_letter = Some(DeadLetter {
+            source: source.clone(),
+            reason: reason.clone(),
+            attempts: *attempts,
+            at: unix_now(),
+        });
+        message.expires_at = None;
+        let mut body = bytes::BytesMut::new();
+        encode_message(&message, &mut body);
+        ops.push(Prepared::Move {
+            from: target.id,
+            sequence: Sequence(entry.sequence),
+            to: grave.id,
+            body: body.freeze(),
+            priority: entry.priority(),
+            expires_at: None,
+        });
+        moved.push(entry.sequence);
+    }
+    let (reply, ticket) = Ticket::new();
+    shared.lanes.push(Work::Commit { ops, reply });
+    let outcomes = ticket.wait_blocking()?;
+    let mut state = target.state.lock();
+    for (sequence, outcome) in moved.into_iter().zip(outcomes) {
+        if let Outcome::Refused(why) = outcome {
+            tracing::warn!(target = target.id.0, sequence, %why, "cannot move a message to its dead letter queue");
+            state.restore(sequence, unix_now());
+        } else {
+            target.totals.dead_lettered.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    Ok(())
+}
+
+fn browse(
+    shared: &Shared,
+    target: &Arc<Target>,
+    view: View,
+    from: Sequence,
+    max: usize,
+) -> Result<Vec<Browsed>, EngineError> {
+    let found = target.state.lock().list(view, from.0, max);
+    let mut out = Vec::with_capacity(found.len());
+    for (entry, view, attempts, until) in found {
+        let message = match read(shared, &entry) {
+            Ok(message) => message,
+            // Settled and removed since it was listed.
+            Err(EngineError::Damaged(_))
+                if target
+                    .state
+                    .lock()
+                    .list(View::All, entry.sequence, 1)
+                    .first()
+                    .is_none_or(|(e, ..)| e.sequence != entry.sequence) =>
+            {
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        out.push(Browsed {
+            sequence: Sequence(entry.sequence),
+            attempts,
+            view,
+            priority: entry.priority(),
+            until: until.map(UnixMillis),
+            message,
+        });
+    }
+    Ok(out)
+}

@@ -1,0 +1,208 @@
+//! What waits for the writer: settlements before new messages, each in the order in which it came.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
+use super::format::{Location, Mark};
+use super::target::Target;
+use crate::engine::{Append, Definition, EngineError, Outcome, Outgoing, SubscribeOptions};
+use crate::types::topic::FilterSpec;
+use crate::types::{Priority, Sequence, TargetId, TopicName, UnixMillis};
+
+/// Where an answer goes. Nobody may wait for it any more.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
+
+/// An operation with its body encoded.
+#[derive(Debug)]
+pub(super) enum Prepared {
+    Publish(Box<PreparedPublish>),
+    Move {
+        from: TargetId,
+        sequence: Sequence,
+        to: TargetId,
+        body: Bytes,
+        priority: Priority,
+        expires_at: Option<UnixMillis>,
+    },
+    Outgoing {
+        target: TargetId,
+        sequence: Sequence,
+        outgoing: Outgoing,
+    },
+    ReleaseIncoming {
+        session: TargetId,
+        packet_id: u16,
+    },
+    Define(TargetId, Box<Definition>),
+    Delete(TargetId),
+    Subscribe(TargetId, FilterSpec, SubscribeOptions),
+    Unsubscribe(TargetId, FilterSpec),
+}
+
+/// See [`crate::engine::Publish`].
+#[derive(Debug)]
+pub(super) struct PreparedPublish {
+    pub(super) body: Bytes,
+    pub(super) targets: SmallVec<[Append; 2]>,
+    pub(super) expires_at: Option<UnixMillis>,
+    pub(super) retained: Option<Retained>,
+    pub(super) newest_only: bool,
+    pub(super) incoming: Option<(TargetId, u16)>,
+}
+
+/// What a publish does to the retained value of its topic.
+#[derive(Debug)]
+pub(super) struct Retained {
+    pub(super) topic: TopicName,
+    pub(super) clear: bool,
+}
+
+/// What a settlement answers.
+#[derive(Debug)]
+pub(super) enum SettleReply {
+    Nobody,
+    Done(Reply<()>),
+    Count(Reply<u64>, u64),
+}
+
+/// What the writer does.
+#[derive(Debug)]
+pub(super) enum Work {
+    Commit { ops: Vec<Prepared>, reply: Reply<Vec<Outcome>> },
+    Settle { target: Arc<Target>, entries: Vec<(u64, Location, u32)>, reply: SettleReply },
+    Mark { target: Arc<Target>, marks: Vec<(u64, Location, Mark)>, reply: Option<Reply<()>> },
+}
+
+impl Work {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Commit { ops, .. } => ops
+                .iter()
+                .map(|op| match op {
+                    Prepared::Publish(publish) => 32 + publish.body.len() + 24 * publish.targets.len(),
+                    Prepared::Move { body, .. } => 64 + body.len(),
+                    _ => 128,
+                })
+                .sum(),
+            Self::Settle { entries, .. } => 32 + 12 * entries.len(),
+            Self::Mark { marks, .. } => 32 + 24 * marks.len(),
+        }
+    }
+
+    /// Answers that nothing of it was done.
+    pub(super) fn fail(self, error: &EngineError) {
+        match self {
+            Self::Commit { reply, .. } => drop(reply.send(Err(error.clone()))),
+            Self::Settle { reply: SettleReply::Done(reply), .. } | Self::Mark { reply: Some(reply), .. } => {
+                drop(reply.send(Err(error.clone())));
+            }
+            Self::Settle { reply: SettleReply::Count(reply, _), .. } => drop(reply.send(Err(error.clone()))),
+            Self::Settle { .. } | Self::Mark { .. } => {}
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Queues {
+    settlements: VecDeque<Work>,
+    commits: VecDeque<Work>,
+    closed: bool,
+    /// How many settlements were ever put in and taken out.
+    put: u64,
+    taken: u64,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Lanes {
+    queues: Mutex<Queues>,
+    waiting: Condvar,
+}
+
+/// What [`Lanes::next`] gives.
+#[derive(Debug)]
+pub(super) enum Next {
+    Work,
+    Idle,
+    Closed,
+}
+
+impl Lanes {
+    /// Hands work in. After closing it is answered with [`EngineError::Stopped`].
+    pub(super) fn push(&self, work: Work) {
+        let mut queues = self.queues.lock();
+        if queues.closed {
+            drop(queues);
+            work.fail(&EngineError::Stopped);
+            return;
+        }
+        match work {
+            Work::Commit { .. } => queues.commits.push_back(work),
+            Work::Settle { .. } | Work::Mark { .. } => {
+                queues.put += 1;
+                queues.settlements.push_back(work);
+            }
+        }
+        drop(queues);
+        self.waiting.notify_one();
+    }
+
+    /// Waits for work until `deadline`, then takes settlements and commits of about `max_bytes` each.
+    pub(super) fn next(&self, out: &mut Vec<Work>, max_bytes: usize, deadline: Option<Instant>) -> Next {
+        let mut queues = self.queues.lock();
+        while queues.settlements.is_empty() && queues.commits.is_empty() {
+            if queues.closed {
+                return Next::Closed;
+            }
+            match deadline {
+                None => self.waiting.wait(&mut queues),
+                Some(deadline) => {
+                    if self.waiting.wait_until(&mut queues, deadline).timed_out()
+                        && queues.settlements.is_empty()
+                        && queues.commits.is_empty()
+                    {
+                        return if queues.closed { Next::Closed } else { Next::Idle };
+                    }
+                }
+            }
+        }
+        let before = out.len();
+        take(&mut queues.settlements, out, max_bytes);
+        queues.taken += (out.len() - before) as u64;
+        take(&mut queues.commits, out, max_bytes);
+        Next::Work
+    }
+
+    /// How many settlements were put in so far, and how many taken out.
+    pub(super) fn settlements(&self) -> (u64, u64) {
+        let queues = self.queues.lock();
+        (queues.put, queues.taken)
+    }
+
+    /// Nothing more comes in; what is there is still done.
+    pub(super) fn close(&self) {
+        self.queues.lock().closed = true;
+        self.waiting.notify_all();
+    }
+}
+
+fn take(queue: &mut VecDeque<Work>, out: &mut Vec<Work>, max_bytes: usize) {
+    let mut bytes = 0;
+    while bytes < max_bytes
+        && let Some(work) = queue.pop_front()
+    {
+        bytes += work.weight();
+        out.push(work);
+    }
+}
+
+/// The moment `after` from now, for [`Lanes::next`].
+pub(super) fn deadline(after: Duration) -> Instant {
+    crate::types::clock::now() + after
+}

@@ -1,0 +1,494 @@
+//! The embedded engine: a log of packs in sled 0.34.7.
+//!
+//! The messages of a group commit are packed into few rows and made durable together; what is in memory is an
+//! index of 32 bytes a message and a bounded cache of bodies. `format` has the layout, `writer` the one thread
+//! that writes, `recovery` what happens at open.
+//!
+//! Invariant: no async task blocks on the disk; commits, reads and timers have threads of their own.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch};
+
+use self::bodies::Bodies;
+use self::disk::Disk;
+use self::format::{decode_message, encode_message};
+use self::keeper::{Job, Tasks, follow_up};
+use self::lanes::{Lanes, Prepared, PreparedPublish, Retained, SettleReply, Work};
+use self::shared::Shared;
+use self::target::{Entry, Take, Target, Waker};
+use self::writer::Writer;
+use super::settings::EngineSettings;
+use super::{
+    Capabilities, Consumer, ConsumerOptions, Engine, EngineError, Health, LeaseError, LeaseRef, Leased, Nack,
+    Op, OpenError, Pending, Settled, Stored, TargetStats, Ticket, View,
+};
+use crate::types::clock::unix_now;
+use crate::types::{Sequence, TargetId, UnixMillis};
+
+mod bodies;
+mod disk;
+mod format;
+mod keeper;
+mod lanes;
+mod ledger;
+mod objects;
+mod pack;
+mod recovery;
+mod shared;
+mod target;
+mod upkeep;
+mod writer;
+
+/// sled's own cache. With it, its fixed cost and the bodies, the engine's memory is about 130 MB and the budget.
+const SLED_CACHE_BYTES: u64 = 64 << 20;
+/// A body cache below this could not hold what is read ahead.
+const MIN_BODY_CACHE_BYTES: u64 = 4 << 20;
+/// How many messages one settlement in the writer's lane covers at most.
+const SETTLE_CHUNK: usize = 32 << 10;
+
+/// The engine. Dropping it without [`Engine::close`] loses nothing that was acknowledged.
+pub struct Embedded {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Embedded").field("data_dir", &self.shared.settings.data_dir).finish_non_exhaustive()
+    }
+}
+
+impl Embedded {
+    /// Opens the store in the data directory, or makes one, and reads back what is there. Blocks; says how far it
+    /// is when that takes long.
+    ///
+    /// # Errors
+    /// [`OpenError`] when another process has the store, it is damaged or newer, or the directory cannot be used.
+    pub fn open(settings: EngineSettings) -> Result<Self, OpenError> {
+        let disk = Disk::open(&settings.data_dir, SLED_CACHE_BYTES, settings.ballast_bytes)?;
+        let bodies = Bodies::new(
+            usize::try_from(settings.body_cache_bytes.max(MIN_BODY_CACHE_BYTES)).unwrap_or(usize::MAX),
+        );
+        let recovered = recovery::recover(&disk, &bodies)?;
+        let unusable = |what: String| OpenError::Unusable { path: settings.data_dir.clone(), what };
+        let (boot, secret) = begin(&disk).map_err(|e| unusable(e.to_string()))?;
+        disk.sync().map_err(|e| unusable(e.to_string()))?;
+        if let Err(error) = disk.put_ballast() {
+            tracing::warn!(%error, "cannot reserve the ballast: settlements may fail on a full disk");
+        }
+        let shared = Arc::new(Shared {
+            capabilities: Capabilities { name: "embedded", durability: settings.durability },
+            settings,
+            boot,
+            secret,
+            disk,
+            bodies,
+            registry: RwLock::new(recovered.registry),
+            lanes: Lanes::default(),
+            tasks: Tasks::default(),
+            health: watch::Sender::new(Health::Ok),
+            failed: AtomicBool::new(false),
+            next_target: AtomicU32::new(recovered.next_target),
+            next_consumer: AtomicU64::new(1),
+            stored: Mutex::new(recovered.stored),
+        });
+        for target in shared.registry.read().all() {
+            let mut state = target.state.lock();
+            shared.tasks.register(&target, &mut state, unix_now());
+        }
+        let writer = Writer::new(
+            shared.clone(),
+            recovered.ledger,
+            recovered.next_pack,
+            recovered.retained,
+            recovered.next_retained,
+        );
+        let (timer, reader) = (shared.clone(), shared.clone());
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|e| OpenError::Unusable {
+                path: shared.settings.data_dir.clone(),
+                what: format!("no thread could be started: {e}"),
+            })
+        };
+        let threads = vec![
+            spawn("store-writer", Box::new(move || writer.run()))?,
+            spawn("store-timer", Box::new(move || keeper::keep_time(&timer)))?,
+            spawn("store-reader", Box::new(move || keeper::read_back(&reader)))?,
+        ];
+        Ok(Self { shared, threads: Mutex::new(threads) })
+    }
+
+    fn prepare(op: Op, buffer: &mut BytesMut) -> Prepared {
+        match op {
+            Op::Publish(publish) => {
+                let message = &publish.message;
+                let clear = message.payload.is_empty();
+                let retained = publish.retain.then(|| Retained { topic: message.topic.clone(), clear });
+                if !publish.targets.is_empty() || (publish.retain && !clear) {
+                    encode_message(message, buffer);
+                }
+                Prepared::Publish(Box::new(PreparedPublish {
+                    body: buffer.split().freeze(),
+                    targets: publish.targets,
+                    expires_at: message.expires_at,
+                    retained,
+                    newest_only: publish.newest_only,
+                    incoming: publish.incoming,
+                }))
+            }
+            Op::Move { from, sequence, to, message, priority } => {
+                encode_message(&message, buffer);
+                let expires_at = message.expires_at;
+                Prepared::Move { from, sequence, to, body: buffer.split().freeze(), priority, expires_at }
+            }
+            Op::Outgoing { target, sequence, outgoing } => Prepared::Outgoing { target, sequence, outgoing },
+            Op::ReleaseIncoming { session, packet_id } => Prepared::ReleaseIncoming { session, packet_id },
+            Op::Define(id, definition) => Prepared::Define(id, Box::new(definition)),
+            Op::Delete(id) => Prepared::Delete(id),
+            Op::Subscribe(session, filter, options) => Prepared::Subscribe(session, filter, options),
+            Op::Unsubscribe(session, filter) => Prepared::Unsubscribe(session, filter),
+        }
+    }
+
+    fn push_settle(&self, target: &Arc<Target>, entries: Vec<Entry>, mut last: SettleReply) {
+        let mut entries =
+            entries.into_iter().map(|entry| (entry.sequence, entry.location(), entry.len)).peekable();
+        loop {
+            let chunk: Vec<_> = entries.by_ref().take(SETTLE_CHUNK).collect();
+            let more = entries.peek().is_some();
+            let reply =
+                if more { SettleReply::Nobody } else { std::mem::replace(&mut last, SettleReply::Nobody) };
+            self.shared.lanes.push(Work::Settle { target: target.clone(), entries: chunk, reply });
+            if !more {
+                return;
+            }
+        }
+    }
+}
+
+/// Counts this start and finds or makes the store's secret.
+fn begin(disk: &Disk) -> sled::Result<(u64, [u8; 16])> {
+    let meta = &disk.trees.meta;
+    let boot =
+        meta.get("boot")?.as_deref().and_then(<[u8]>::first_chunk).map_or(0, |b| u64::from_be_bytes(*b)) + 1;
+    meta.insert("boot", &boot.to_be_bytes())?;
+    let secret = match meta.get("secret")?.as_deref().and_then(<[u8]>::first_chunk) {
+        Some(secret) => *secret,
+        None => {
+            let secret = (u128::from(rand_u64()) << 64 | u128::from(rand_u64())).to_be_bytes();
+            meta.insert("secret", &secret)?;
+            secret
+        }
+    };
+    Ok((boot, secret))
+}
+
+/// 64 random bits, of the 80 that a new id has.
+fn rand_u64() -> u64 {
+    ulid::Ulid::generate().random() as u64
+}
+
+impl Engine for Embedded {
+    fn capabilities(&self) -> &Capabilities {
+        &self.shared.capabilities
+    }
+
+    fn boot(&self) -> u64 {
+        self.shared.boot
+    }
+
+    fn secret(&self) -> [u8; 16] {
+        self.shared.secret
+    }
+
+    fn stored(&self) -> Stored {
+        std::mem::take(&mut self.shared.stored.lock())
+    }
+
+    fn next_target(&self) -> TargetId {
+        TargetId(self.shared.next_target.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn commit(&self, ops: Vec<Op>) -> Ticket {
+        if let Some(error) = self.shared.failure() {
+            return Ticket::ready(Err(error));
+        }
+        let mut buffer = BytesMut::new();
+        let ops = ops.into_iter().map(|op| Self::prepare(op, &mut buffer)).collect();
+        let (reply, ticket) = Ticket::new();
+        self.shared.lanes.push(Work::Commit { ops, reply });
+        ticket
+    }
+
+    fn consumer(&self, target: TargetId, options: ConsumerOptions) -> Result<Box<dyn Consumer>, EngineError> {
+        let target = self.shared.target(target)?;
+        let id = self.shared.next_consumer.fetch_add(1, Ordering::Relaxed);
+        let waker = Arc::new(Waker::default());
+        target.state.lock().join(id, waker.clone());
+        Ok(Box::new(EmbeddedConsumer {
+            shared: self.shared.clone(),
+            target,
+            id,
+            waker,
+            lease: options.lease,
+        }))
+    }
+
+    fn settle(&self, target: TargetId, leases: &[LeaseRef]) -> Result<Settled, EngineError> {
+        let target = self.shared.target(target)?;
+        let mut failed = Vec::new();
+        let mut entries = Vec::with_capacity(leases.len());
+        {
+            let mut state = target.state.lock();
+            for (at, lease) in leases.iter().enumerate() {
+                match state.settle(lease) {
+                    Ok(entry) => entries.push(entry),
+                    Err(error) => failed.push((at, error)),
+                }
+            }
+        }
+        if entries.is_empty() {
+            return Ok(Settled { failed, durable: Ticket::ready(Ok(())) });
+        }
+        target.totals.acked.fetch_add(entries.len() as u64, Ordering::Relaxed);
+        let (reply, durable) = Ticket::new();
+        self.push_settle(&target, entries, SettleReply::Done(reply));
+        Ok(Settled { failed, durable })
+    }
+
+    fn nack(
+        &self,
+        target: TargetId,
+        leases: &[LeaseRef],
+        how: Nack,
+        delay: Duration,
+    ) -> Result<Settled, EngineError> {
+        let target = self.shared.target(target)?;
+        let settings = target.settings.load_full();
+        let at = unix_now();
+        let until = if delay.is_zero() { 0 } else { at.after(delay).0 };
+        let bury = matches!(how, Nack::DeadLetter(_)) && settings.dead_letter.is_some();
+        let count = how != Nack::Release;
+        let (mut failed, mut marks, mut exhausted) = (Vec::new(), Vec::new(), Vec::new());
+        {
+            let mut state = target.state.lock();
+            for (place, lease) in leases.iter().enumerate() {
+                if bury {
+                    match state.set_aside(lease) {
+                        Ok((entry, attempt)) => exhausted.push((entry, attempt)),
+                        Err(error) => failed.push((place, error)),
+                    }
+                    continue;
+                }
+                match state.give_back(lease, count, settings.max_deliveries, until, at) {
+                    Ok((entry, mark, true)) => exhausted.push((entry, mark.attempts)),
+                    Ok((entry, mark, false)) => {
+                        if count || mark.not_before.is_some() {
+                            marks.push((entry.sequence, entry.location(), mark));
+                        }
+                    }
+                    Err(error) => failed.push((place, error)),
+                }
+            }
+            self.shared.tasks.register(&target, &mut state, at);
+        }
+        let (reply, durable) = Ticket::new();
+        let reason = match how {
+            Nack::DeadLetter(reason) if bury => reason,
+            _ => "max deliveries reached".into(),
+        };
+        let reply = if exhausted.is_empty() {
+            Some(reply)
+        } else {
+            let reply = if marks.is_empty() { Some(reply) } else { None };
+            let job = Job::Bury { target: target.clone(), entries: exhausted, reason, reply };
+            self.shared.tasks.push(job);
+            None
+        };
+        if marks.is_empty() {
+            if let Some(reply) = reply {
+                drop(reply.send(Ok(())));
+            }
+        } else {
+            self.shared.lanes.push(Work::Mark { target, marks, reply });
+        }
+        Ok(Settled { failed, durable })
+    }
+
+    fn extend(
+        &self,
+        target: TargetId,
+        leases: &[LeaseRef],
+        lease: Duration,
+    ) -> Result<Vec<(usize, LeaseError)>, EngineError> {
+        let target = self.shared.target(target)?;
+        let at = unix_now();
+        let ends = at.after(lease).0;
+        let mut state = target.state.lock();
+        let failed = leases
+            .iter()
+            .enumerate()
+            .filter_map(|(place, lease)| state.extend(lease, ends).err().map(|error| (place, error)))
+            .collect();
+        self.shared.tasks.register(&target, &mut state, at);
+        Ok(failed)
+    }
+
+    fn browse(
+        &self,
+        target: TargetId,
+        view: View,
+        from: Sequence,
+        max: usize,
+    ) -> Pending<Vec<super::Browsed>> {
+        let target = match self.shared.target(target) {
+            Ok(target) => target,
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
+        };
+        let (reply, ticket) = Ticket::new();
+        self.shared.tasks.push(Job::Browse { target, view, from, max, reply });
+        Box::pin(ticket)
+    }
+
+    fn purge(&self, target: TargetId, view: View) -> Result<Ticket<u64>, EngineError> {
+        let target = self.shared.target(target)?;
+        let entries = target.state.lock().drain(view);
+        let count = entries.len() as u64;
+        let (reply, ticket) = Ticket::new();
+        self.push_settle(&target, entries, SettleReply::Count(reply, count));
+        Ok(ticket)
+    }
+
+    fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError> {
+        let target = self.shared.target(target)?;
+        let mut stats = target.stats();
+        let oldest = target.state.lock().list(View::All, 0, 1).first().map(|(entry, ..)| *entry);
+        stats.oldest = oldest
+            .and_then(|entry| self.shared.bodies.load(&self.shared.disk.trees, &entry).ok())
+            .and_then(|bytes| decode_message(bytes).ok())
+            .map(|message| message.id.time());
+        Ok(stats)
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.shared.health.subscribe()
+    }
+
+    fn close(&self) -> Result<(), EngineError> {
+        self.shared.lanes.close();
+        self.shared.tasks.close();
+        for thread in self.threads.lock().drain(..) {
+            if thread.join().is_err() {
+                self.shared.fail("a thread of the store ended in a panic");
+            }
+        }
+        self.shared.failure().map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        // What was acknowledged is durable already; the rest nobody waits for any more.
+        drop(self.close());
+    }
+}
+
+/// See [`Consumer`].
+struct EmbeddedConsumer {
+    shared: Arc<Shared>,
+    target: Arc<Target>,
+    id: u64,
+    waker: Arc<Waker>,
+    lease: Option<Duration>,
+}
+
+impl fmt::Debug for EmbeddedConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmbeddedConsumer")
+            .field("target", &self.target.id)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Consumer for EmbeddedConsumer {
+    fn take(&self, max: usize, max_bytes: usize, out: &mut Vec<Leased>) -> Result<(), EngineError> {
+        let now = unix_now();
+        let lease_ends = self.lease.map_or(u64::MAX, |lease| now.after(lease).0);
+        let mut taken = Vec::with_capacity(max.min(256));
+        let not = {
+            let mut bodies = self.shared.bodies.reader();
+            let mut state = self.target.state.lock();
+            if state.gone {
+                return Err(EngineError::NoSuchTarget(self.target.id));
+            }
+            let how = Take { consumer: self.id, max, max_bytes, now, lease_ends };
+            let not = state.take(how, |entry| bodies.get(entry), &mut taken);
+            if self.lease.is_some() {
+                self.shared.tasks.register(&self.target, &mut state, now);
+            }
+            not
+        };
+        keeper::expire(&self.shared, &self.target, &not.expired);
+        if !not.missing.is_empty() {
+            self.shared.tasks.push(Job::Load { target: self.target.clone(), entries: not.missing });
+        }
+        out.reserve(taken.len());
+        for taken in taken {
+            let entry = taken.entry;
+            let mut message = match decode_message(taken.body) {
+                Ok(message) => message,
+                Err(error) => {
+                    keeper::discard(&self.target, entry.sequence, &EngineError::Damaged(error.to_string()));
+                    continue;
+                }
+            };
+            message.expires_at = message.expires_at.or_else(|| entry.expires_at());
+            out.push(Leased {
+                sequence: Sequence(entry.sequence),
+                attempt: taken.attempt,
+                qos: entry.qos(),
+                retain: entry.retain(),
+                priority: entry.priority(),
+                lease_expires: taken.lease_ends,
+                outgoing: taken.outgoing,
+                message,
+            });
+        }
+        Ok(())
+    }
+
+    fn ready(&self) -> &Notify {
+        &self.waker.notify
+    }
+
+    fn release_all(&self, counted: bool) {
+        let max = self.target.settings.load().max_deliveries;
+        let at: UnixMillis = unix_now();
+        let due = {
+            let mut state = self.target.state.lock();
+            let due = state.release_all(self.id, counted, max, at);
+            self.shared.tasks.register(&self.target, &mut state, at);
+            due
+        };
+        follow_up(&self.shared, &self.target, due);
+    }
+
+    fn target(&self) -> TargetId {
+        self.target.id
+    }
+}
+
+impl Drop for EmbeddedConsumer {
+    fn drop(&mut self) {
+        self.release_all(false);
+        self.target.state.lock().leave(self.id);
+    }
+}

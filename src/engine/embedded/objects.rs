@@ -1,0 +1,273 @@
+//! How definitions and subscriptions are stored: protobuf, so that a field can be added without a new format.
+//!
+//! Field numbers are never used again for something else.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use bytestring::ByteString;
+use prost::Message as _;
+
+use super::format::FormatError;
+use crate::engine::{Definition, GroupSpec, QueueSpec, RetainHandling, SessionSpec, SubscribeOptions};
+use crate::types::topic::FilterSpec;
+use crate::types::{ClientId, Qos, QueueName, TopicFilter, UnixMillis};
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Object {
+    #[prost(oneof = "Kind", tags = "1, 2, 3")]
+    kind: Option<Kind>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum Kind {
+    #[prost(message, tag = "1")]
+    Queue(StoredQueue),
+    #[prost(message, tag = "2")]
+    Session(StoredSession),
+    #[prost(message, tag = "3")]
+    Group(StoredGroup),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredQueue {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, repeated, tag = "2")]
+    bindings: Vec<String>,
+    #[prost(uint64, tag = "3")]
+    lease_ms: u64,
+    #[prost(uint32, tag = "4")]
+    max_deliveries: u32,
+    #[prost(string, optional, tag = "5")]
+    dead_letter: Option<String>,
+    #[prost(uint64, optional, tag = "6")]
+    default_ttl_ms: Option<u64>,
+    #[prost(uint64, tag = "7")]
+    max_messages: u64,
+    #[prost(uint64, tag = "8")]
+    max_bytes: u64,
+    #[prost(bool, tag = "9")]
+    priorities: bool,
+    #[prost(btree_map = "string, string", tag = "10")]
+    labels: BTreeMap<String, String>,
+    #[prost(uint64, tag = "11")]
+    created_at: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredSession {
+    #[prost(string, tag = "1")]
+    client_id: String,
+    #[prost(string, tag = "2")]
+    principal: String,
+    /// Absent: for ever.
+    #[prost(uint64, optional, tag = "3")]
+    expiry_ms: Option<u64>,
+    #[prost(uint64, tag = "4")]
+    created_at: u64,
+    #[prost(uint64, tag = "5")]
+    last_connected: u64,
+    #[prost(uint64, tag = "6")]
+    max_messages: u64,
+    #[prost(uint64, tag = "7")]
+    max_bytes: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredGroup {
+    #[prost(string, tag = "1")]
+    filter: String,
+    #[prost(uint64, tag = "2")]
+    max_messages: u64,
+    #[prost(uint64, tag = "3")]
+    max_bytes: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredSubscription {
+    #[prost(uint32, tag = "1")]
+    max_qos: u32,
+    #[prost(bool, tag = "2")]
+    no_local: bool,
+    #[prost(bool, tag = "3")]
+    retain_as_published: bool,
+    #[prost(uint32, tag = "4")]
+    retain_handling: u32,
+    #[prost(uint32, tag = "5")]
+    identifier: u32,
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The row of a definition.
+pub(super) fn encode(definition: &Definition) -> Vec<u8> {
+    let kind = match definition {
+        Definition::Queue(queue) => Kind::Queue(StoredQueue {
+            name: queue.name.to_string(),
+            bindings: queue.bindings.iter().map(ToString::to_string).collect(),
+            lease_ms: millis(queue.lease),
+            max_deliveries: queue.max_deliveries.map_or(0, NonZeroU32::get),
+            dead_letter: queue.dead_letter.as_ref().map(ToString::to_string),
+            default_ttl_ms: queue.default_ttl.map(millis),
+            max_messages: queue.max_messages,
+            max_bytes: queue.max_bytes,
+            priorities: queue.priorities,
+            labels: queue.labels.clone(),
+            created_at: queue.created_at.0,
+        }),
+        Definition::Session(session) => Kind::Session(StoredSession {
+            client_id: session.client_id.to_string(),
+            principal: session.principal.to_string(),
+            expiry_ms: (session.expiry != Duration::MAX).then(|| millis(session.expiry)),
+            created_at: session.created_at.0,
+            last_connected: session.last_connected.0,
+            max_messages: session.max_messages,
+            max_bytes: session.max_bytes,
+        }),
+        Definition::Group(group) => Kind::Group(StoredGroup {
+            filter: group.filter.to_string(),
+            max_messages: group.max_messages,
+            max_bytes: group.max_bytes,
+        }),
+    };
+    Object { kind: Some(kind) }.encode_to_vec()
+}
+
+const WHAT: &str = "a definition";
+
+fn wrong(error: impl ToString) -> FormatError {
+    FormatError::Invalid(WHAT, error.to_string())
+}
+
+/// Reads the row of a definition.
+pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
+    let object = Object::decode(row).map_err(wrong)?;
+    Ok(match object.kind.ok_or_else(|| wrong("it has no kind that this program knows"))? {
+        Kind::Queue(queue) => Definition::Queue(QueueSpec {
+            name: QueueName::parse(queue.name).map_err(wrong)?,
+            bindings: queue
+                .bindings
+                .into_iter()
+                .map(|filter| TopicFilter::parse(filter.into()).map_err(wrong))
+                .collect::<Result<_, _>>()?,
+            lease: Duration::from_millis(queue.lease_ms),
+            max_deliveries: NonZeroU32::new(queue.max_deliveries),
+            dead_letter: queue.dead_letter.map(|name| QueueName::parse(name).map_err(wrong)).transpose()?,
+            default_ttl: queue.default_ttl_ms.map(Duration::from_millis),
+            max_messages: queue.max_messages,
+            max_bytes: queue.max_bytes,
+            priorities: queue.priorities,
+            labels: queue.labels,
+            created_at: UnixMillis(queue.created_at),
+        }),
+        Kind::Session(session) => Definition::Session(SessionSpec {
+            client_id: ClientId::parse(session.client_id).map_err(wrong)?,
+            principal: session.principal.into(),
+            expiry: session.expiry_ms.map_or(Duration::MAX, Duration::from_millis),
+            created_at: UnixMillis(session.created_at),
+            last_connected: UnixMillis(session.last_connected),
+            max_messages: session.max_messages,
+            max_bytes: session.max_bytes,
+        }),
+        Kind::Group(group) => Definition::Group(GroupSpec {
+            filter: FilterSpec::parse(&group.filter.into()).map_err(wrong)?,
+            max_messages: group.max_messages,
+            max_bytes: group.max_bytes,
+        }),
+    })
+}
+
+/// The row of a subscription.
+pub(super) fn encode_subscription(options: &SubscribeOptions) -> Vec<u8> {
+    StoredSubscription {
+        max_qos: u32::from(options.max_qos as u8),
+        no_local: options.no_local,
+        retain_as_published: options.retain_as_published,
+        retain_handling: u32::from(options.retain_handling as u8),
+        identifier: options.identifier.map_or(0, NonZeroU32::get),
+    }
+    .encode_to_vec()
+}
+
+/// Reads the key (behind its session) and the row of a subscription.
+pub(super) fn decode_subscription(
+    filter: &[u8],
+    row: &[u8],
+) -> Result<(FilterSpec, SubscribeOptions), FormatError> {
+    let filter = std::str::from_utf8(filter).map_err(wrong)?;
+    let stored = StoredSubscription::decode(row).map_err(wrong)?;
+    let unknown = |kind, value: u32| FormatError::Unknown { what: WHAT, kind, value: value.into() };
+    let options = SubscribeOptions {
+        max_qos: u8::try_from(stored.max_qos)
+            .ok()
+            .and_then(Qos::from_u8)
+            .ok_or_else(|| unknown("qos", stored.max_qos))?,
+        no_local: stored.no_local,
+        retain_as_published: stored.retain_as_published,
+        retain_handling: match stored.retain_handling {
+            0 => RetainHandling::Send,
+            1 => RetainHandling::SendIfNew,
+            2 => RetainHandling::DoNotSend,
+            value => return Err(unknown("retain handling", value)),
+        },
+        identifier: NonZeroU32::new(stored.identifier),
+    };
+    Ok((FilterSpec::parse(&ByteString::from(filter)).map_err(wrong)?, options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definitions_come_back() {
+        for definition in [
+            Definition::Queue(QueueSpec {
+                name: QueueName::parse("orders").unwrap(),
+                bindings: vec![TopicFilter::parse("shop/+/orders".into()).unwrap()],
+                lease: Duration::from_secs(30),
+                max_deliveries: NonZeroU32::new(5),
+                dead_letter: Some(QueueName::parse("dead").unwrap()),
+                default_ttl: Some(Duration::from_millis(1500)),
+                max_messages: 7,
+                max_bytes: 8,
+                priorities: true,
+                labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+                created_at: UnixMillis(9),
+            }),
+            Definition::Session(SessionSpec {
+                client_id: ClientId::parse("c").unwrap(),
+                principal: "p".into(),
+                expiry: Duration::MAX,
+                created_at: UnixMillis(1),
+                last_connected: UnixMillis(2),
+                max_messages: 3,
+                max_bytes: 4,
+            }),
+            Definition::Group(GroupSpec {
+                filter: FilterSpec::parse(&"$share/g/a/#".into()).unwrap(),
+                max_messages: 3,
+                max_bytes: 4,
+            }),
+        ] {
+            assert_eq!(decode(&encode(&definition)).unwrap(), definition);
+        }
+    }
+
+    #[test]
+    fn subscriptions_come_back() {
+        let options = SubscribeOptions {
+            max_qos: Qos::ExactlyOnce,
+            no_local: true,
+            retain_as_published: true,
+            retain_handling: RetainHandling::SendIfNew,
+            identifier: NonZeroU32::new(268_435_455),
+        };
+        let (filter, back) = decode_subscription(b"a/+/b", &encode_subscription(&options)).unwrap();
+        assert_eq!((filter.to_string().as_str(), back), ("a/+/b", options));
+    }
+}

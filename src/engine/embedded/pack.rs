@@ -1,0 +1,228 @@
+//! Builds the rows of a commit: records and bodies into packs, packs into rows of bounded size.
+
+use bytes::Bytes;
+
+use super::bodies::{Bodies, BodyKey};
+use super::disk::{Disk, SYNC_BYTES};
+use super::format::{
+    Add, CONTINUED, CONTINUES, HEAD_BYTES, INLINE, INLINE_BYTES, LARGE_BYTES, Location, PART_BYTES, Place,
+    ROW_BYTES, Record, encode_checked, encode_head, part_key,
+};
+use super::ledger::Ledger;
+
+/// What the records of one operation may need of a head before it is written as a chain.
+const RECORDS_BYTES: usize = ROW_BYTES - HEAD_BYTES - 64;
+/// No record is longer.
+pub(super) const RECORD_BYTES: usize = 80;
+
+/// The pack that is being built.
+#[derive(Debug)]
+struct Open {
+    pack: u64,
+    flags: u8,
+    records: Vec<u8>,
+    count: u32,
+    bodies: Vec<u8>,
+    slots: u16,
+    part_bytes: usize,
+    names: Vec<u64>,
+}
+
+/// Writes packs in their order.
+#[derive(Debug)]
+pub(super) struct Packer {
+    boot: u64,
+    next_pack: u64,
+    open: Option<Open>,
+    /// The first pack of the chain that is being written.
+    chain: Option<u64>,
+    /// Logical bytes written since the start.
+    pub(super) written: u64,
+    /// Of these, not synced.
+    pub(super) unsynced: u64,
+    spare: (Vec<u8>, Vec<u8>, Vec<u64>),
+}
+
+/// A row could not be written.
+pub(super) type Failed = String;
+
+/// What the packer writes to and keeps account in.
+#[derive(Debug)]
+pub(super) struct Books<'a> {
+    pub(super) disk: &'a Disk,
+    pub(super) bodies: &'a Bodies,
+    pub(super) ledger: &'a mut Ledger,
+}
+
+fn row(result: sled::Result<Option<sled::IVec>>) -> Result<(), Failed> {
+    result.map(drop).map_err(|e| e.to_string())
+}
+
+impl Packer {
+    pub(super) fn new(boot: u64, next_pack: u64) -> Self {
+        Self { boot, next_pack, open: None, chain: None, written: 0, unsynced: 0, spare: Default::default() }
+    }
+
+    /// The newest pack that was sealed, or 0.
+    pub(super) fn last(&self) -> u64 {
+        self.next_pack - 1
+    }
+
+    /// Bytes went to sled. Keeps the sync from lagging by more than sled allows.
+    pub(super) fn note_written(&mut self, disk: &Disk, bytes: usize) -> Result<(), Failed> {
+        self.written += bytes as u64;
+        self.unsynced += bytes as u64;
+        if self.unsynced > SYNC_BYTES { self.sync(disk) } else { Ok(()) }
+    }
+
+    /// Makes what was written durable.
+    pub(super) fn sync(&mut self, disk: &Disk) -> Result<(), Failed> {
+        disk.sync().map_err(|e| e.to_string())?;
+        self.unsynced = 0;
+        Ok(())
+    }
+
+    fn open(&mut self, ledger: &mut Ledger, flags: u8) -> &mut Open {
+        let Self { next_pack, open, spare, written, .. } = self;
+        open.get_or_insert_with(|| {
+            let pack = *next_pack;
+            *next_pack += 1;
+            ledger.begin(pack, *written);
+            let (records, bodies, names) = std::mem::take(spare);
+            Open { pack, flags, records, count: 0, bodies, slots: 0, part_bytes: 0, names }
+        })
+    }
+
+    /// Makes room for one operation: its records and its body must end up in one pack, or in a chain of its own.
+    pub(super) fn begin_op(
+        &mut self,
+        books: &mut Books<'_>,
+        records: usize,
+        body: usize,
+    ) -> Result<(), Failed> {
+        let need = records * RECORD_BYTES;
+        let body = if body > LARGE_BYTES { 0 } else { body };
+        if need > RECORDS_BYTES {
+            self.seal(books, 0)?;
+            let pack = self.open(books.ledger, 0).pack;
+            self.chain = Some(pack);
+        } else if self.open.as_ref().is_some_and(|open| {
+            open.records.len() + need > RECORDS_BYTES
+                || open.bodies.len() + body > ROW_BYTES - 4
+                || open.slots == u16::MAX
+        }) {
+            self.seal(books, 0)?;
+        }
+        Ok(())
+    }
+
+    /// The operation is complete: a chain ends here.
+    pub(super) fn end_op(&mut self, books: &mut Books<'_>) -> Result<(), Failed> {
+        if self.chain.is_some() {
+            self.seal(books, 0)?;
+            self.chain = None;
+        }
+        Ok(())
+    }
+
+    /// Puts a body into the operation's pack.
+    pub(super) fn body(&mut self, books: &mut Books<'_>, body: &Bytes) -> Result<Place, Failed> {
+        let len = u32::try_from(body.len()).map_err(|_| "a message has more than 4 GiB".to_owned())?;
+        if body.len() <= LARGE_BYTES {
+            let open = self.open(books.ledger, 0);
+            let offset = u16::try_from(open.bodies.len()).map_err(|_| "a body row is too long".to_owned())?;
+            open.bodies.extend_from_slice(body);
+            return Ok(Place { pack: None, offset, len, crc: None });
+        }
+        let open = self.open(books.ledger, 0);
+        let (pack, slot) = (open.pack, open.slots);
+        open.slots += 1;
+        for (n, part) in (0_u32..).zip(body.chunks(PART_BYTES)) {
+            row(books.disk.trees.part.insert(part_key(pack, slot, n), part))?;
+            self.note_written(books.disk, part.len())?;
+        }
+        if let Some(open) = &mut self.open {
+            open.part_bytes += body.len();
+        }
+        books.bodies.put(BodyKey::large(pack, slot), body.clone());
+        Ok(Place { pack: None, offset: slot, len, crc: Some(crc32fast::hash(body)) })
+    }
+
+    /// Appends an ADD whose body [`Packer::body`] has placed. Returns where it stands.
+    pub(super) fn add(&mut self, books: &mut Books<'_>, mut add: Add) -> Result<Location, Failed> {
+        self.turn_page(books)?;
+        let pack = self.open(books.ledger, 0).pack;
+        let home = self.chain.unwrap_or(pack);
+        if home != pack {
+            add.place.pack = Some(home);
+        }
+        let ordinal = books.ledger.add(home).ok_or_else(|| format!("pack {home} is not in the books"))?;
+        if !add.mark.is_empty() {
+            books.ledger.mark(Location { pack: home, ordinal }, add.mark);
+        }
+        let open = self.open(books.ledger, 0);
+        add.encode(&mut open.records);
+        open.count += 1;
+        Ok(Location { pack: home, ordinal })
+    }
+
+    /// Appends another record, which names a pack.
+    pub(super) fn record(&mut self, books: &mut Books<'_>, record: &Record) -> Result<(), Failed> {
+        self.turn_page(books)?;
+        let open = self.open(books.ledger, 0);
+        if let Record::Settle { of, .. } | Record::Mark { of, .. } = record
+            && open.names.last() != Some(&of.pack)
+        {
+            open.names.push(of.pack);
+        }
+        record.encode(&mut open.records);
+        open.count += 1;
+        Ok(())
+    }
+
+    /// This pack may not go before `pack`.
+    pub(super) fn depend_on(&mut self, books: &mut Books<'_>, pack: u64) {
+        self.open(books.ledger, 0).names.push(pack);
+    }
+
+    /// Within a chain: goes on in the next pack when this one is full.
+    fn turn_page(&mut self, books: &mut Books<'_>) -> Result<(), Failed> {
+        let full = self.open.as_ref().is_some_and(|open| open.records.len() + RECORD_BYTES > RECORDS_BYTES);
+        if full {
+            self.seal(books, if self.chain.is_some() { CONTINUES } else { 0 })?;
+            if let Some(first) = self.chain {
+                self.open(books.ledger, CONTINUED).names.push(first);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the open pack: bodies, then the head that implies them.
+    pub(super) fn seal(&mut self, books: &mut Books<'_>, flags: u8) -> Result<(), Failed> {
+        let Some(mut open) = self.open.take() else { return Ok(()) };
+        let trees = &books.disk.trees;
+        let key = open.pack.to_be_bytes();
+        let inline = open.records.len() + open.bodies.len() <= INLINE_BYTES;
+        let mut bytes = open.part_bytes;
+        if !inline && !open.bodies.is_empty() {
+            let body = encode_checked(&open.bodies);
+            bytes += body.len();
+            row(trees.body.insert(key, body))?;
+        }
+        let here: &[u8] = if inline { &open.bodies } else { &[] };
+        let flags = flags | open.flags | if inline { INLINE } else { 0 };
+        let head = encode_head(flags, self.boot, open.count, &open.records, here);
+        let head_bytes = head.len();
+        bytes += head_bytes;
+        row(trees.head.insert(key, head))?;
+        if !open.bodies.is_empty() {
+            books.bodies.put(BodyKey::pack(open.pack), Bytes::copy_from_slice(&open.bodies));
+        }
+        books.ledger.seal(open.pack, bytes, open.slots, &mut open.names);
+        self.note_written(books.disk, bytes - open.part_bytes)?;
+        open.records.clear();
+        open.bodies.clear();
+        self.spare = (open.records, open.bodies, open.names);
+        Ok(())
+    }
+}

@@ -1,0 +1,335 @@
+//! Reads the store back: definitions, then the heads in their order. Bodies are not read, but for retained values.
+//!
+//! A message is alive when the newest ADD of its target and sequence is not settled, by a SETTLE record or by its
+//! pack's checkpoint. What a crash left half done (an unfinished chain, bodies without a head, checkpoints of
+//! packs that are gone) is cleared.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::bodies::Bodies;
+use super::disk::{Disk, Trees};
+use super::format::{self, CONTINUED, CONTINUES, Done, Head, Location, Record, decode_message};
+use super::ledger::Ledger;
+use super::objects;
+use super::shared::Registry;
+use super::target::{Entry, Settings};
+use crate::engine::{Definition, OpenError, Stored, StoredSession};
+use crate::types::clock::{now, unix_now};
+use crate::types::{TargetId, TopicName};
+
+/// What was read back.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    pub(super) registry: Registry,
+    pub(super) ledger: Ledger,
+    pub(super) next_pack: u64,
+    pub(super) next_target: u32,
+    pub(super) retained: HashMap<TopicName, (u64, Location)>,
+    pub(super) next_retained: u64,
+    pub(super) stored: Stored,
+}
+
+/// How often people are told how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Reads a store back. Writes only to clear what a crash left half done.
+pub(super) fn recover(disk: &Disk, bodies: &Bodies) -> Result<Recovered, OpenError> {
+    let path = disk.path.clone();
+    let mut reading = Reading::new(&path, &disk.trees);
+    reading.definitions()?;
+    reading.heads()?;
+    reading.clear_leftovers()?;
+    reading.finish(bodies)
+}
+
+struct Reading<'a> {
+    path: &'a Path,
+    trees: &'a Trees,
+    registry: Registry,
+    ledger: Ledger,
+    stored: Stored,
+    sessions: HashMap<TargetId, usize>,
+    sequences: HashMap<u32, u64>,
+    /// Every ADD of every head, by target.
+    adds: HashMap<u32, Vec<(Entry, Option<u16>)>>,
+    last_pack: u64,
+    max_target: u32,
+    chain: Vec<(u64, usize, Head)>,
+    told: Instant,
+}
+
+impl<'a> Reading<'a> {
+    fn new(path: &'a Path, trees: &'a Trees) -> Self {
+        Self {
+            path,
+            trees,
+            registry: Registry::default(),
+            ledger: Ledger::default(),
+            stored: Stored::default(),
+            sessions: HashMap::new(),
+            sequences: HashMap::new(),
+            adds: HashMap::new(),
+            last_pack: 0,
+            max_target: format::RETAINED,
+            chain: Vec::new(),
+            told: now(),
+        }
+    }
+
+    fn damaged(&self, what: impl std::fmt::Display) -> OpenError {
+        OpenError::Damaged { path: self.path.to_owned(), what: what.to_string() }
+    }
+
+    fn definitions(&mut self) -> Result<(), OpenError> {
+        for row in self.trees.obj.iter() {
+            let (key, value) = row.map_err(|e| self.damaged(e))?;
+            let id = target_key(&key).ok_or_else(|| self.damaged("a definition has a wrong key"))?;
+            let definition = objects::decode(&value).map_err(|e| self.damaged(e))?;
+            self.registry.define(id, Settings::from(&definition));
+            self.max_target = self.max_target.max(id.0);
+            match definition {
+                Definition::Queue(spec) => self.stored.queues.push((id, spec)),
+                Definition::Group(spec) => self.stored.groups.push((id, spec)),
+                Definition::Session(spec) => {
+                    self.sessions.insert(id, self.stored.sessions.len());
+                    self.stored.sessions.push(StoredSession {
+                        id,
+                        spec,
+                        subscriptions: Vec::new(),
+                        incoming: Vec::new(),
+                    });
+                }
+            }
+        }
+        for row in self.trees.sub.iter() {
+            let (key, value) = row.map_err(|e| self.damaged(e))?;
+            let (id, filter) =
+                key.split_at_checked(4).ok_or_else(|| self.damaged("a subscription has a wrong key"))?;
+            let subscription = objects::decode_subscription(filter, &value).map_err(|e| self.damaged(e))?;
+            let session = target_key(id).and_then(|id| self.sessions.get(&id));
+            match session.and_then(|&at| self.stored.sessions.get_mut(at)) {
+                Some(session) => session.subscriptions.push(subscription),
+                // Its session was deleted, and a crash came before the rest.
+                None => self.remove(&self.trees.sub, &key)?,
+            }
+        }
+        for row in self.trees.seq.iter() {
+            let (key, value) = row.map_err(|e| self.damaged(e))?;
+            let next = value.first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
+            let (Some(id), Some(next)) = (target_key(&key), next) else {
+                return Err(self.damaged("a sequence row is not a number"));
+            };
+            self.sequences.insert(id.0, next);
+        }
+        Ok(())
+    }
+
+    fn remove(&self, tree: &sled::Tree, key: &[u8]) -> Result<(), OpenError> {
+        tree.remove(key).map(drop).map_err(|e| self.damaged(e))
+    }
+
+    fn heads(&mut self) -> Result<(), OpenError> {
+        let started = now();
+        let trees = self.trees;
+        for (count, row) in trees.head.iter().enumerate() {
+            let (key, value) = row.map_err(|e| self.damaged(e))?;
+            let pack = format::key_pack(&key).ok_or_else(|| self.damaged("a head has a wrong key"))?;
+            let head = format::decode_head(&value).map_err(|e| self.damaged(format!("pack {pack}: {e}")))?;
+            self.head(pack, value.len(), head)?;
+            if count % 1024 == 0 && now() >= self.told + TELL_EVERY {
+                self.told = now();
+                tracing::info!(
+                    packs = count + 1,
+                    seconds = started.elapsed().as_secs(),
+                    "reading the store back"
+                );
+            }
+        }
+        // The crash came in the middle of an operation: none of it happened.
+        for (pack, ..) in std::mem::take(&mut self.chain) {
+            self.remove(&trees.body, &pack.to_be_bytes())?;
+            self.remove(&trees.head, &pack.to_be_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn head(&mut self, pack: u64, bytes: usize, head: Head) -> Result<(), OpenError> {
+        let continued = head.flags & CONTINUED != 0;
+        if !continued && !self.chain.is_empty() {
+            return Err(self.damaged(format!("pack {pack} follows an unfinished chain")));
+        }
+        if continued && self.chain.is_empty() {
+            // The first of its chain is gone, with all that the chain added: it was about to be removed too.
+            self.remove(&self.trees.head, &pack.to_be_bytes())?;
+            self.last_pack = self.last_pack.max(pack);
+            return Ok(());
+        }
+        let goes_on = head.flags & CONTINUES != 0;
+        if goes_on || continued {
+            self.chain.push((pack, bytes, head));
+            if !goes_on {
+                let first = self.chain.first().map_or(pack, |(first, ..)| *first);
+                for (pack, bytes, head) in std::mem::take(&mut self.chain) {
+                    self.accept(pack, first, bytes, head);
+                }
+            }
+        } else {
+            self.accept(pack, pack, bytes, head);
+        }
+        Ok(())
+    }
+
+    /// Takes over the records of a head; the bodies of its ADDs lie in `home`.
+    fn accept(&mut self, pack: u64, home: u64, bytes: usize, head: Head) {
+        self.last_pack = self.last_pack.max(pack);
+        self.ledger.begin(pack, 0);
+        let mut names = vec![home];
+        let mut slots = 0;
+        let mut bytes = bytes;
+        for record in head.records {
+            match record {
+                Record::Add(add) => {
+                    let Some(ordinal) = self.ledger.add(home) else { continue };
+                    let location = Location { pack: home, ordinal };
+                    if !add.mark.is_empty() {
+                        self.ledger.mark(location, add.mark);
+                    }
+                    let large = add.place.crc.is_some();
+                    if large {
+                        slots = slots.max(add.place.offset + 1);
+                        bytes += add.place.len as usize;
+                    }
+                    let place = (add.place.offset, add.place.len);
+                    let how = (add.qos, add.retain);
+                    let entry = Entry::new(
+                        add.sequence,
+                        location,
+                        place.0,
+                        place.1,
+                        large,
+                        add.expires_at,
+                        how,
+                        add.priority,
+                    );
+                    self.max_target = self.max_target.max(add.target);
+                    self.adds.entry(add.target).or_default().push((entry, add.incoming));
+                }
+                Record::Settle { of, .. } => {
+                    names.push(of.pack);
+                    self.ledger.settle(of);
+                }
+                Record::Mark { of, mark, .. } => {
+                    names.push(of.pack);
+                    self.ledger.mark(of, mark);
+                }
+            }
+        }
+        // Of a chain the first pack is sealed by its own head, the bodies' size is that head's to count.
+        self.ledger.seal(pack, bytes, slots, &mut names);
+    }
+
+    fn clear_leftovers(&mut self) -> Result<(), OpenError> {
+        for row in self.trees.done.iter() {
+            let (key, value) = row.map_err(|e| self.damaged(e))?;
+            let pack = format::key_pack(&key).ok_or_else(|| self.damaged("a checkpoint has a wrong key"))?;
+            if self.ledger.contains(pack) {
+                let done = Done::decode(&value).map_err(|e| self.damaged(format!("pack {pack}: {e}")))?;
+                self.ledger.restore(pack, &done);
+            } else {
+                self.remove(&self.trees.done, &key)?;
+            }
+        }
+        let beyond = (self.last_pack + 1).to_be_bytes();
+        for tree in [&self.trees.body, &self.trees.part] {
+            for key in tree.range(beyond..).keys() {
+                let key = key.map_err(|e| self.damaged(e))?;
+                self.remove(tree, &key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, bodies: &Bodies) -> Result<Recovered, OpenError> {
+        let at = unix_now();
+        let mut retained = HashMap::new();
+        let mut next_retained = self.sequences.get(&format::RETAINED).copied().unwrap_or(1);
+        for (id, mut adds) in std::mem::take(&mut self.adds) {
+            let next = adds.iter().map(|(entry, _)| entry.sequence + 1).max().unwrap_or(1);
+            let next = next.max(self.sequences.get(&id).copied().unwrap_or(1));
+            self.sequences.insert(id, next);
+            // A rewritten message stands twice: what counts is where it was written last.
+            if !adds.is_sorted_by_key(|(entry, _)| entry.sequence) {
+                adds.sort_by_key(|(entry, _)| (entry.sequence, entry.pack));
+            }
+            let mut newest: Vec<(Entry, Option<u16>)> = Vec::with_capacity(adds.len());
+            for add in adds {
+                if let Some(last) = newest.last_mut()
+                    && last.0.sequence == add.0.sequence
+                {
+                    self.ledger.settle(last.0.location());
+                    self.ledger.depend(add.0.pack, last.0.pack);
+                    *last = add;
+                } else {
+                    newest.push(add);
+                }
+            }
+            newest.retain(|(entry, _)| self.ledger.is_live(entry.location()));
+            if id == format::RETAINED {
+                next_retained = next;
+                for (entry, _) in newest {
+                    let message = bodies
+                        .load(self.trees, &entry)
+                        .map_err(|e| self.damaged(e))
+                        .and_then(|bytes| decode_message(bytes).map_err(|e| self.damaged(e)))?;
+                    retained.insert(message.topic.detached(), (entry.sequence, entry.location()));
+                    self.stored.retained.push(message);
+                }
+                continue;
+            }
+            let Some(target) = self.registry.get(TargetId(id)).cloned() else {
+                for (entry, _) in newest {
+                    self.ledger.settle(entry.location());
+                }
+                continue;
+            };
+            let mut state = target.state.lock();
+            for (entry, incoming) in newest {
+                if let Some(packet_id) = incoming {
+                    state.incoming.insert(packet_id, (entry.sequence, entry.location()));
+                    if let Some(session) =
+                        self.sessions.get(&target.id).and_then(|&at| self.stored.sessions.get_mut(at))
+                    {
+                        session.incoming.push(packet_id);
+                    }
+                    continue;
+                }
+                target.messages.fetch_add(1, Ordering::Relaxed);
+                target.bytes.fetch_add(u64::from(entry.len), Ordering::Relaxed);
+                state.push(entry, self.ledger.mark_of(entry.location()), at);
+            }
+        }
+        for target in self.registry.all() {
+            let next = self.sequences.get(&target.id.0).copied().unwrap_or(1);
+            target.next_sequence.store(next, Ordering::Relaxed);
+        }
+        let known = self.trees.meta.get("next_target").map_err(|e| self.damaged(e))?;
+        let known =
+            known.as_deref().and_then(<[u8]>::first_chunk).map_or(1, |bytes| u32::from_be_bytes(*bytes));
+        Ok(Recovered {
+            registry: self.registry,
+            next_pack: self.last_pack.max(self.ledger.last().unwrap_or(0)) + 1,
+            ledger: self.ledger,
+            next_target: known.max(self.max_target + 1),
+            retained,
+            next_retained,
+            stored: self.stored,
+        })
+    }
+}
+
+fn target_key(key: &[u8]) -> Option<TargetId> {
+    key.first_chunk().map(|bytes| TargetId(u32::from_be_bytes(*bytes)))
+}

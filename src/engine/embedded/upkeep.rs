@@ -1,0 +1,224 @@
+//! What the writer does beside commits: removes packs that nothing needs, writes settlement checkpoints, rewrites
+//! packs that are mostly dead. Each at a bounded share of the writing.
+
+use std::time::{Duration, Instant};
+
+use super::format::{self, CONTINUED, Location, Record};
+use super::lanes::deadline;
+use super::ledger::Ledger;
+use super::pack::Failed;
+use super::target::Entry;
+use super::writer::Writer;
+use crate::types::clock::now;
+
+/// Checkpoints are written after so many logical bytes …
+const CHECKPOINT_BYTES: u64 = 64 << 20;
+/// … or after this time, if there is something to checkpoint.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
+/// How many packs one round removes.
+const REMOVE_PACKS: usize = 1024;
+/// Packs are removed together, so that what goes before them is written seldom.
+const REMOVE_EVERY: Duration = Duration::from_millis(50);
+/// How many packs one round checkpoints.
+const CHECKPOINT_PACKS: usize = 512;
+/// A pack is old after so many logical bytes.
+const OLD_BYTES: u64 = 16 << 20;
+
+/// What the upkeep remembers.
+#[derive(Debug)]
+pub(super) struct Upkeep {
+    /// Checkpoints that wait for their sync: pack and newest pack that they cover.
+    checkpoints: Vec<(u64, u64)>,
+    checkpoint_written: u64,
+    checkpoint_time: Instant,
+    removed_time: Instant,
+    /// Settlements handed in before this number may name old places.
+    fence: Option<u64>,
+}
+
+impl Default for Upkeep {
+    fn default() -> Self {
+        Self {
+            checkpoints: Vec::new(),
+            checkpoint_written: 0,
+            checkpoint_time: now(),
+            removed_time: now(),
+            fence: None,
+        }
+    }
+}
+
+impl Upkeep {
+    /// When a checkpoint is due, if there is something to checkpoint.
+    pub(super) fn checkpoint_at(&self, ledger: &Ledger) -> Option<Instant> {
+        ledger.has_dirty().then(|| self.checkpoint_time + CHECKPOINT_EVERY)
+    }
+}
+
+fn row(result: sled::Result<Option<sled::IVec>>) -> Result<(), Failed> {
+    result.map(drop).map_err(|e| e.to_string())
+}
+
+impl Writer {
+    /// Whether the writer should look again soon though nobody hands work in.
+    pub(super) fn upkeep_waits(&self) -> bool {
+        !self.removable.is_empty() || self.ledger.has_free()
+    }
+
+    /// Does a bounded part of what there is to do, within the current commit.
+    pub(super) fn upkeep_round(&mut self) -> Result<(), Failed> {
+        self.lift_fence();
+        self.checkpoint()?;
+        self.rewrite()?;
+        for pack in self.ledger.take_free() {
+            self.removable.push_back((self.syncs, pack));
+        }
+        self.remove()
+    }
+
+    /// What was written before this sync is durable now.
+    pub(super) fn after_sync(&mut self) {
+        for (pack, as_of) in std::mem::take(&mut self.upkeep.checkpoints) {
+            self.ledger.checkpointed(pack, as_of);
+        }
+    }
+
+    fn remove(&mut self) -> Result<(), Failed> {
+        let due = self.removable.len() >= REMOVE_PACKS || now() >= self.upkeep.removed_time + REMOVE_EVERY;
+        let ready = self.removable.front().is_some_and(|&(sync, _)| sync < self.syncs);
+        if !due || !ready {
+            // Nothing else may be written for a while: the sync that these wait for must still come.
+            if !self.removable.is_empty() && self.packer.unsynced == 0 && !ready {
+                self.syncs += 1;
+            }
+            return Ok(());
+        }
+        self.upkeep.removed_time = now();
+        self.write_sequences()?;
+        let trees = self.shared.disk.trees.clone();
+        for _ in 0..REMOVE_PACKS {
+            let Some(&(sync, pack)) = self.removable.front() else { break };
+            if sync >= self.syncs {
+                break;
+            }
+            self.removable.pop_front();
+            let key = pack.to_be_bytes();
+            let slots = self.ledger.slots(pack);
+            row(trees.body.remove(key))?;
+            if slots > 0 {
+                for part in trees.part.scan_prefix(key).keys() {
+                    row(trees.part.remove(part.map_err(|e| e.to_string())?))?;
+                }
+            }
+            row(trees.done.remove(key))?;
+            row(trees.head.remove(key))?;
+            self.packer.note_written(&self.shared.disk, 128)?;
+            self.shared.bodies.drop_pack(pack, slots);
+            self.ledger.removed(pack);
+        }
+        Ok(())
+    }
+
+    /// The packs that prove which sequences were given out are about to go.
+    fn write_sequences(&mut self) -> Result<(), Failed> {
+        let trees = self.shared.disk.trees.clone();
+        for id in std::mem::take(&mut self.dirty_sequences) {
+            let next = match self.shared.target(id) {
+                Ok(target) => target.next_sequence.load(std::sync::atomic::Ordering::Relaxed),
+                Err(_) if id.0 == format::RETAINED => self.next_retained,
+                Err(_) => continue,
+            };
+            row(trees.seq.insert(id.0.to_be_bytes(), &next.to_be_bytes()))?;
+            self.packer.note_written(&self.shared.disk, 64)?;
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> Result<(), Failed> {
+        let due = self.packer.written - self.upkeep.checkpoint_written >= CHECKPOINT_BYTES
+            || now() >= self.upkeep.checkpoint_time + CHECKPOINT_EVERY;
+        if !due || !self.ledger.has_dirty() {
+            return Ok(());
+        }
+        self.upkeep.checkpoint_written = self.packer.written;
+        self.upkeep.checkpoint_time = deadline(Duration::ZERO);
+        // A checkpoint says what is settled up to and with the newest sealed pack.
+        self.seal()?;
+        let as_of = self.packer.last();
+        for pack in self.ledger.dirty().into_iter().take(CHECKPOINT_PACKS) {
+            let Some(done) = self.ledger.checkpoint(pack) else { continue };
+            let bytes = done.encode();
+            self.packer.note_written(&self.shared.disk, bytes.len() + 32)?;
+            row(self.shared.disk.trees.done.insert(pack.to_be_bytes(), bytes))?;
+            self.upkeep.checkpoints.push((pack, as_of));
+        }
+        Ok(())
+    }
+
+    fn lift_fence(&mut self) {
+        if !self.ledger.has_moved() {
+            return;
+        }
+        let (put, taken) = self.shared.lanes.settlements();
+        match self.upkeep.fence {
+            None => self.upkeep.fence = Some(put),
+            Some(fence) if taken >= fence => {
+                self.upkeep.fence = None;
+                self.ledger.forget_moved();
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Writes what is alive of one old pack again, so that the pack can go.
+    fn rewrite(&mut self) -> Result<(), Failed> {
+        if self.ledger.has_moved() {
+            return Ok(());
+        }
+        let Some(before) = self.packer.written.checked_sub(OLD_BYTES) else { return Ok(()) };
+        let Some(pack) = self.ledger.take_sparse(before) else { return Ok(()) };
+        let mut ordinal = 0;
+        for at in pack.. {
+            let Some(row) = self.shared.disk.trees.head.get(at.to_be_bytes()).map_err(|e| e.to_string())?
+            else {
+                break;
+            };
+            let head = format::decode_head(&row).map_err(|e| e.to_string())?;
+            if at != pack && head.flags & CONTINUED == 0 {
+                break;
+            }
+            for record in head.records {
+                let Record::Add(mut add) = record else { continue };
+                let old = Location { pack, ordinal };
+                ordinal += 1;
+                if !self.ledger.is_live(old) {
+                    continue;
+                }
+                add.mark = self.ledger.mark_of(old);
+                let body = if add.incoming.is_some() {
+                    bytes::Bytes::new()
+                } else {
+                    let place = add.place;
+                    let how = (add.qos, add.retain);
+                    let large = place.crc.is_some();
+                    let entry = Entry::new(
+                        add.sequence,
+                        old,
+                        place.offset,
+                        place.len,
+                        large,
+                        None,
+                        how,
+                        add.priority,
+                    );
+                    self.shared.bodies.load(&self.shared.disk.trees, &entry).map_err(|e| e.to_string())?
+                };
+                self.stage_rewrite(old, add, &body)?;
+            }
+            if head.flags & format::CONTINUES == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! `AdminService`: what an operator asks a running broker.
+//!
+//! Invariant: answers from counters and facts alone; never waits, never fails.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+
+use crate::types::UnixMillis;
+
+use super::proto::v1;
+
+/// Gives counters by name when asked; must not block.
+pub type CounterSource = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
+
+/// What does not change while the process runs.
+#[derive(Clone, Debug, Default)]
+pub struct ServerFacts {
+    /// When the process started to serve.
+    pub started_at: UnixMillis,
+    /// What works, one short name per capability.
+    pub features: Vec<&'static str>,
+    /// How many connections are accepted at the same time.
+    pub max_connections: u64,
+    /// What an acknowledgement waits for; `None` while nothing is stored.
+    pub durability: Option<&'static str>,
+    /// Name of each door and the address it is bound to.
+    pub doors: Vec<(&'static str, String)>,
+}
+
+/// The service.
+pub struct AdminService {
+    facts: ServerFacts,
+    counters: Vec<CounterSource>,
+}
+
+impl AdminService {
+    /// Answers with `facts` and with what `counters` say at that moment.
+    #[must_use]
+    pub fn new(mut facts: ServerFacts, counters: Vec<CounterSource>) -> Self {
+        facts.features.sort_unstable();
+        Self { facts, counters }
+    }
+}
+
+impl fmt::Debug for AdminService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdminService").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+#[tonic::async_trait]
+impl v1::admin_service_server::AdminService for AdminService {
+    async fn get_server_info(
+        &self,
+        _request: Request<v1::GetServerInfoRequest>,
+    ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
+        let counters: HashMap<String, u64> = self
+            .counters
+            .iter()
+            .flat_map(|source| source())
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect();
+        Ok(Response::new(v1::GetServerInfoResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: Some(timestamp(self.facts.started_at)),
+            counters,
+            features: self.facts.features.iter().map(|name| (*name).to_owned()).collect(),
+            max_connections: self.facts.max_connections,
+            durability: self.facts.durability.unwrap_or_default().to_owned(),
+            doors: self.facts.doors.iter().map(|(name, at)| ((*name).to_owned(), at.clone())).collect(),
+        }))
+    }
+}
+
+/// The moment as the contract carries it.
+fn timestamp(moment: UnixMillis) -> prost_types::Timestamp {
+    let since = Duration::from_millis(moment.0);
+    prost_types::Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::v1::admin_service_server::AdminService as _;
+    use super::*;
+
+    #[tokio::test]
+    async fn merges_the_counters_of_every_source() {
+        let facts = ServerFacts {
+            started_at: UnixMillis(1_500),
+            features: vec!["reflection", "health"],
+            ..ServerFacts::default()
+        };
+        let service =
+            AdminService::new(facts, vec![Box::new(|| vec![("a", 1)]), Box::new(|| vec![("b_total", 2)])]);
+        let answer =
+            service.get_server_info(Request::new(v1::GetServerInfoRequest {})).await.unwrap().into_inner();
+        assert_eq!(answer.counters, HashMap::from([("a".to_owned(), 1), ("b_total".to_owned(), 2)]));
+        assert_eq!(answer.started_at, Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }));
+        assert_eq!(answer.features, ["health", "reflection"]);
+    }
+}

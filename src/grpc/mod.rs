@@ -1,0 +1,129 @@
+//! The gRPC door.
+//!
+//! Translates between the public contract in `proto/` and the core, and maps errors at one place. Takes a socket that is
+//! already bound, so that whoever composes the server knows the address before anyone is served.
+//!
+//! Invariant: holds no state that another door cannot see. Knows nothing of the other doors, of the store or of the
+//! configuration.
+
+mod admin;
+mod health;
+mod incoming;
+pub mod proto;
+mod reflection;
+mod request;
+
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tonic::codec::CompressionEncoding;
+use tonic::service::Routes;
+
+use crate::connections::ConnectionBudget;
+use crate::shutdown::Shutdown;
+
+pub use admin::{AdminService, CounterSource, ServerFacts};
+pub use health::HealthBoard;
+
+use proto::v1::admin_service_server::AdminServiceServer;
+
+/// What the operator decides about this door.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Largest request message that is decoded, in bytes, after decompression. Larger ones end with `OUT_OF_RANGE`.
+    pub max_message_bytes: u64,
+    /// How many calls and streams one connection may have open at the same time.
+    pub max_concurrent_streams: u64,
+    /// After this time a connection is told to go away, so that clients spread again; `None` = never.
+    pub max_connection_age: Option<Duration>,
+    /// How often a silent connection is pinged; `None` = never.
+    pub keepalive_interval: Option<Duration>,
+    /// A connection whose ping is not answered within this time is closed.
+    pub keepalive_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_message_bytes: 16 << 20,
+            max_concurrent_streams: 1024,
+            max_connection_age: None,
+            keepalive_interval: Some(Duration::from_secs(30)),
+            keepalive_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// What this door serves.
+#[derive(Debug)]
+pub struct Services {
+    /// Facts about the broker.
+    pub admin: AdminService,
+    /// Whether it serves.
+    pub health: HealthBoard,
+}
+
+/// Why this door ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The descriptors compiled into the program are not usable: a defect of the build.
+    #[error("the descriptors for reflection are damaged")]
+    Reflection(#[source] tonic_reflection::server::Error),
+    /// HTTP/2 could not be served on the socket.
+    #[error("gRPC stopped")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// The services that are registered with health and listed by reflection, beside those two themselves.
+pub const SERVED: [&str; 1] = [proto::v1::admin_service_server::SERVICE_NAME];
+
+/// Wraps a generated server with what holds for each of them: the decode limit, and compression both ways.
+macro_rules! tuned {
+    ($server:ident, $service:expr, $settings:expr) => {
+        $server::new($service)
+            .max_decoding_message_size(usize::try_from($settings.max_message_bytes).unwrap_or(usize::MAX))
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .send_compressed(CompressionEncoding::Zstd)
+            .send_compressed(CompressionEncoding::Gzip)
+    };
+}
+
+/// Serves until `shutdown` stops, then tells every connection to go away (GOAWAY) and waits for them.
+///
+/// # Errors
+/// Why the door could not be served; `Ok` only after a stop.
+pub async fn serve(
+    listener: TcpListener,
+    settings: Settings,
+    services: Services,
+    budget: ConnectionBudget,
+    shutdown: Shutdown,
+) -> Result<(), Error> {
+    let Services { admin, health } = services;
+    let (v1, v1alpha) = reflection::services().map_err(Error::Reflection)?;
+    let routes = Routes::new(tuned!(AdminServiceServer, admin, settings))
+        .add_service(health.into_service(shutdown.stopping().clone()))
+        .add_service(v1)
+        .add_service(v1alpha);
+
+    let mut server = tonic::transport::Server::builder()
+        .http2_keepalive_interval(settings.keepalive_interval)
+        .http2_keepalive_timeout(Some(settings.keepalive_timeout))
+        .max_concurrent_streams(u32::try_from(settings.max_concurrent_streams).unwrap_or(u32::MAX));
+    if let Some(age) = settings.max_connection_age {
+        server = server.max_connection_age(age);
+    }
+    server
+        .layer(request::identify())
+        .layer(request::trace())
+        .layer(request::propagate())
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(
+            incoming::connections(listener, budget),
+            shutdown.stopping().clone().cancelled_owned(),
+        )
+        .await?;
+    Ok(())
+}

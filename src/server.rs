@@ -1,0 +1,344 @@
+//! The composition root: binds the doors, announces them, supervises them, stops them.
+//!
+//! Invariant: [`run`] announces only when every configured door accepts, and returns only when every service has ended or
+//! was cut. Services run in one set; the first that fails or panics stops the server.
+
+mod open_files;
+mod signals;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::task::{Id, JoinError, JoinSet};
+
+use crate::config::{Listen, Settings};
+use crate::connections::ConnectionBudget;
+use crate::engine::embedded::Embedded;
+use crate::engine::{Engine, EngineError, OpenError};
+use crate::grpc::{self, AdminService, CounterSource, HealthBoard, ServerFacts};
+use crate::shutdown::{Drained, Shutdown};
+use crate::types::clock;
+
+use signals::Signals;
+
+/// What works in this build, as `GetServerInfo` lists it.
+const FEATURES: [&str; 3] = ["compression", "health", "reflection"];
+
+/// Why the server did not start, or ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// Every door is off.
+    #[error("no door is open: give --grpc-listen an address")]
+    NoDoor,
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The store could not write any more; what was acknowledged is on disk.
+    #[error(transparent)]
+    StoreFailed(#[from] EngineError),
+    /// A door's address cannot be had.
+    #[error("cannot listen on {address} ({flag})")]
+    Bind {
+        /// The address as configured.
+        address: String,
+        /// The flag that changes it.
+        flag: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The process cannot be told to stop.
+    #[error("cannot receive signals")]
+    Signals(#[source] io::Error),
+    /// The ready line could not be written.
+    #[error("cannot say that the broker is ready")]
+    Announce(#[source] io::Error),
+    /// The gRPC door failed.
+    #[error("the gRPC door failed")]
+    Grpc(#[from] grpc::Error),
+    /// A service ended without being told to.
+    #[error("the {0} service ended by itself")]
+    Ended(&'static str),
+    /// A service panicked: a defect.
+    #[error("the {service} service panicked")]
+    Panicked {
+        /// Its name.
+        service: &'static str,
+        /// The panic.
+        source: JoinError,
+    },
+}
+
+/// How the server ended when it was told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Everything in flight was finished.
+    Clean,
+    /// The drain deadline passed; the rest was cut.
+    Deadline,
+    /// A second signal came; the rest was cut.
+    Cut,
+}
+
+/// The doors that accept, with the addresses they are bound to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ready {
+    doors: Vec<(&'static str, SocketAddr)>,
+}
+
+impl Ready {
+    /// Name and address of each door.
+    #[must_use]
+    pub fn doors(&self) -> &[(&'static str, SocketAddr)] {
+        &self.doors
+    }
+}
+
+/// The ready line: `ready`, then ` name=address` for each door.
+impl fmt::Display for Ready {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ready")?;
+        self.doors.iter().try_for_each(|(name, address)| write!(f, " {name}={address}"))
+    }
+}
+
+/// Serves until SIGTERM or ctrl-c, then drains. `announce` is called once, when every configured door accepts.
+///
+/// # Errors
+/// [`ServerError`]; when it came after the announcement, the other services were drained first.
+pub async fn run<F>(settings: Settings, announce: F) -> Result<Stopped, ServerError>
+where
+    F: FnOnce(&Ready) -> io::Result<()>,
+{
+    let mut signals = Signals::install().map_err(ServerError::Signals)?;
+    let started_at = clock::unix_now();
+    let open_files = open_files::raise();
+    let budget =
+        ConnectionBudget::new(open_files::connections_within(open_files, settings.limits.connections));
+    let shutdown = Shutdown::new(&settings.shutdown);
+    let mut services = Services::default();
+
+    let mut ready = Ready::default();
+    let grpc_listener = bind(&settings.grpc.listen, "grpc", "--grpc-listen", &mut ready).await?;
+    if ready.doors.is_empty() {
+        return Err(ServerError::NoDoor);
+    }
+
+    let store = settings.store.clone();
+    let engine: Arc<dyn Engine> = Arc::new(
+        tokio::task::spawn_blocking(move || Embedded::open(store))
+            .await
+            .map_err(|source| ServerError::Panicked { service: "store", source })??,
+    );
+
+    if let Some(listener) = grpc_listener {
+        let facts = ServerFacts {
+            started_at,
+            features: FEATURES.to_vec(),
+            max_connections: budget.limit(),
+            durability: Some(engine.capabilities().durability.name()),
+            doors: ready.doors.iter().map(|(name, address)| (*name, address.to_string())).collect(),
+        };
+        let offered = grpc::Services {
+            admin: AdminService::new(facts, vec![connection_counters(budget.clone())]),
+            health: HealthBoard::new(&grpc::SERVED),
+        };
+        let door = grpc::serve(listener, settings.grpc.settings, offered, budget.clone(), shutdown.clone());
+        services.start("grpc", async { Ok(door.await?) });
+    }
+
+    announce(&ready).map_err(ServerError::Announce)?;
+    greet(&ready, &budget, open_files);
+    let stopped = supervise(services, &shutdown, &mut signals).await?;
+    tokio::task::spawn_blocking(move || engine.close())
+        .await
+        .map_err(|source| ServerError::Panicked { service: "store", source })??;
+    Ok(stopped)
+}
+
+/// Binds a door's address and notes it; `None` when the door is off.
+async fn bind(
+    listen: &Listen,
+    name: &'static str,
+    flag: &'static str,
+    ready: &mut Ready,
+) -> Result<Option<TcpListener>, ServerError> {
+    let Listen::At { .. } = listen else { return Ok(None) };
+    let address = listen.to_string();
+    let bound = async {
+        let listener = TcpListener::bind(&address).await?;
+        Ok((listener.local_addr()?, listener))
+    };
+    match bound.await {
+        Ok((at, listener)) => {
+            ready.doors.push((name, at));
+            Ok(Some(listener))
+        }
+        Err(source) => Err(ServerError::Bind { address, flag, source }),
+    }
+}
+
+fn connection_counters(budget: ConnectionBudget) -> CounterSource {
+    Box::new(move || {
+        vec![
+            ("connections", budget.open()),
+            ("connections_total", budget.accepted()),
+            ("connections_refused_total", budget.refused()),
+        ]
+    })
+}
+
+/// What a person wants to know now.
+fn greet(ready: &Ready, budget: &ConnectionBudget, open_files: Option<u64>) {
+    for (door, address) in ready.doors() {
+        tracing::info!(door, %address, "listening");
+    }
+    match open_files {
+        Some(files) => tracing::info!(
+            connections = budget.limit(),
+            open_files = files,
+            "at most that many connections; {} open files are kept for the rest",
+            open_files::RESERVE
+        ),
+        None => tracing::info!(connections = budget.limit(), "at most that many connections"),
+    }
+    if let Some((_, address)) = ready.doors().iter().find(|(door, _)| *door == "grpc") {
+        tracing::info!("try: stafett info --server http://{}", reachable(*address));
+    }
+}
+
+/// The address as a client on this machine would write it.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let mut address = address;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
+/// What runs until the server stops.
+#[derive(Default)]
+struct Services {
+    running: JoinSet<Result<(), ServerError>>,
+    names: HashMap<Id, &'static str>,
+}
+
+impl Services {
+    fn start<F>(&mut self, name: &'static str, service: F)
+    where
+        F: Future<Output = Result<(), ServerError>> + Send + 'static,
+    {
+        let id = self.running.spawn(service).id();
+        self.names.insert(id, name);
+    }
+
+    /// The next one that ends, and how; `None` when all have. Cancel safe.
+    async fn next(&mut self) -> Option<(&'static str, Result<(), ServerError>)> {
+        Some(match self.running.join_next_with_id().await? {
+            Ok((id, result)) => (self.name(id), result),
+            Err(source) => {
+                let service = self.name(source.id());
+                (service, Err(ServerError::Panicked { service, source }))
+            }
+        })
+    }
+
+    fn name(&self, id: Id) -> &'static str {
+        self.names.get(&id).copied().unwrap_or("unnamed")
+    }
+}
+
+/// Waits for a signal or a failure, then drains.
+async fn supervise(
+    mut services: Services,
+    shutdown: &Shutdown,
+    signals: &mut Signals,
+) -> Result<Stopped, ServerError> {
+    let mut failure = tokio::select! {
+        signal = signals.next() => {
+            let timeout = humantime::format_duration(shutdown.drain_timeout());
+            tracing::info!("{signal}: stopping, for at most {timeout}; a second signal cuts");
+            None
+        }
+        ended = services.next() => Some(match ended {
+            Some((_, Err(error))) => error,
+            Some((name, Ok(()))) => ServerError::Ended(name),
+            None => ServerError::Ended("last"),
+        }),
+    };
+
+    let rest = async {
+        while let Some((service, result)) = services.next().await {
+            if let Err(error) = result {
+                tracing::error!(service, error = &error as &dyn std::error::Error, "failed while stopping");
+                failure.get_or_insert(error);
+            }
+        }
+    };
+    let stopped = tokio::select! {
+        drained = shutdown.drain(rest) => match drained {
+            Drained::Clean => Stopped::Clean,
+            Drained::Forced => Stopped::Deadline,
+        },
+        signal = signals.next() => {
+            shutdown.cut();
+            tracing::warn!("{signal}: cut, what was in flight is dropped");
+            Stopped::Cut
+        }
+    };
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(stopped),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quick() -> (Shutdown, Signals) {
+        (Shutdown::new(&crate::shutdown::Settings::default()), Signals::install().unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_first_failure_stops_the_others() {
+        let (shutdown, mut signals) = quick();
+        let mut services = Services::default();
+        let stopping = shutdown.stopping().clone();
+        services.start("patient", async move {
+            stopping.cancelled().await;
+            Ok(())
+        });
+        services.start("hasty", async { Ok(()) });
+        let error = supervise(services, &shutdown, &mut signals).await.unwrap_err();
+        assert!(matches!(error, ServerError::Ended("hasty")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_stops_the_server() {
+        let (shutdown, mut signals) = quick();
+        let mut services = Services::default();
+        services.start("broken", async { panic!("on purpose") });
+        let error = supervise(services, &shutdown, &mut signals).await.unwrap_err();
+        assert_eq!(error.to_string(), "the broken service panicked");
+    }
+
+    #[test]
+    fn the_ready_line_names_every_door() {
+        let ready = Ready {
+            doors: vec![
+                ("grpc", "127.0.0.1:50051".parse().unwrap()),
+                ("mqtt", "[::1]:1883".parse().unwrap()),
+            ],
+        };
+        assert_eq!(ready.to_string(), "ready grpc=127.0.0.1:50051 mqtt=[::1]:1883");
+    }
+}

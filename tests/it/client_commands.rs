@@ -1,0 +1,60 @@
+//! `stafett info` and `stafett health` against a running broker.
+
+use std::net::TcpListener;
+
+use crate::harness::{Broker, stafett};
+
+#[tokio::test]
+async fn health_says_serving() {
+    let broker = Broker::start().await;
+    let ended = stafett(["health", "--server", &broker.url()]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "SERVING\n"));
+    let ended = stafett(["--json", "health", "stafett.v1.AdminService", "--server", &broker.url()]).await;
+    assert_eq!(ended.code, Some(0));
+    let answer: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(answer["status"], "SERVING");
+}
+
+#[tokio::test]
+async fn health_of_an_unknown_service_fails() {
+    let broker = Broker::start().await;
+    let ended = stafett(["health", "nobody", "--server", &broker.url()]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""));
+    assert!(ended.stderr.contains("nobody"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_broker_that_is_not_there_is_code_3() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for command in ["health", "info"] {
+        let ended = stafett([command, "--server", &format!("http://{free}")]).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(3), ""), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&free.to_string()), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_does_not_answer_is_code_3() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("http://{}", silent.local_addr().unwrap());
+    let ended = stafett(["health", "--timeout", "100ms", "--server", &server]).await;
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_url_is_a_usage_error() {
+    let ended = stafett(["info", "--server", "not a url"]).await;
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn info_says_version_and_doors() {
+    let broker = Broker::start().await;
+    let ended = stafett(["info", "--server", &broker.url(), "--json"]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let info: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(info["doors"]["grpc"], broker.address("grpc").to_string());
+    let ended = stafett(["info", "--server", &broker.url()]).await;
+    assert!(ended.stdout.contains(env!("CARGO_PKG_VERSION")), "{}", ended.stdout);
+}

@@ -1,0 +1,9 @@
+//! Behaviour of the real program, one module per subject.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod client_commands;
+mod configuration;
+mod grpc_door;
+mod harness;
+mod process;
