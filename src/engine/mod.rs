@@ -1,7 +1,697 @@
-//! What the broker asks of a store.
+//! The seam between the broker and what keeps its messages.
 //!
-//! Invariant: knows `types` and nothing above it.
+//! An engine stores messages for durable *targets* (queues, sessions, share groups), leases them to consumers
+//! and forgets them when they are settled. The seam lies above the lease logic, so that an engine with leases of
+//! its own can stand behind it. It knows neither topics nor filters: the broker names every target.
+//!
+//! Invariants:
+//! - one [`Op`] is one atomic act: after a crash all of it is there or nothing;
+//! - a [`Ticket`] completes after what it covers is durable under the engine's [`Durability`];
+//! - tickets complete in the order in which their operations were handed in, settlements among themselves;
+//! - nothing here blocks: what needs the disk is done by the engine's own threads.
 
 pub mod settings;
 
-pub use settings::{Durability, EngineSettings};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytestring::ByteString;
+use smallvec::SmallVec;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::types::topic::FilterSpec;
+use crate::types::{
+    ClientId, Message, Priority, Qos, QueueName, Sequence, TargetId, TopicFilter, TopicName, UnixMillis,
+};
+
+pub use settings::EngineSettings;
+
+/// What an acknowledgement waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// The disk has it: survives a killed process and, by design, a power cut.
+    #[default]
+    Fsync,
+    /// Given at once; the disk has it within the configured interval.
+    Interval,
+    /// Given at once; the disk has it some time.
+    Memory,
+}
+
+/// What an engine can honour; a setting beyond it is refused when it is made.
+#[derive(Debug, Clone)]
+pub struct Capabilities {
+    /// Its name in the configuration.
+    pub name: &'static str,
+    /// What its tickets promise.
+    pub durability: Durability,
+}
+
+/// A target that outlives connections, as stored.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Definition {
+    /// Competing consumers, leases.
+    Queue(QueueSpec),
+    /// One subscriber that may be away.
+    Session(SessionSpec),
+    /// The backlog of one share group that has a member whose session outlives its connection.
+    Group(GroupSpec),
+}
+
+/// The settings of a queue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueueSpec {
+    /// Its name.
+    pub name: QueueName,
+    /// Every publish that one of them matches is copied into the queue.
+    pub bindings: Vec<TopicFilter>,
+    /// How long a consumer has a message when it does not say.
+    pub lease: Duration,
+    /// After that many counted deliveries a message is moved to `dead_letter`; none: without end.
+    pub max_deliveries: Option<NonZeroU32>,
+    /// Where messages go that were given up.
+    pub dead_letter: Option<QueueName>,
+    /// The time to live of messages that have none of their own.
+    pub default_ttl: Option<Duration>,
+    /// At most so many messages; beyond it a publish is refused whole.
+    pub max_messages: u64,
+    /// At most so many bytes of messages; beyond it a publish is refused whole.
+    pub max_bytes: u64,
+    /// Whether a higher priority is delivered first.
+    pub priorities: bool,
+    /// For people and their tools.
+    pub labels: BTreeMap<String, String>,
+    /// When it was made.
+    pub created_at: UnixMillis,
+}
+
+/// A session that outlives its connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionSpec {
+    /// Whose it is.
+    pub client_id: ClientId,
+    /// Who made it; nobody else may take it over.
+    pub principal: ByteString,
+    /// How long it outlives its connection; `Duration::MAX`: for ever.
+    pub expiry: Duration,
+    /// When it was made.
+    pub created_at: UnixMillis,
+    /// When it was last seen connected, as of the last checkpoint.
+    pub last_connected: UnixMillis,
+    /// At most so many messages wait; beyond it the new one is dropped and counted.
+    pub max_messages: u64,
+    /// At most so many bytes of messages wait; beyond it the new one is dropped and counted.
+    pub max_bytes: u64,
+}
+
+/// A share group with a backlog of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupSpec {
+    /// `$share/<group>/<filter>`.
+    pub filter: FilterSpec,
+    /// At most so many messages wait; beyond it the new one is dropped and counted.
+    pub max_messages: u64,
+    /// At most so many bytes of messages wait; beyond it the new one is dropped and counted.
+    pub max_bytes: u64,
+}
+
+/// How a subscription wants its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubscribeOptions {
+    /// The highest level it takes.
+    pub max_qos: Qos,
+    /// Not what the same client published.
+    pub no_local: bool,
+    /// Hand on the retain flag as published.
+    pub retain_as_published: bool,
+    /// What of the retained values it gets when it subscribes.
+    pub retain_handling: RetainHandling,
+    /// Told with each delivery.
+    pub identifier: Option<NonZeroU32>,
+}
+
+impl Default for SubscribeOptions {
+    fn default() -> Self {
+        Self {
+            max_qos: Qos::AtLeastOnce,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: RetainHandling::Send,
+            identifier: None,
+        }
+    }
+}
+
+/// What of the retained values a new subscription gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RetainHandling {
+    /// All that match.
+    Send = 0,
+    /// All that match, if the subscription was not there before.
+    SendIfNew = 1,
+    /// None.
+    DoNotSend = 2,
+}
+
+/// What a stored session brings along at start.
+#[derive(Debug, Clone)]
+pub struct StoredSession {
+    /// Its target.
+    pub id: TargetId,
+    /// Its settings.
+    pub spec: SessionSpec,
+    /// What it subscribed to.
+    pub subscriptions: Vec<(FilterSpec, SubscribeOptions)>,
+    /// Packet ids of QoS 2 publishes that it has not released yet.
+    pub incoming: Vec<u16>,
+}
+
+/// What the engine holds when it opens.
+#[derive(Debug, Clone, Default)]
+pub struct Stored {
+    /// All queues.
+    pub queues: Vec<(TargetId, QueueSpec)>,
+    /// All sessions with their subscriptions.
+    pub sessions: Vec<StoredSession>,
+    /// All share groups with a backlog.
+    pub groups: Vec<(TargetId, GroupSpec)>,
+    /// All retained values.
+    pub retained: Vec<Message>,
+}
+
+/// One atomic act.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// Store a message for its targets, and what goes with it.
+    Publish(Publish),
+    /// Take a leased message out of one queue and put it, as given, into another.
+    Move {
+        /// Where it is leased.
+        from: TargetId,
+        /// Its place there.
+        sequence: Sequence,
+        /// Where it goes.
+        to: TargetId,
+        /// What is stored there.
+        message: Message,
+        /// Its priority there.
+        priority: Priority,
+    },
+    /// What is known of an outgoing QoS 1 or 2 delivery of a session.
+    Outgoing {
+        /// The session.
+        target: TargetId,
+        /// The message.
+        sequence: Sequence,
+        /// How far it is.
+        outgoing: Outgoing,
+    },
+    /// The publisher released this packet id: its number may carry another message.
+    ReleaseIncoming {
+        /// The publisher's session.
+        session: TargetId,
+        /// The number.
+        packet_id: u16,
+    },
+    /// Make or change a target.
+    Define(TargetId, Definition),
+    /// Remove a target with all that it holds.
+    Delete(TargetId),
+    /// Add or replace a subscription of a stored session.
+    Subscribe(TargetId, FilterSpec, SubscribeOptions),
+    /// Remove a subscription of a stored session.
+    Unsubscribe(TargetId, FilterSpec),
+}
+
+/// One message for all its targets.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// What is stored, once.
+    pub message: Message,
+    /// Who gets it. May be empty when it is only retained or only a QoS 2 id.
+    pub targets: SmallVec<[Append; 2]>,
+    /// Whether it becomes (or, with an empty payload, removes) the retained value of its topic.
+    pub retain: bool,
+    /// Nobody waits for this one: of several retained values of a topic in one commit the last is enough.
+    pub newest_only: bool,
+    /// The publisher's session and packet id, for a QoS 2 publish of a session that outlives its connection.
+    pub incoming: Option<(TargetId, u16)>,
+}
+
+/// One target of a publish.
+#[derive(Debug, Clone, Copy)]
+pub struct Append {
+    /// The target.
+    pub target: TargetId,
+    /// What the subscription granted.
+    pub qos: Qos,
+    /// Matters in queues with priorities only.
+    pub priority: Priority,
+    /// Not delivered earlier.
+    pub not_before: Option<UnixMillis>,
+    /// Not delivered later; the message's own expiry holds too.
+    pub expires_at: Option<UnixMillis>,
+    /// The retain flag is handed on.
+    pub retain: bool,
+}
+
+impl Append {
+    /// A plain one.
+    #[must_use]
+    pub fn to(target: TargetId) -> Self {
+        Self {
+            target,
+            qos: Qos::AtLeastOnce,
+            priority: Priority::default(),
+            not_before: None,
+            expires_at: None,
+            retain: false,
+        }
+    }
+}
+
+/// What became of one operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done.
+    Done,
+    /// A publish is stored. The sequence numbers stand in the order of its targets; none: that target is full and
+    /// drops what is new.
+    Published(SmallVec<[Option<Sequence>; 2]>),
+    /// Nothing of the operation was done.
+    Refused(Refusal),
+}
+
+/// Why nothing of an operation was done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// A target that rejects has reached its bound.
+    #[error("the queue is full: {bound}")]
+    Full {
+        /// Which of the publish's targets.
+        target: TargetId,
+        /// `max_messages 100` or `max_bytes 1000`.
+        bound: String,
+    },
+    /// It was deleted meanwhile.
+    #[error("the target is gone")]
+    Gone(TargetId),
+    /// The disk is nearly full: what takes room is refused, settlements go on.
+    #[error("the disk is nearly full: {free_bytes} bytes are free, {watermark_bytes} are kept")]
+    LowDisk {
+        /// What is left.
+        free_bytes: u64,
+        /// What is kept.
+        watermark_bytes: u64,
+    },
+    /// The message is not leased, or not any more.
+    #[error("the message is not leased")]
+    NotLeased,
+}
+
+/// How far an outgoing delivery of a session is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outgoing {
+    /// The number that the peer knows it by.
+    pub packet_id: u16,
+    /// What has happened.
+    pub state: OutgoingState,
+}
+
+/// The steps of an outgoing delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum OutgoingState {
+    /// PUBLISH may have been sent.
+    Sent = 1,
+    /// PUBREC was seen: only PUBREL may follow.
+    Received = 2,
+}
+
+/// Completes when what it covers is durable, in order. Dropping it changes nothing.
+#[derive(Debug)]
+#[must_use = "what is not awaited is not known to be stored"]
+pub struct Ticket<T = Vec<Outcome>>(oneshot::Receiver<Result<T, EngineError>>);
+
+impl<T> Ticket<T> {
+    /// A ticket and its other end.
+    pub fn new() -> (oneshot::Sender<Result<T, EngineError>>, Self) {
+        let (send, receive) = oneshot::channel();
+        (send, Self(receive))
+    }
+
+    /// A ticket that is complete.
+    pub fn ready(result: Result<T, EngineError>) -> Self {
+        let (send, ticket) = Self::new();
+        drop(send.send(result));
+        ticket
+    }
+
+    /// What it came to, if it is complete.
+    pub fn try_now(&mut self) -> Option<Result<T, EngineError>> {
+        match self.0.try_recv() {
+            Ok(result) => Some(result),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(EngineError::Stopped)),
+        }
+    }
+
+    /// Waits on a thread that is not a runtime's.
+    ///
+    /// # Errors
+    /// As the engine says.
+    pub fn wait_blocking(self) -> Result<T, EngineError> {
+        self.0.blocking_recv().unwrap_or(Err(EngineError::Stopped))
+    }
+}
+
+impl<T> Future for Ticket<T> {
+    type Output = Result<T, EngineError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(|result| result.unwrap_or(Err(EngineError::Stopped)))
+    }
+}
+
+/// Why an engine cannot go on, or cannot open.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// A write or sync failed: nothing is acknowledged any more; the next start recovers from disk.
+    #[error("the store cannot write any more: {0}")]
+    Failed(String),
+    /// It was shut down.
+    #[error("the store is closed")]
+    Stopped,
+    /// There is no such target.
+    #[error("there is no such target")]
+    NoSuchTarget(TargetId),
+    /// What was read back is not what was written.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+}
+
+/// Why an engine did not open its store.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("the store in {} is in use by another process", .0.display())]
+    Locked(PathBuf),
+    /// Written by a newer program.
+    #[error("the store in {} has format {found}, this program knows up to {known}: use a newer stafett", path.display())]
+    Newer {
+        /// Where.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest that this program knows.
+        known: u32,
+    },
+    /// Not what was written.
+    #[error("the store in {} is damaged: {what}; `stafett store check` says more, `stafett store export` saves what is readable", path.display())]
+    Damaged {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// The directory cannot be used.
+    #[error("cannot use the data directory {}: {what}", path.display())]
+    Unusable {
+        /// Where.
+        path: PathBuf,
+        /// What the system says.
+        what: String,
+    },
+}
+
+/// How a consumer takes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ConsumerOptions {
+    /// How long it has a message; none: until it is settled or the consumer ends.
+    pub lease: Option<Duration>,
+}
+
+/// A message that one consumer has for a while.
+#[derive(Debug, Clone)]
+pub struct Leased {
+    /// Its place in the target.
+    pub sequence: Sequence,
+    /// 1 the first time; counts failed and lost deliveries. After a crash a lower bound.
+    pub attempt: u32,
+    /// What the subscription granted.
+    pub qos: Qos,
+    /// The retain flag to hand on.
+    pub retain: bool,
+    /// Its priority here.
+    pub priority: Priority,
+    /// When another consumer may get it; none: not before this one ends.
+    pub lease_expires: Option<UnixMillis>,
+    /// What is known of an earlier delivery in this session.
+    pub outgoing: Option<Outgoing>,
+    /// The message.
+    pub message: Message,
+}
+
+/// Names one lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseRef {
+    /// Which message.
+    pub sequence: Sequence,
+    /// Which delivery of it; none: whoever holds it.
+    pub attempt: Option<u32>,
+    /// The lease is of an earlier start of the engine: it holds only while the message is ready again.
+    pub earlier_boot: bool,
+}
+
+impl LeaseRef {
+    /// Whoever holds this message.
+    #[must_use]
+    pub const fn of(sequence: Sequence) -> Self {
+        Self { sequence, attempt: None, earlier_boot: false }
+    }
+}
+
+/// Why a lease could not be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LeaseError {
+    /// It ended: the message is ready again, leased to another, or settled.
+    #[error("the lease has ended")]
+    Expired,
+    /// There is no such message any more.
+    #[error("no such message: it was settled, expired or purged")]
+    Unknown,
+}
+
+/// What became of leases that were handed in together.
+#[derive(Debug)]
+pub struct Settled {
+    /// Those that could not be used, by their place in the list.
+    pub failed: Vec<(usize, LeaseError)>,
+    /// Completes when the rest is durable.
+    pub durable: Ticket<()>,
+}
+
+/// How a lease is given back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Nack {
+    /// Not counted.
+    Release,
+    /// Counted against the maximum of deliveries.
+    Failed,
+    /// To the dead letter queue at once, with this reason; where there is none it counts as failed.
+    DeadLetter(ByteString),
+}
+
+/// Which messages of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// All.
+    All,
+    /// Waiting for a consumer.
+    Ready,
+    /// Not due yet.
+    Delayed,
+    /// With a consumer.
+    Leased,
+}
+
+/// A message that is looked at, not taken.
+#[derive(Debug, Clone)]
+pub struct Browsed {
+    /// Its place.
+    pub sequence: Sequence,
+    /// How often it was delivered and not settled.
+    pub attempts: u32,
+    /// Where it is.
+    pub view: View,
+    /// Its priority.
+    pub priority: Priority,
+    /// When it is due, or its lease ends.
+    pub until: Option<UnixMillis>,
+    /// The message.
+    pub message: Message,
+}
+
+/// Counts of one target. Totals count from the start of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TargetStats {
+    /// Waiting for a consumer.
+    pub ready: u64,
+    /// Not due yet.
+    pub delayed: u64,
+    /// With a consumer.
+    pub leased: u64,
+    /// Of all of these: [`Message::weight`] and what storing adds.
+    pub bytes: u64,
+    /// When the oldest of them was accepted.
+    pub oldest: Option<UnixMillis>,
+    /// Stored.
+    pub enqueued_total: u64,
+    /// Settled by consumers.
+    pub acked_total: u64,
+    /// Moved to a dead letter queue.
+    pub dead_lettered_total: u64,
+    /// Dropped because their time was over.
+    pub expired_total: u64,
+    /// Dropped because the target was full.
+    pub dropped_total: u64,
+    /// Who takes.
+    pub consumers: u32,
+}
+
+/// How the engine does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Well.
+    Ok,
+    /// New messages are refused until there is room.
+    LowDisk {
+        /// What is left.
+        free_bytes: u64,
+        /// What is kept.
+        watermark_bytes: u64,
+    },
+    /// Nothing is acknowledged any more.
+    Failed(String),
+}
+
+/// A future of an engine.
+pub type Pending<T> = Pin<Box<dyn Future<Output = Result<T, EngineError>> + Send>>;
+
+/// Keeps messages. See the module for what it promises.
+pub trait Engine: Send + Sync + fmt::Debug + 'static {
+    /// What it can honour.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Tells this start of the engine from every other.
+    fn boot(&self) -> u64;
+
+    /// A secret of this store, for tokens that peers hand back.
+    fn secret(&self) -> [u8; 16];
+
+    /// What was there when it opened. The first call has it, later ones have nothing.
+    fn stored(&self) -> Stored;
+
+    /// An id for a target that is to be defined.
+    fn next_target(&self) -> TargetId;
+
+    /// Hands in operations. One ticket for all, their outcomes in the same order.
+    fn commit(&self, ops: Vec<Op>) -> Ticket;
+
+    /// Joins the consumers of a target.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchTarget`].
+    fn consumer(&self, target: TargetId, options: ConsumerOptions) -> Result<Box<dyn Consumer>, EngineError>;
+
+    /// Takes leased messages out.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchTarget`].
+    fn settle(&self, target: TargetId, leases: &[LeaseRef]) -> Result<Settled, EngineError>;
+
+    /// Gives leased messages back, to be due after `delay`. Nobody needs to wait for the ticket.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchTarget`].
+    fn nack(
+        &self,
+        target: TargetId,
+        leases: &[LeaseRef],
+        how: Nack,
+        delay: Duration,
+    ) -> Result<Settled, EngineError>;
+
+    /// Lets leases end `lease` from now.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchTarget`].
+    fn extend(
+        &self,
+        target: TargetId,
+        leases: &[LeaseRef],
+        lease: Duration,
+    ) -> Result<Vec<(usize, LeaseError)>, EngineError>;
+
+    /// Looks at messages in sequence order from `from` on, at most `max`.
+    fn browse(&self, target: TargetId, view: View, from: Sequence, max: usize) -> Pending<Vec<Browsed>>;
+
+    /// Takes messages out without consuming them. Completes with their number when that is durable.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchTarget`].
+    fn purge(&self, target: TargetId, view: View) -> Result<Ticket<u64>, EngineError>;
+
+    /// Counts of a target.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchTarget`].
+    fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError>;
+
+    /// How it does, as it changes.
+    fn health(&self) -> watch::Receiver<Health>;
+
+    /// Makes everything durable that was handed in and stops. Blocks; call it on a thread that may.
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`] if the last write failed.
+    fn close(&self) -> Result<(), EngineError>;
+}
+
+/// One of the consumers of a target. Dropping it gives back what it has, uncounted.
+pub trait Consumer: Send + Sync + fmt::Debug {
+    /// Leases what is ready: at most `max` messages, and no more after `max_bytes` of [`Message::weight`]
+    /// (one message may overdraw). Never waits: when it gives less than asked, [`Consumer::ready`] is woken as
+    /// soon as there may be more.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchTarget`] when the target was deleted, [`EngineError::Damaged`].
+    fn take(&self, max: usize, max_bytes: usize, out: &mut Vec<Leased>) -> Result<(), EngineError>;
+
+    /// Woken when [`Consumer::take`] may give more, or the target is gone.
+    fn ready(&self) -> &Notify;
+
+    /// Gives back all that it has, counted as failed or not.
+    fn release_all(&self, counted: bool);
+
+    /// Whose consumer it is.
+    fn target(&self) -> TargetId;
+}
+
+/// The topic under which a message that was put straight into a queue is known. Always there: a queue name has
+/// no character that a topic may not have.
+#[must_use]
+pub fn queue_topic(queue: &QueueName) -> Option<TopicName> {
+    TopicName::parse(ByteString::from(format!("$queue/{queue}"))).ok()
+}

@@ -1,0 +1,131 @@
+//! What the broker refuses, and why: one enum for all doors, mapped to their words at one place in each.
+
+use crate::engine::{EngineError, LeaseError, Refusal};
+use crate::types::NameError;
+use crate::types::topic::TopicError;
+
+/// Why the broker did not do what it was asked.
+///
+/// A caller decides from the variant: mend the request ([`Invalid`](Self::Invalid), [`TooLarge`](Self::TooLarge),
+/// [`Unsupported`](Self::Unsupported)), mend the state ([`NotFound`](Self::NotFound),
+/// [`AlreadyExists`](Self::AlreadyExists), [`Precondition`](Self::Precondition), [`Lease`](Self::Lease)),
+/// wait ([`Full`](Self::Full), [`Limit`](Self::Limit), [`LowDisk`](Self::LowDisk),
+/// [`Draining`](Self::Draining)), or give up ([`Engine`](Self::Engine)).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CoreError {
+    /// A part of the request is wrong.
+    #[error("{field}: {what}")]
+    Invalid {
+        /// Which part, as the protocol calls it.
+        field: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A part of the request is larger than its bound.
+    #[error("{field} has {len} {unit}, at most {max} are allowed")]
+    TooLarge {
+        /// Which part.
+        field: String,
+        /// How much there is.
+        len: u64,
+        /// How much there may be.
+        max: u64,
+        /// Of what.
+        unit: &'static str,
+    },
+    /// This broker does not do that.
+    #[error("{0}")]
+    Unsupported(String),
+    /// There is no such thing.
+    #[error("there is no {kind} `{name}`")]
+    NotFound {
+        /// `queue`, `session`, …
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// There is such a thing already, with other settings.
+    #[error("the {kind} `{name}` exists{difference}")]
+    AlreadyExists {
+        /// `queue`, …
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// How it differs from what was asked, or nothing.
+        difference: String,
+    },
+    /// Not in this state.
+    #[error("{what}")]
+    Precondition {
+        /// A word for programs: `QUEUE_NOT_EMPTY`, `SESSION_OF_ANOTHER`, …
+        reason: &'static str,
+        /// What stands in the way.
+        what: String,
+    },
+    /// The caller may not.
+    #[error("{0}")]
+    Denied(String),
+    /// A lease could not be used.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// A target that rejects is full: nothing was stored or offered anywhere.
+    #[error("the queue `{queue}` is full ({bound}): nothing was stored")]
+    Full {
+        /// Which queue.
+        queue: String,
+        /// Which bound it has reached.
+        bound: String,
+    },
+    /// A bound of the server or of this client is reached.
+    #[error("{what}: at most {max} are allowed")]
+    Limit {
+        /// What there are too many of.
+        what: String,
+        /// How many there may be.
+        max: u64,
+    },
+    /// New messages are refused until there is room.
+    #[error(
+        "the disk is nearly full ({free_bytes} bytes free, {watermark_bytes} are kept): new messages are refused"
+    )]
+    LowDisk {
+        /// What is left.
+        free_bytes: u64,
+        /// What is kept.
+        watermark_bytes: u64,
+    },
+    /// The server is about to stop.
+    #[error("the server is shutting down")]
+    Draining,
+    /// The store cannot go on.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl CoreError {
+    /// A wrong part of a request.
+    pub fn invalid(field: impl Into<String>, what: impl ToString) -> Self {
+        Self::Invalid { field: field.into(), what: what.to_string() }
+    }
+
+    /// A wrong name.
+    pub fn name(field: impl Into<String>, error: &NameError) -> Self {
+        Self::invalid(field, error)
+    }
+
+    /// A wrong topic or filter.
+    pub fn topic(field: impl Into<String>, error: &TopicError) -> Self {
+        Self::invalid(field, error)
+    }
+
+    /// A refusal of the engine; `queue` names its target.
+    pub fn refused(refusal: Refusal, queue: impl FnOnce(crate::types::TargetId) -> String) -> Self {
+        match refusal {
+            Refusal::Full { target, bound } => Self::Full { queue: queue(target), bound },
+            Refusal::Gone(target) => Self::NotFound { kind: "queue", name: queue(target) },
+            Refusal::LowDisk { free_bytes, watermark_bytes } => Self::LowDisk { free_bytes, watermark_bytes },
+            Refusal::NotLeased => Self::Lease(LeaseError::Expired),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Every bound of the core in one place, each with its unit, its reason and what happens beyond it.
+
+use std::time::Duration;
+
+/// The bounds of the core. Beyond a bound the request is refused with an error that names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of one payload. A message is held in memory whole, several times under load.
+    pub max_payload_bytes: usize,
+    /// Bytes of one topic name or filter.
+    pub max_topic_bytes: usize,
+    /// Levels of one topic name or filter. Matching walks them.
+    pub max_topic_levels: usize,
+    /// Properties of one message.
+    pub max_properties: usize,
+    /// Bytes of content type, reply topic, correlation data and properties of one message together.
+    pub max_property_bytes: usize,
+    /// Queues.
+    pub max_queues: usize,
+    /// Bindings of one queue.
+    pub max_bindings: usize,
+    /// Sessions that outlive their connection.
+    pub max_sessions: usize,
+    /// Subscriptions of one session.
+    pub max_subscriptions: usize,
+    /// Members of all share groups of one name and filter.
+    pub max_group_members: usize,
+    /// Retained values.
+    pub max_retained: usize,
+    /// Bytes of all retained values; they are held in memory.
+    pub max_retained_bytes: usize,
+    /// Messages that a session keeps while it is away; beyond it the new one is dropped and counted.
+    pub session_messages: u64,
+    /// Bytes of messages that a session keeps while it is away; beyond it the new one is dropped and counted.
+    pub session_bytes: u64,
+    /// The longest that a session outlives its connection.
+    pub max_session_expiry: Duration,
+    /// Messages of one publisher connection whose tickets are open; beyond it the connection is not read.
+    pub publish_pending: usize,
+    /// Bytes of all messages that wait for the writer; beyond it publishers wait.
+    pub commit_pending_bytes: usize,
+    /// A queue's lease when nobody says.
+    pub default_lease: Duration,
+    /// The longest lease.
+    pub max_lease: Duration,
+    /// The longest delay of a message.
+    pub max_delay: Duration,
+    /// Messages of a queue that is created without a bound.
+    pub queue_messages: u64,
+    /// Bytes of a queue that is created without a bound.
+    pub queue_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(86_400);
+        Self {
+            max_payload_bytes: 4 << 20,
+            max_topic_bytes: 4096,
+            max_topic_levels: 64,
+            max_properties: 64,
+            max_property_bytes: 64 << 10,
+            max_queues: 10_000,
+            max_bindings: 1000,
+            max_sessions: 100_000,
+            max_subscriptions: 10_000,
+            max_group_members: 10_000,
+            max_retained: 1_000_000,
+            max_retained_bytes: 1 << 30,
+            session_messages: 100_000,
+            session_bytes: 256 << 20,
+            max_session_expiry: DAY * 365,
+            publish_pending: 4096,
+            commit_pending_bytes: 64 << 20,
+            default_lease: Duration::from_secs(30),
+            max_lease: Duration::from_secs(12 * 3600),
+            max_delay: DAY * 365,
+            queue_messages: 10_000_000,
+            queue_bytes: 16 << 30,
+        }
+    }
+}
