@@ -4,6 +4,7 @@
 
 pub mod error;
 pub mod limits;
+pub mod router;
 
 pub use error::CoreError;
 pub use limits::Limits;
