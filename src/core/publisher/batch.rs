@@ -259,15 +259,13 @@ impl Batch {
         self.stored().filter_map(|(_, (item, _))| item.incoming)
     }
 
-    /// Takes in what became of the items that were stored; `visit` hears of each whether it is now. Returns whether
-    /// some are to be tried again: one of their targets was deleted between routing and commit.
+    /// Takes in what became of the items that were stored; `visit` hears of each whether it is now.
     pub(crate) fn settle(
         &mut self,
         outcomes: Result<Vec<Outcome>, CoreError>,
         broker: &Broker,
         mut visit: impl FnMut(&Inbound, bool),
-    ) -> bool {
-        let mut again = false;
+    ) {
         let mut outcomes = outcomes.map(Vec::into_iter);
         for (at, (item, fate)) in self.items.iter().zip(&mut self.fates).enumerate() {
             if *fate != Fate::Stored {
@@ -278,15 +276,10 @@ impl Batch {
             *fate = match &mut outcomes {
                 Err(error) => Fate::Refused(Box::new(error.clone())),
                 Ok(outcomes) => match outcomes.next() {
-                    Some(Outcome::Published(places)) if direct && places.iter().all(Option::is_none) => {
-                        Fate::Refused(Box::new(no_queue(&item.message)))
-                    }
-                    Some(Outcome::Refused(Refusal::Gone(_))) if direct => {
-                        Fate::Refused(Box::new(no_queue(&item.message)))
-                    }
+                    // It was deleted between routing and commit. One of several is passed over by the engine.
+                    Some(Outcome::Refused(Refusal::Gone(_))) if !direct => Fate::Done,
                     Some(Outcome::Refused(Refusal::Gone(_))) => {
-                        again = true;
-                        continue;
+                        Fate::Refused(Box::new(no_queue(&item.message)))
                     }
                     Some(Outcome::Refused(refusal)) => {
                         Fate::Refused(Box::new(CoreError::refused(refusal, |id| broker.queue_name_of(id))))
@@ -296,24 +289,6 @@ impl Batch {
                 },
             };
             visit(item, *fate == Fate::Done);
-        }
-        again
-    }
-
-    /// Routes the items that are still to be stored once more.
-    pub(crate) fn route_again(&mut self, broker: &Broker, no_local: Option<SessionKey>) {
-        let routing = broker.routes.now();
-        let mut start = 0;
-        for run in &mut self.runs {
-            let fates = self.fates.get(start..run.end).unwrap_or_default();
-            if !run.direct
-                && fates.contains(&Fate::Stored)
-                && let Some(item) = self.items.get(start)
-            {
-                let targets = route::targets(&routing, &item.message.topic, no_local);
-                *run = Run::new(run.end, targets, &routing, &item.message, false);
-            }
-            start = run.end;
         }
     }
 

@@ -52,7 +52,7 @@ struct Flight {
     from: usize,
     wait: Wait,
     /// Held for the bytes on their way to the disk.
-    admitted: Option<Admitted>,
+    _admitted: Option<Admitted>,
 }
 
 /// What a batch waits for, beside those before it.
@@ -112,7 +112,7 @@ impl Line {
         } else {
             Wait::Nothing
         };
-        state.flights.push_back(Flight { batch, from, wait, admitted });
+        state.flights.push_back(Flight { batch, from, wait, _admitted: admitted });
         // Whoever waits for receipts has not seen this ticket.
         state.wake();
     }
@@ -164,10 +164,8 @@ impl Line {
                     }
                 }
             };
-            if let Some(stored) = stored
-                && self.settle(flight, stored)
-            {
-                continue; // It waits for a new ticket.
+            if let Some(stored) = stored {
+                self.settle(&mut flight.batch, stored);
             }
             let Some(Flight { batch, from, .. }) = state.flights.pop_front() else { return };
             let range = from..batch.items.len();
@@ -178,25 +176,16 @@ impl Line {
         }
     }
 
-    /// Takes in what became of a commit. Returns whether some of it was committed again.
-    fn settle(&self, flight: &mut Flight, stored: Stored) -> bool {
-        let broker = &self.broker;
-        let again = flight.batch.settle(stored.map_err(CoreError::Engine), broker, |item, ok| {
+    /// Takes in what became of a commit.
+    fn settle(&self, batch: &mut Batch, stored: Stored) {
+        batch.settle(stored.map_err(CoreError::Engine), &self.broker, |item, ok| {
             if let (Some(session), Some(id)) = (&self.session, item.incoming) {
                 session.incoming.end(id, ok);
             }
             if !ok && item.message.retain {
-                broker.pubsub.retained.give_up(&item.message.topic);
+                self.broker.pubsub.retained.give_up(&item.message.topic);
             }
         });
-        if again {
-            flight.batch.route_again(broker, self.no_local);
-            let ops = flight.batch.ops(self.name.as_ref(), self.session_target(), clock::unix_now());
-            flight.wait = Wait::Ticket(broker.engine.commit(ops));
-        } else {
-            flight.admitted = None;
-        }
-        again
     }
 
     /// The owner has gone: a task sees to what waits.

@@ -22,6 +22,7 @@
 
 mod batch;
 mod cache;
+mod level;
 mod map;
 mod snapshot;
 #[cfg(test)]

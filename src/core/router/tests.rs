@@ -362,8 +362,14 @@ async fn apply_does_not_overtake_what_was_submitted() {
 }
 
 /// A key that cannot be compared with itself.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Broken(u64);
+
+impl PartialOrd for Broken {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl Ord for Broken {
     fn cmp(&self, _: &Self) -> std::cmp::Ordering {

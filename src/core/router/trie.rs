@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::level::Level;
 use super::map::Map;
 use crate::types::topic::{TopicFilter, TopicName};
 
@@ -24,8 +25,8 @@ use crate::types::topic::{TopicFilter, TopicName};
 const ASIDE: usize = 32;
 
 pub(super) struct Node<K, V> {
-    /// By literal level. The levels are copies, so that a filter's buffer is not kept.
-    children: Map<Arc<str>, Arc<Node<K, V>>>,
+    /// By literal level.
+    children: Map<Level, Arc<Node<K, V>>>,
     /// The level `+`.
     plus: Option<Arc<Node<K, V>>>,
     /// Who subscribes to the filter that ends at this node.
@@ -111,7 +112,9 @@ impl<K: Clone + Ord + Hash, V: Clone> Node<K, V> {
             let child = match level {
                 "#" => return (node.multi.insert(key, value, hasher), created),
                 "+" => node.plus.get_or_insert_with(&mut new),
-                _ => node.children.get_or_insert_with(level, hasher, || (level.into(), new())),
+                _ => {
+                    node.children.get_or_insert_with(level.as_bytes(), hasher, || (Level::new(level), new()))
+                }
             };
             node = Arc::make_mut(child);
         }
@@ -157,7 +160,7 @@ impl<K: Clone + Ord + Hash, V: Clone> Node<K, V> {
         } else {
             match levels.next()? {
                 "+" => node.plus = None,
-                level => drop(node.children.remove(level, hasher)),
+                level => drop(node.children.remove(level.as_bytes(), hasher)),
             }
         }
         Some(Removed { value, pruned })
@@ -174,7 +177,7 @@ impl<K: Clone + Ord + Hash, V: Clone> Node<K, V> {
         if topic.is_reserved() {
             // [MQTT-4.7.2-1]: from the root neither `#` nor `+` is followed.
             let (level, rest) = split_level(topic.as_str());
-            if let Some(child) = self.children.get(level, hasher) {
+            if let Some(child) = self.children.get(level.as_bytes(), hasher) {
                 aside.push((child, rest));
             }
         } else {
@@ -194,7 +197,7 @@ impl<K: Clone + Ord + Hash, V: Clone> Node<K, V> {
                 if let Some(plus) = &node.plus {
                     aside.push((plus, after));
                 }
-                let Some(child) = node.children.get(level, hasher) else { break };
+                let Some(child) = node.children.get(level.as_bytes(), hasher) else { break };
                 (node, rest) = (child, after);
             }
         }
@@ -213,12 +216,12 @@ impl<K: Clone + Ord + Hash, V: Clone> Node<K, V> {
         if level == "+" {
             self.plus.as_deref()
         } else {
-            self.children.get(level, hasher).map(|child| &**child)
+            self.children.get(level.as_bytes(), hasher).map(|child| &**child)
         }
     }
 
     fn child_mut(&mut self, level: &str, hasher: &RandomState) -> Option<&mut Arc<Self>> {
-        if level == "+" { self.plus.as_mut() } else { self.children.get_mut(level, hasher) }
+        if level == "+" { self.plus.as_mut() } else { self.children.get_mut(level.as_bytes(), hasher) }
     }
 }
 

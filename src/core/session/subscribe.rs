@@ -67,6 +67,7 @@ impl Session {
     ) -> Vec<Result<Qos, CoreError>> {
         let mut work = Work::default();
         let mut answers = Vec::with_capacity(filters.len());
+        let mut added = Vec::new();
         let mut replays: Vec<(TopicFilter, SubscribeOptions)> = Vec::new();
         for (spec, options) in filters {
             let spec = detached(&spec);
@@ -80,11 +81,14 @@ impl Session {
                 if replays_for && matches!(&spec, FilterSpec::Plain(filter) if !is_queue(filter)) {
                     replays.push((spec.filter().clone(), options));
                 }
+                added.push(spec);
                 granted
             });
             answers.push(answer);
         }
         if let Err(error) = work.done(&self.broker).await {
+            // Not on disk, so not in effect: what was noted goes again. Nobody hears what becomes of that.
+            self.unsubscribe(added).await;
             return answers.into_iter().map(|answer| answer.and(Err(error.clone()))).collect();
         }
         if !replays.is_empty() {
