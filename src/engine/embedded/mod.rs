@@ -151,7 +151,8 @@ impl Embedded {
             Op::Outgoing { target, sequence, outgoing } => Prepared::Outgoing { target, sequence, outgoing },
             Op::ReleaseIncoming { session, packet_id } => Prepared::ReleaseIncoming { session, packet_id },
             Op::Define(id, definition) => Prepared::Define(id, Box::new(definition)),
-            Op::Delete(id) => Prepared::Delete(id),
+            Op::Delete(id) => Prepared::Delete { id, only_if_empty: false },
+            Op::DeleteEmpty(id) => Prepared::Delete { id, only_if_empty: true },
             Op::Subscribe(session, filter, options) => Prepared::Subscribe(session, filter, options),
             Op::Unsubscribe(session, filter) => Prepared::Unsubscribe(session, filter),
         }
@@ -238,6 +239,7 @@ impl Engine for Embedded {
             id,
             waker,
             lease: options.lease,
+            keep_leases: options.keep_leases,
         }))
     }
 
@@ -407,6 +409,7 @@ struct EmbeddedConsumer {
     id: u64,
     waker: Arc<Waker>,
     lease: Option<Duration>,
+    keep_leases: bool,
 }
 
 impl fmt::Debug for EmbeddedConsumer {
@@ -488,7 +491,9 @@ impl Consumer for EmbeddedConsumer {
 
 impl Drop for EmbeddedConsumer {
     fn drop(&mut self) {
-        self.release_all(false);
+        if !self.keep_leases {
+            self.release_all(false);
+        }
         self.target.state.lock().leave(self.id);
     }
 }
