@@ -15,7 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::engine::EngineSettings;
-use crate::{grpc, shutdown, telemetry};
+use crate::{core, grpc, shutdown, telemetry};
 
 use entries::{ENTRIES, Entry};
 pub use value::Listen;
@@ -50,16 +50,18 @@ impl Default for GrpcDoor {
     }
 }
 
-/// What holds for the process as a whole.
+/// What is bounded over all doors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Connections at the same time over all doors, unless the limit of open files allows fewer.
     pub connections: u64,
+    /// What the core bounds.
+    pub core: core::Limits,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 1_000_000 }
+        Self { connections: 1_000_000, core: core::Limits::default() }
     }
 }
 

@@ -10,6 +10,7 @@
 //! | `config` | file, environment and flags made into the settings of each module, once |
 //! | `telemetry` | what the process tells its operator on stderr |
 //! | `grpc` | the gRPC door |
+//! | `mqtt` | the MQTT codec |
 //! | [`core`] | the broker: what all doors share |
 //! | [`connections`] | how many connections the process may hold |
 //! | [`shutdown`] | stop, drain, cut |
@@ -25,6 +26,8 @@ pub mod core;
 pub mod engine;
 #[cfg(feature = "grpc")]
 pub mod grpc;
+#[cfg(feature = "mqtt")]
+pub mod mqtt;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod shutdown;

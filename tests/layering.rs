@@ -143,6 +143,9 @@ const NO_SOCKETS: &[&str] = &["core", "engine::embedded", "mqtt::codec", "types"
 /// Longest file, in lines before its tests.
 const LINES: usize = 500;
 
+/// Files that may be longer, and up to where: one thing that is read as a whole.
+const LONGER: &[(&str, usize)] = &[];
+
 /// Every external crate of the manifest, as the sources name it.
 fn external_crates() -> Vec<String> {
     let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
@@ -369,8 +372,9 @@ fn violations(source: &Source, external: &[String]) -> Vec<String> {
     };
 
     let lines = without_tests(&source.text).lines().count();
-    if lines > LINES {
-        found.push(format!("src/{}: {lines} lines before its tests, more than {LINES}", source.path));
+    let most = LONGER.iter().find(|(path, _)| *path == source.path).map_or(LINES, |(_, most)| *most);
+    if lines > most {
+        found.push(format!("src/{}: {lines} lines before its tests, more than {most}", source.path));
     }
 
     for (line, path) in paths_of(&code_of(&source.text)) {

@@ -47,21 +47,21 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 16] = [
+pub static ENTRIES: [Entry; 35] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
         Slot::Duration(&mut s.store.sync_interval, Duration::from_millis(1)..=10 * SECOND)
     }),
-    entry("store.body_cache", |s| Slot::Bytes(&mut s.store.body_cache_bytes, MIB..=1024 * GIB)),
+    entry("store.body_cache", |s| Slot::bytes(&mut s.store.body_cache_bytes, MIB..=1024 * GIB)),
     entry("store.watermark_free_bytes", |s| {
-        Slot::Bytes(&mut s.store.watermark_free_bytes, 16 * MIB..=1024 * GIB)
+        Slot::bytes(&mut s.store.watermark_free_bytes, 16 * MIB..=1024 * GIB)
     }),
-    entry("store.ballast_bytes", |s| Slot::Bytes(&mut s.store.ballast_bytes, 8 * MIB..=16 * GIB)),
+    entry("store.ballast_bytes", |s| Slot::bytes(&mut s.store.ballast_bytes, 8 * MIB..=16 * GIB)),
     with_flag("grpc.listen", "--grpc-listen", |s| Slot::Listen(&mut s.grpc.listen)),
-    entry("grpc.max_message_bytes", |s| Slot::Bytes(&mut s.grpc.settings.max_message_bytes, 64 * KIB..=GIB)),
+    entry("grpc.max_message_bytes", |s| Slot::bytes(&mut s.grpc.settings.max_message_bytes, 64 * KIB..=GIB)),
     entry("grpc.max_concurrent_streams", |s| {
-        Slot::Count(&mut s.grpc.settings.max_concurrent_streams, 1..=1_000_000)
+        Slot::count(&mut s.grpc.settings.max_concurrent_streams, 1..=1_000_000)
     }),
     entry("grpc.max_connection_age", |s| {
         Slot::OptionalDuration(&mut s.grpc.settings.max_connection_age, 10 * SECOND..=30 * DAY)
@@ -72,7 +72,34 @@ pub static ENTRIES: [Entry; 16] = [
     entry("grpc.keepalive_timeout", |s| {
         Slot::Duration(&mut s.grpc.settings.keepalive_timeout, SECOND..=HOUR)
     }),
-    entry("limits.connections", |s| Slot::Count(&mut s.limits.connections, 1..=1_000_000_000)),
+    entry("limits.connections", |s| Slot::count(&mut s.limits.connections, 1..=1_000_000_000)),
+    entry("limits.max_payload_bytes", |s| Slot::bytes(&mut s.limits.core.max_payload_bytes, KIB..=GIB)),
+    entry("limits.max_topic_bytes", |s| Slot::bytes(&mut s.limits.core.max_topic_bytes, 64..=65_535)),
+    entry("limits.max_topic_levels", |s| Slot::count(&mut s.limits.core.max_topic_levels, 1..=1024)),
+    entry("limits.max_properties", |s| Slot::count(&mut s.limits.core.max_properties, 0..=10_000)),
+    entry("limits.max_property_bytes", |s| {
+        Slot::bytes(&mut s.limits.core.max_property_bytes, KIB..=16 * MIB)
+    }),
+    entry("limits.max_queues", |s| Slot::count(&mut s.limits.core.max_queues, 1..=1_000_000)),
+    entry("limits.max_bindings", |s| Slot::count(&mut s.limits.core.max_bindings, 1..=100_000)),
+    entry("limits.max_sessions", |s| Slot::count(&mut s.limits.core.max_sessions, 1..=100_000_000)),
+    entry("limits.max_subscriptions", |s| Slot::count(&mut s.limits.core.max_subscriptions, 1..=1_000_000)),
+    entry("limits.max_group_members", |s| Slot::count(&mut s.limits.core.max_group_members, 1..=1_000_000)),
+    entry("limits.max_retained", |s| Slot::count(&mut s.limits.core.max_retained, 1..=1_000_000_000)),
+    entry("limits.max_retained_bytes", |s| {
+        Slot::bytes(&mut s.limits.core.max_retained_bytes, MIB..=1024 * GIB)
+    }),
+    entry("limits.session_messages", |s| Slot::count(&mut s.limits.core.session_messages, 1..=1_000_000_000)),
+    entry("limits.session_bytes", |s| Slot::bytes(&mut s.limits.core.session_bytes, 64 * KIB..=1024 * GIB)),
+    entry("limits.max_session_expiry", |s| {
+        Slot::Duration(&mut s.limits.core.max_session_expiry, SECOND..=3650 * DAY)
+    }),
+    entry("limits.publish_pending", |s| Slot::count(&mut s.limits.core.publish_pending, 1..=1_000_000)),
+    entry("limits.commit_pending_bytes", |s| {
+        Slot::bytes(&mut s.limits.core.commit_pending_bytes, MIB..=16 * GIB)
+    }),
+    entry("limits.queue_messages", |s| Slot::count(&mut s.limits.core.queue_messages, 1..=1_000_000_000_000)),
+    entry("limits.queue_bytes", |s| Slot::bytes(&mut s.limits.core.queue_bytes, MIB..=1024 * 1024 * GIB)),
     with_flag("log.level", "--log-level", |s| Slot::LogLevel(&mut s.log.level)),
     with_flag("log.format", "--log-format", |s| Slot::LogFormat(&mut s.log.format)),
     entry("shutdown.drain_timeout", |s| Slot::Duration(&mut s.shutdown.drain_timeout, Duration::ZERO..=HOUR)),

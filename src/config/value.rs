@@ -61,6 +61,45 @@ impl FromStr for Listen {
     }
 }
 
+/// A place for a number.
+#[derive(Debug)]
+pub enum Number<'a> {
+    /// On the wire or on disk.
+    Wide(&'a mut u64),
+    /// In memory.
+    Native(&'a mut usize),
+}
+
+impl Number<'_> {
+    fn get(&self) -> u64 {
+        match self {
+            Self::Wide(number) => **number,
+            Self::Native(number) => u64::try_from(**number).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Puts `value` there; `None` when it does not fit.
+    fn put(self, value: u64) -> Option<()> {
+        match self {
+            Self::Wide(number) => *number = value,
+            Self::Native(number) => *number = value.try_into().ok()?,
+        }
+        Some(())
+    }
+}
+
+impl<'a> From<&'a mut u64> for Number<'a> {
+    fn from(number: &'a mut u64) -> Self {
+        Self::Wide(number)
+    }
+}
+
+impl<'a> From<&'a mut usize> for Number<'a> {
+    fn from(number: &'a mut usize) -> Self {
+        Self::Native(number)
+    }
+}
+
 /// A place for a value, and what may be put there.
 #[derive(Debug)]
 pub enum Slot<'a> {
@@ -73,9 +112,9 @@ pub enum Slot<'a> {
     /// A time with its unit, or `off`.
     OptionalDuration(&'a mut Option<Duration>, RangeInclusive<Duration>),
     /// A number of bytes, with or without a unit.
-    Bytes(&'a mut u64, RangeInclusive<u64>),
+    Bytes(Number<'a>, RangeInclusive<u64>),
     /// A number.
-    Count(&'a mut u64, RangeInclusive<u64>),
+    Count(Number<'a>, RangeInclusive<u64>),
     /// What an acknowledgement waits for.
     Durability(&'a mut Durability),
     /// A level, or levels by module.
@@ -84,7 +123,17 @@ pub enum Slot<'a> {
     LogFormat(&'a mut telemetry::Format),
 }
 
-impl Slot<'_> {
+impl<'a> Slot<'a> {
+    /// A number of bytes within `range`.
+    pub fn bytes(place: impl Into<Number<'a>>, range: RangeInclusive<u64>) -> Self {
+        Self::Bytes(place.into(), range)
+    }
+
+    /// A number within `range`.
+    pub fn count(place: impl Into<Number<'a>>, range: RangeInclusive<u64>) -> Self {
+        Self::Count(place.into(), range)
+    }
+
     /// Puts the value there, or says what is permitted.
     ///
     /// # Errors
@@ -103,12 +152,14 @@ impl Slot<'_> {
             }
             Self::Bytes(bytes, range) => {
                 let (low, high) = (ShowBytes(*range.start()), ShowBytes(*range.end()));
-                *bytes = parse_bytes(text)
+                parse_bytes(text)
                     .filter(|bytes| range.contains(bytes))
+                    .and_then(|value| bytes.put(value))
                     .ok_or_else(|| format!("must be between {low} and {high}"))?;
             }
             Self::Count(count, range) => {
-                *count = text.parse().ok().filter(|count| range.contains(count)).ok_or_else(|| {
+                let fitting = text.parse().ok().filter(|count| range.contains(count));
+                fitting.and_then(|value| count.put(value)).ok_or_else(|| {
                     format!("must be a number between {} and {}", range.start(), range.end())
                 })?;
             }
@@ -136,8 +187,8 @@ impl Slot<'_> {
             Self::Listen(listen) => listen.to_string(),
             Self::Duration(duration, _) => show_duration(**duration),
             Self::OptionalDuration(duration, _) => duration.map_or_else(|| "off".to_owned(), show_duration),
-            Self::Bytes(bytes, _) => ShowBytes(**bytes).to_string(),
-            Self::Count(count, _) => count.to_string(),
+            Self::Bytes(bytes, _) => ShowBytes(bytes.get()).to_string(),
+            Self::Count(count, _) => count.get().to_string(),
             Self::Durability(policy) => policy.to_string(),
             Self::LogLevel(level) => (*level).clone(),
             Self::LogFormat(format) => format.to_string(),
@@ -161,8 +212,21 @@ fn parse_duration(text: &str, range: &RangeInclusive<Duration>, or: &str) -> Res
     })
 }
 
+/// The time in the largest unit that needs no fraction.
 fn show_duration(duration: Duration) -> String {
-    humantime::format_duration(duration).to_string()
+    const UNITS: [(&str, u128); 5] = [
+        ("days", 86_400_000_000_000),
+        ("h", 3_600_000_000_000),
+        ("m", 60_000_000_000),
+        ("s", 1_000_000_000),
+        ("ms", 1_000_000),
+    ];
+    let nanos = duration.as_nanos();
+    match UNITS.iter().find(|(_, size)| nanos >= *size && nanos.is_multiple_of(*size)) {
+        Some((unit, size)) => format!("{}{unit}", nanos / size),
+        None if nanos == 0 => "0s".to_owned(),
+        None => format!("{nanos}ns"),
+    }
 }
 
 const UNITS: [(&str, u64); 5] =
@@ -217,6 +281,9 @@ mod tests {
 
     #[test]
     fn durations() {
+        for text in ["0s", "7ns", "1500ms", "90s", "2m", "25h", "365days"] {
+            assert_eq!(show_duration(humantime::parse_duration(text).unwrap()), text);
+        }
         let mut duration = Some(Duration::ZERO);
         let range = Duration::from_secs(1)..=Duration::from_secs(60);
         Slot::OptionalDuration(&mut duration, range.clone()).set("off").unwrap();

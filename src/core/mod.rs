@@ -10,6 +10,7 @@ pub mod error;
 pub mod limits;
 pub mod queues;
 pub mod route;
+pub mod router;
 pub mod token;
 
 use std::fmt;

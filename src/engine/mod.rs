@@ -10,30 +10,43 @@
 //! - tickets complete in the order in which their operations were handed in, settlements among themselves;
 //! - nothing here blocks: what needs the disk is done by the engine's own threads.
 
-use std::collections::BTreeMap;
+mod definition;
+#[cfg(feature = "embedded")]
+pub mod embedded;
+mod error;
+pub mod settings;
+mod ticket;
+
 use std::fmt;
 use std::future::Future;
-use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytestring::ByteString;
 use smallvec::SmallVec;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, watch};
 
 use crate::types::topic::FilterSpec;
-use crate::types::{
-    ClientId, Message, Priority, Qos, QueueName, Sequence, TargetId, TopicFilter, TopicName, UnixMillis,
+use crate::types::{Message, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis};
+
+pub use definition::{
+    Definition, GroupSpec, QueueSpec, RetainHandling, SessionSpec, Stored, StoredSession, SubscribeOptions,
 };
+pub use error::{EngineError, OpenError};
+pub use settings::EngineSettings;
+pub use ticket::Ticket;
 
-pub mod settings;
-
-#[cfg(feature = "embedded")]
-pub mod embedded;
-
-pub use settings::{Durability, EngineSettings};
+/// What an acknowledgement waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// The disk has it: survives a killed process and, by design, a power cut.
+    #[default]
+    Fsync,
+    /// Given at once; the disk has it within the configured interval.
+    Interval,
+    /// Given at once; the disk has it some time.
+    Memory,
+}
 
 /// What an engine can honour; a setting beyond it is refused when it is made.
 #[derive(Debug, Clone)]
@@ -42,139 +55,6 @@ pub struct Capabilities {
     pub name: &'static str,
     /// What its tickets promise.
     pub durability: Durability,
-}
-
-/// A target that outlives connections, as stored.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Definition {
-    /// Competing consumers, leases.
-    Queue(QueueSpec),
-    /// One subscriber that may be away.
-    Session(SessionSpec),
-    /// The backlog of one share group that has a member whose session outlives its connection.
-    Group(GroupSpec),
-}
-
-/// The settings of a queue.
-#[derive(Debug, Clone, PartialEq)]
-pub struct QueueSpec {
-    /// Its name.
-    pub name: QueueName,
-    /// Every publish that one of them matches is copied into the queue.
-    pub bindings: Vec<TopicFilter>,
-    /// How long a consumer has a message when it does not say.
-    pub lease: Duration,
-    /// After that many counted deliveries a message is moved to `dead_letter`; none: without end.
-    pub max_deliveries: Option<NonZeroU32>,
-    /// Where messages go that were given up.
-    pub dead_letter: Option<QueueName>,
-    /// The time to live of messages that have none of their own.
-    pub default_ttl: Option<Duration>,
-    /// At most so many messages; beyond it a publish is refused whole.
-    pub max_messages: u64,
-    /// At most so many bytes of messages; beyond it a publish is refused whole.
-    pub max_bytes: u64,
-    /// Whether a higher priority is delivered first.
-    pub priorities: bool,
-    /// For people and their tools.
-    pub labels: BTreeMap<String, String>,
-    /// When it was made.
-    pub created_at: UnixMillis,
-}
-
-/// A session that outlives its connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionSpec {
-    /// Whose it is.
-    pub client_id: ClientId,
-    /// Who made it; nobody else may take it over.
-    pub principal: ByteString,
-    /// How long it outlives its connection; `Duration::MAX`: for ever.
-    pub expiry: Duration,
-    /// When it was made.
-    pub created_at: UnixMillis,
-    /// When it was last seen connected, as of the last checkpoint.
-    pub last_connected: UnixMillis,
-    /// At most so many messages wait; beyond it the new one is dropped and counted.
-    pub max_messages: u64,
-    /// At most so many bytes of messages wait; beyond it the new one is dropped and counted.
-    pub max_bytes: u64,
-}
-
-/// A share group with a backlog of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupSpec {
-    /// `$share/<group>/<filter>`.
-    pub filter: FilterSpec,
-    /// At most so many messages wait; beyond it the new one is dropped and counted.
-    pub max_messages: u64,
-    /// At most so many bytes of messages wait; beyond it the new one is dropped and counted.
-    pub max_bytes: u64,
-}
-
-/// How a subscription wants its messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SubscribeOptions {
-    /// The highest level it takes.
-    pub max_qos: Qos,
-    /// Not what the same client published.
-    pub no_local: bool,
-    /// Hand on the retain flag as published.
-    pub retain_as_published: bool,
-    /// What of the retained values it gets when it subscribes.
-    pub retain_handling: RetainHandling,
-    /// Told with each delivery.
-    pub identifier: Option<NonZeroU32>,
-}
-
-impl Default for SubscribeOptions {
-    fn default() -> Self {
-        Self {
-            max_qos: Qos::AtLeastOnce,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: RetainHandling::Send,
-            identifier: None,
-        }
-    }
-}
-
-/// What of the retained values a new subscription gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum RetainHandling {
-    /// All that match.
-    Send = 0,
-    /// All that match, if the subscription was not there before.
-    SendIfNew = 1,
-    /// None.
-    DoNotSend = 2,
-}
-
-/// What a stored session brings along at start.
-#[derive(Debug, Clone)]
-pub struct StoredSession {
-    /// Its target.
-    pub id: TargetId,
-    /// Its settings.
-    pub spec: SessionSpec,
-    /// What it subscribed to.
-    pub subscriptions: Vec<(FilterSpec, SubscribeOptions)>,
-    /// Packet ids of QoS 2 publishes that it has not released yet.
-    pub incoming: Vec<u16>,
-}
-
-/// What the engine holds when it opens.
-#[derive(Debug, Clone, Default)]
-pub struct Stored {
-    /// All queues.
-    pub queues: Vec<(TargetId, QueueSpec)>,
-    /// All sessions with their subscriptions.
-    pub sessions: Vec<StoredSession>,
-    /// All share groups with a backlog.
-    pub groups: Vec<(TargetId, GroupSpec)>,
-    /// All retained values.
-    pub retained: Vec<Message>,
 }
 
 /// One atomic act.
@@ -333,104 +213,6 @@ pub enum OutgoingState {
     Sent = 1,
     /// PUBREC was seen: only PUBREL may follow.
     Received = 2,
-}
-
-/// Completes when what it covers is durable, in order. Dropping it changes nothing.
-#[derive(Debug)]
-#[must_use = "what is not awaited is not known to be stored"]
-pub struct Ticket<T = Vec<Outcome>>(oneshot::Receiver<Result<T, EngineError>>);
-
-impl<T> Ticket<T> {
-    /// A ticket and its other end.
-    pub fn new() -> (oneshot::Sender<Result<T, EngineError>>, Self) {
-        let (send, receive) = oneshot::channel();
-        (send, Self(receive))
-    }
-
-    /// A ticket that is complete.
-    pub fn ready(result: Result<T, EngineError>) -> Self {
-        let (send, ticket) = Self::new();
-        drop(send.send(result));
-        ticket
-    }
-
-    /// What it came to, if it is complete.
-    pub fn try_now(&mut self) -> Option<Result<T, EngineError>> {
-        match self.0.try_recv() {
-            Ok(result) => Some(result),
-            Err(oneshot::error::TryRecvError::Empty) => None,
-            Err(oneshot::error::TryRecvError::Closed) => Some(Err(EngineError::Stopped)),
-        }
-    }
-
-    /// Waits on a thread that is not a runtime's.
-    ///
-    /// # Errors
-    /// As the engine says.
-    pub fn wait_blocking(self) -> Result<T, EngineError> {
-        self.0.blocking_recv().unwrap_or(Err(EngineError::Stopped))
-    }
-}
-
-impl<T> Future for Ticket<T> {
-    type Output = Result<T, EngineError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx).map(|result| result.unwrap_or(Err(EngineError::Stopped)))
-    }
-}
-
-/// Why an engine cannot go on, or cannot open.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EngineError {
-    /// A write or sync failed: nothing is acknowledged any more; the next start recovers from disk.
-    #[error("the store cannot write any more: {0}")]
-    Failed(String),
-    /// It was shut down.
-    #[error("the store is closed")]
-    Stopped,
-    /// There is no such target.
-    #[error("there is no such target")]
-    NoSuchTarget(TargetId),
-    /// What was read back is not what was written.
-    #[error("the store is damaged: {0}")]
-    Damaged(String),
-}
-
-/// Why an engine did not open its store.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// Another process has it.
-    #[error("the store in {} is in use by another process", .0.display())]
-    Locked(PathBuf),
-    /// Written by a newer program.
-    #[error("the store in {} has format {found}, this program knows up to {known}: use a newer stafett", path.display())]
-    Newer {
-        /// Where.
-        path: PathBuf,
-        /// Its format.
-        found: u32,
-        /// The newest that this program knows.
-        known: u32,
-    },
-    /// Not what was written.
-    #[error("the store in {} is damaged: {what}; `stafett store check` says more, `stafett store export` saves what is readable", path.display())]
-    Damaged {
-        /// Where.
-        path: PathBuf,
-        /// What is wrong.
-        what: String,
-    },
-    /// The directory cannot be used.
-    #[error("cannot use the data directory {}: {what}", path.display())]
-    Unusable {
-        /// Where.
-        path: PathBuf,
-        /// What the system says.
-        what: String,
-    },
 }
 
 /// How a consumer takes.

@@ -7,17 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What an acknowledgement waits for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Durability {
-    /// The disk has it: survives `kill -9` and, by design, a power cut.
-    #[default]
-    Fsync,
-    /// The process has it, the disk within [`EngineSettings::sync_interval`].
-    Interval,
-    /// The process has it, the disk some time later.
-    Memory,
-}
+use super::Durability;
 
 impl Durability {
     /// Every policy, the default first.

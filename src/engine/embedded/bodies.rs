@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 use rustc_hash::FxHasher;
 
 use super::disk::Trees;
+use super::entry::Entry;
 use super::format::{self, INLINE, part_key};
-use super::target::Entry;
 use crate::engine::EngineError;
 
 /// Identifies bytes in memory: the bodies of a pack, or one large body.

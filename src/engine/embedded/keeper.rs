@@ -11,10 +11,12 @@ use std::time::Duration;
 use bytestring::ByteString;
 use parking_lot::{Condvar, Mutex};
 
-use super::format::{decode_message, encode_message};
+use super::body::{decode_message, encode_message};
+use super::entry::Entry;
+use super::index::{Due, State};
 use super::lanes::{Prepared, Reply, SettleReply, Work, deadline};
 use super::shared::Shared;
-use super::target::{Due, Entry, State, Target};
+use super::target::Target;
 use crate::engine::{Browsed, EngineError, Outcome, Ticket, View};
 use crate::types::clock::unix_now;
 use crate::types::{DeadLetter, Message, Sequence, TargetId, UnixMillis};

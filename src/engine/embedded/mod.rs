@@ -14,34 +14,45 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use self::bodies::Bodies;
+use self::body::{decode_message, encode_message};
+use self::consumer::EmbeddedConsumer;
 use self::disk::Disk;
-use self::format::{decode_message, encode_message};
-use self::keeper::{Job, Tasks, follow_up};
+use self::entry::Entry;
+use self::index::Waker;
+use self::keeper::{Job, Tasks};
 use self::lanes::{Lanes, Prepared, PreparedPublish, Retained, SettleReply, Work};
 use self::shared::Shared;
-use self::target::{Entry, Take, Target, Waker};
+use self::target::Target;
 use self::writer::Writer;
 use super::settings::EngineSettings;
 use super::{
-    Capabilities, Consumer, ConsumerOptions, Engine, EngineError, Health, LeaseError, LeaseRef, Leased, Nack,
-    Op, OpenError, Pending, Settled, Stored, TargetStats, Ticket, View,
+    Capabilities, Consumer, ConsumerOptions, Engine, EngineError, Health, LeaseError, LeaseRef, Nack, Op,
+    OpenError, Pending, Settled, Stored, TargetStats, Ticket, View,
 };
 use crate::types::clock::unix_now;
-use crate::types::{Sequence, TargetId, UnixMillis};
+use crate::types::{Sequence, TargetId};
 
 mod bodies;
+mod body;
+mod consumer;
 mod disk;
+mod entry;
 mod format;
+mod index;
 mod keeper;
 mod lanes;
 mod ledger;
+mod level;
 mod objects;
 mod pack;
 mod recovery;
 mod shared;
+mod space;
+mod stage;
+mod survey;
 mod target;
 mod upkeep;
 mod writer;
@@ -399,101 +410,5 @@ impl Drop for Embedded {
     fn drop(&mut self) {
         // What was acknowledged is durable already; the rest nobody waits for any more.
         drop(self.close());
-    }
-}
-
-/// See [`Consumer`].
-struct EmbeddedConsumer {
-    shared: Arc<Shared>,
-    target: Arc<Target>,
-    id: u64,
-    waker: Arc<Waker>,
-    lease: Option<Duration>,
-    keep_leases: bool,
-}
-
-impl fmt::Debug for EmbeddedConsumer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EmbeddedConsumer")
-            .field("target", &self.target.id)
-            .field("id", &self.id)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Consumer for EmbeddedConsumer {
-    fn take(&self, max: usize, max_bytes: usize, out: &mut Vec<Leased>) -> Result<(), EngineError> {
-        let now = unix_now();
-        let lease_ends = self.lease.map_or(u64::MAX, |lease| now.after(lease).0);
-        let mut taken = Vec::with_capacity(max.min(256));
-        let not = {
-            let mut bodies = self.shared.bodies.reader();
-            let mut state = self.target.state.lock();
-            if state.gone {
-                return Err(EngineError::NoSuchTarget(self.target.id));
-            }
-            let how = Take { consumer: self.id, max, max_bytes, now, lease_ends };
-            let not = state.take(how, |entry| bodies.get(entry), &mut taken);
-            if self.lease.is_some() {
-                self.shared.tasks.register(&self.target, &mut state, now);
-            }
-            not
-        };
-        keeper::expire(&self.shared, &self.target, &not.expired);
-        if !not.missing.is_empty() {
-            self.shared.tasks.push(Job::Load { target: self.target.clone(), entries: not.missing });
-        }
-        out.reserve(taken.len());
-        for taken in taken {
-            let entry = taken.entry;
-            let mut message = match decode_message(taken.body) {
-                Ok(message) => message,
-                Err(error) => {
-                    keeper::discard(&self.target, entry.sequence, &EngineError::Damaged(error.to_string()));
-                    continue;
-                }
-            };
-            message.expires_at = message.expires_at.or_else(|| entry.expires_at());
-            out.push(Leased {
-                sequence: Sequence(entry.sequence),
-                attempt: taken.attempt,
-                qos: entry.qos(),
-                retain: entry.retain(),
-                priority: entry.priority(),
-                lease_expires: taken.lease_ends,
-                outgoing: taken.outgoing,
-                message,
-            });
-        }
-        Ok(())
-    }
-
-    fn ready(&self) -> &Notify {
-        &self.waker.notify
-    }
-
-    fn release_all(&self, counted: bool) {
-        let max = self.target.settings.load().max_deliveries;
-        let at: UnixMillis = unix_now();
-        let due = {
-            let mut state = self.target.state.lock();
-            let due = state.release_all(self.id, counted, max, at);
-            self.shared.tasks.register(&self.target, &mut state, at);
-            due
-        };
-        follow_up(&self.shared, &self.target, due);
-    }
-
-    fn target(&self) -> TargetId {
-        self.target.id
-    }
-}
-
-impl Drop for EmbeddedConsumer {
-    fn drop(&mut self) {
-        if !self.keep_leases {
-            self.release_all(false);
-        }
-        self.target.state.lock().leave(self.id);
     }
 }

@@ -10,12 +10,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::bodies::Bodies;
+use super::body::decode_message;
 use super::disk::{Disk, Trees};
-use super::format::{self, CONTINUED, CONTINUES, Done, Head, Location, Record, decode_message};
+use super::entry::Entry;
+use super::format::{self, CONTINUED, CONTINUES, Done, Head, Location, Record};
 use super::ledger::Ledger;
 use super::objects;
 use super::shared::Registry;
-use super::target::{Entry, Settings};
+use super::target::Settings;
 use crate::engine::{Definition, OpenError, Stored, StoredSession};
 use crate::types::clock::{now, unix_now};
 use crate::types::{TargetId, TopicName};

@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use super::entry::Entry;
 use super::format::{self, CONTINUED, Location, Record};
 use super::lanes::deadline;
 use super::ledger::Ledger;
 use super::pack::Failed;
-use super::target::Entry;
 use super::writer::Writer;
 use crate::types::clock::now;
 

@@ -1,0 +1,112 @@
+//! One of the consumers of a target.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::body::decode_message;
+use super::index::{Take, Waker};
+use super::keeper::{self, Job, follow_up};
+use super::shared::Shared;
+use super::target::Target;
+use crate::engine::{Consumer, EngineError, Leased};
+use crate::types::clock::unix_now;
+use crate::types::{Sequence, TargetId, UnixMillis};
+
+/// See [`Consumer`].
+pub(super) struct EmbeddedConsumer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) target: Arc<Target>,
+    pub(super) id: u64,
+    pub(super) waker: Arc<Waker>,
+    pub(super) lease: Option<Duration>,
+    pub(super) keep_leases: bool,
+}
+
+impl fmt::Debug for EmbeddedConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmbeddedConsumer")
+            .field("target", &self.target.id)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Consumer for EmbeddedConsumer {
+    fn take(&self, max: usize, max_bytes: usize, out: &mut Vec<Leased>) -> Result<(), EngineError> {
+        let now = unix_now();
+        let lease_ends = self.lease.map_or(u64::MAX, |lease| now.after(lease).0);
+        let mut taken = Vec::with_capacity(max.min(256));
+        let not = {
+            let mut bodies = self.shared.bodies.reader();
+            let mut state = self.target.state.lock();
+            if state.gone {
+                return Err(EngineError::NoSuchTarget(self.target.id));
+            }
+            let how = Take { consumer: self.id, max, max_bytes, now, lease_ends };
+            let not = state.take(how, |entry| bodies.get(entry), &mut taken);
+            if self.lease.is_some() {
+                self.shared.tasks.register(&self.target, &mut state, now);
+            }
+            not
+        };
+        keeper::expire(&self.shared, &self.target, &not.expired);
+        if !not.missing.is_empty() {
+            self.shared.tasks.push(Job::Load { target: self.target.clone(), entries: not.missing });
+        }
+        out.reserve(taken.len());
+        for taken in taken {
+            let entry = taken.entry;
+            let mut message = match decode_message(taken.body) {
+                Ok(message) => message,
+                Err(error) => {
+                    keeper::discard(&self.target, entry.sequence, &EngineError::Damaged(error.to_string()));
+                    continue;
+                }
+            };
+            message.expires_at = message.expires_at.or_else(|| entry.expires_at());
+            out.push(Leased {
+                sequence: Sequence(entry.sequence),
+                attempt: taken.attempt,
+                qos: entry.qos(),
+                retain: entry.retain(),
+                priority: entry.priority(),
+                lease_expires: taken.lease_ends,
+                outgoing: taken.outgoing,
+                message,
+            });
+        }
+        Ok(())
+    }
+
+    fn ready(&self) -> &Notify {
+        &self.waker.notify
+    }
+
+    fn release_all(&self, counted: bool) {
+        let max = self.target.settings.load().max_deliveries;
+        let at: UnixMillis = unix_now();
+        let due = {
+            let mut state = self.target.state.lock();
+            let due = state.release_all(self.id, counted, max, at);
+            self.shared.tasks.register(&self.target, &mut state, at);
+            due
+        };
+        follow_up(&self.shared, &self.target, due);
+    }
+
+    fn target(&self) -> TargetId {
+        self.target.id
+    }
+}
+
+impl Drop for EmbeddedConsumer {
+    fn drop(&mut self) {
+        if !self.keep_leases {
+            self.release_all(false);
+        }
+        self.target.state.lock().leave(self.id);
+    }
+}

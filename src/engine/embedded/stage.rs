@@ -1,0 +1,384 @@
+//! Writes one piece of work into the open pack, gives sequences out, and notes what is to happen when it is durable.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::entry::Entry;
+use super::format::{Add, Location, Mark, Place, RETAINED, Record};
+use super::lanes::{Prepared, PreparedPublish, SettleReply, Work};
+use super::objects;
+use super::pack::Failed;
+use super::target::{Settings, Target};
+use super::writer::{Answer, Effect, Writer};
+use crate::engine::{Append, Outcome, Refusal};
+use crate::types::{Priority, Qos, Sequence, TargetId, UnixMillis};
+
+impl Writer {
+    /// Writes one piece of work into the open pack.
+    pub(super) fn stage(&mut self, work: Work) -> Result<(), Failed> {
+        match work {
+            Work::Commit { ops, reply } => {
+                let mut outcomes = Vec::with_capacity(ops.len());
+                for op in ops {
+                    outcomes.push(self.stage_op(op)?);
+                }
+                self.answers.push(Answer::Commit(reply, outcomes));
+            }
+            Work::Settle { target, entries, reply } => {
+                let mut bytes = 0;
+                let mut count = 0;
+                for (sequence, place, len) in entries {
+                    if self.stage_settle(&target, sequence, place)? {
+                        count += 1;
+                        bytes += u64::from(len);
+                    }
+                }
+                target.messages.fetch_sub(count, Ordering::Relaxed);
+                target.bytes.fetch_sub(bytes, Ordering::Relaxed);
+                match reply {
+                    SettleReply::Nobody => {}
+                    SettleReply::Done(reply) => self.answers.push(Answer::Done(reply)),
+                    SettleReply::Count(reply, count) => self.answers.push(Answer::Count(reply, count)),
+                }
+            }
+            Work::Mark { target, marks, reply } => {
+                for (sequence, place, mark) in marks {
+                    self.stage_mark(target.id, sequence, place, mark)?;
+                }
+                if let Some(reply) = reply {
+                    self.answers.push(Answer::Done(reply));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the message was there.
+    fn stage_settle(&mut self, target: &Target, sequence: u64, place: Location) -> Result<bool, Failed> {
+        let of = self.ledger.current(place);
+        if !self.ledger.settle(of) {
+            return Ok(false);
+        }
+        let (packer, mut books) = self.books();
+        packer.record(&mut books, &Record::Settle { target: target.id.0, sequence, of })?;
+        Ok(true)
+    }
+
+    fn stage_mark(
+        &mut self,
+        target: TargetId,
+        sequence: u64,
+        place: Location,
+        mark: Mark,
+    ) -> Result<(), Failed> {
+        let of = self.ledger.current(place);
+        if self.ledger.mark(of, mark) {
+            let (packer, mut books) = self.books();
+            packer.record(&mut books, &Record::Mark { target: target.0, sequence, of, mark })?;
+        }
+        Ok(())
+    }
+
+    fn stage_op(&mut self, op: Prepared) -> Result<Outcome, Failed> {
+        if let Some((free_bytes, watermark_bytes)) = self.low_disk
+            && matches!(op, Prepared::Publish(_) | Prepared::Define(..) | Prepared::Subscribe(..))
+        {
+            return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
+        }
+        let trees = self.shared.disk.trees.clone();
+        let row = |result: sled::Result<Option<sled::IVec>>| result.map(drop).map_err(|e| e.to_string());
+        match op {
+            Prepared::Publish(publish) => return self.stage_publish(*publish),
+            Prepared::Move { from, sequence, to, body, priority, expires_at } => {
+                return self.stage_move(from, sequence, to, &body, priority, expires_at);
+            }
+            Prepared::Outgoing { target, sequence, outgoing } => {
+                let Ok(target) = self.shared.target(target) else {
+                    return Ok(Outcome::Refused(Refusal::Gone(target)));
+                };
+                let found = target.state.lock().set_outgoing(sequence.0, outgoing);
+                let Some((place, mark)) = found else { return Ok(Outcome::Refused(Refusal::NotLeased)) };
+                self.stage_mark(target.id, sequence.0, place, mark)?;
+            }
+            Prepared::ReleaseIncoming { session, packet_id } => {
+                let Ok(target) = self.shared.target(session) else {
+                    return Ok(Outcome::Refused(Refusal::Gone(session)));
+                };
+                let found = target.state.lock().incoming.get(&packet_id).copied();
+                if let Some((sequence, place)) = found {
+                    self.stage_settle(&target, sequence, place)?;
+                    self.effects.push(Effect::Released(target, packet_id));
+                }
+            }
+            Prepared::Define(id, definition) => {
+                let bytes = objects::encode(&definition);
+                self.packer.note_written(&self.shared.disk, bytes.len() + 64)?;
+                row(trees
+                    .meta
+                    .insert("next_target", &self.shared.next_target.load(Ordering::Relaxed).to_be_bytes()))?;
+                row(trees.obj.insert(id.0.to_be_bytes(), bytes))?;
+                // Known at once: nobody can name it before its ticket completes, or it was known before.
+                self.shared.registry.write().define(id, Settings::from(&*definition));
+            }
+            Prepared::Delete { id, only_if_empty } => {
+                if only_if_empty && let Ok(target) = self.shared.target(id) {
+                    let messages = target.messages.load(Ordering::Relaxed);
+                    if messages > 0 {
+                        return Ok(Outcome::Refused(Refusal::NotEmpty { messages }));
+                    }
+                }
+                let Some(target) = self.shared.registry.write().remove(id) else {
+                    return Ok(Outcome::Refused(Refusal::Gone(id)));
+                };
+                row(trees.obj.remove(id.0.to_be_bytes()))?;
+                for key in trees.sub.scan_prefix(id.0.to_be_bytes()).keys() {
+                    row(trees.sub.remove(key.map_err(|e| e.to_string())?))?;
+                }
+                row(trees.seq.remove(id.0.to_be_bytes()))?;
+                self.dirty_sequences.remove(&id);
+                self.packer.note_written(&self.shared.disk, 256)?;
+                self.effects.push(Effect::Gone(target));
+            }
+            Prepared::Subscribe(session, filter, options) => {
+                if self.shared.target(session).is_err() {
+                    return Ok(Outcome::Refused(Refusal::Gone(session)));
+                }
+                let key = subscription_key(session, &filter.to_string());
+                self.packer.note_written(&self.shared.disk, key.len() + 64)?;
+                row(trees.sub.insert(key, objects::encode_subscription(&options)))?;
+            }
+            Prepared::Unsubscribe(session, filter) => {
+                let key = subscription_key(session, &filter.to_string());
+                self.packer.note_written(&self.shared.disk, key.len() + 64)?;
+                row(trees.sub.remove(key))?;
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn stage_publish(&mut self, publish: PreparedPublish) -> Result<Outcome, Failed> {
+        let len = publish.body.len() as u64;
+        let mut open = SmallVec::<[Option<(Arc<Target>, &Append)>; 2]>::new();
+        for append in &publish.targets {
+            let Ok(target) = self.shared.target(append.target) else {
+                if publish.targets.len() == 1 && publish.incoming.is_none() && publish.retained.is_none() {
+                    return Ok(Outcome::Refused(Refusal::Gone(append.target)));
+                }
+                open.push(None);
+                continue;
+            };
+            match room(&target, len) {
+                None => open.push(Some((target, append))),
+                Some(_) if !target.settings.load().rejects => {
+                    target.totals.dropped.fetch_add(1, Ordering::Relaxed);
+                    open.push(None);
+                }
+                Some(bound) => return Ok(Outcome::Refused(Refusal::Full { target: append.target, bound })),
+            }
+        }
+        let incoming =
+            publish.incoming.and_then(|(session, id)| Some((self.shared.target(session).ok()?, id)));
+        let stores =
+            open.iter().any(Option::is_some) || publish.retained.as_ref().is_some_and(|it| !it.clear);
+        let (packer, mut books) = self.books();
+        packer.begin_op(&mut books, publish.targets.len() + 3, publish.body.len())?;
+        let place = if stores { Some(packer.body(&mut books, &publish.body)?) } else { None };
+        let mut sequences = SmallVec::with_capacity(open.len());
+        for slot in open {
+            let (Some((target, append)), Some(place)) = (slot, place) else {
+                sequences.push(None);
+                continue;
+            };
+            let expires_at = [append.expires_at, publish.expires_at].into_iter().flatten().min();
+            let mark = Mark { not_before: append.not_before, ..Mark::default() };
+            let how = (append.qos, append.retain, append.priority);
+            sequences.push(Some(self.stage_add(target, place, how, expires_at, mark)?));
+        }
+        if let Some(retained) = publish.retained {
+            if let Some((sequence, of)) = self.retained.remove(&retained.topic) {
+                let of = self.ledger.current(of);
+                if self.ledger.settle(of) {
+                    let (packer, mut books) = self.books();
+                    packer.record(&mut books, &Record::Settle { target: RETAINED, sequence, of })?;
+                }
+            }
+            if let (false, Some(place)) = (retained.clear, place) {
+                let sequence = self.next_retained;
+                self.next_retained += 1;
+                self.dirty_sequences.insert(TargetId(RETAINED));
+                let add = bodiless(RETAINED, sequence, place, publish.expires_at, None);
+                let (packer, mut books) = self.books();
+                let location = packer.add(&mut books, add)?;
+                self.retained.insert(retained.topic.detached(), (sequence, location));
+            }
+        }
+        if let Some((session, id)) = incoming {
+            let sequence = self.next_sequence(&session);
+            let nowhere = Place { pack: None, offset: 0, len: 0, crc: None };
+            let add = bodiless(session.id.0, sequence, nowhere, None, Some(id));
+            let (packer, mut books) = self.books();
+            let location = packer.add(&mut books, add)?;
+            self.effects.push(Effect::Incoming(session, id, sequence, location));
+        }
+        let (packer, mut books) = self.books();
+        packer.end_op(&mut books)?;
+        Ok(Outcome::Published(sequences))
+    }
+
+    fn next_sequence(&mut self, target: &Target) -> u64 {
+        self.dirty_sequences.insert(target.id);
+        target.next_sequence.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn stage_add(
+        &mut self,
+        target: Arc<Target>,
+        place: Place,
+        (qos, retain, priority): (Qos, bool, Priority),
+        expires_at: Option<UnixMillis>,
+        mark: Mark,
+    ) -> Result<Sequence, Failed> {
+        let sequence = self.next_sequence(&target);
+        let priority = if target.settings.load().priorities { priority } else { Priority::default() };
+        let add = Add {
+            target: target.id.0,
+            sequence,
+            place,
+            qos,
+            retain,
+            priority,
+            expires_at,
+            incoming: None,
+            mark,
+        };
+        let (packer, mut books) = self.books();
+        let location = packer.add(&mut books, add)?;
+        target.messages.fetch_add(1, Ordering::Relaxed);
+        target.bytes.fetch_add(u64::from(place.len), Ordering::Relaxed);
+        target.totals.enqueued.fetch_add(1, Ordering::Relaxed);
+        let how = (qos, retain);
+        let entry = Entry::new(
+            sequence,
+            location,
+            place.offset,
+            place.len,
+            place.crc.is_some(),
+            expires_at,
+            how,
+            priority,
+        );
+        self.effects.push(Effect::Push(target, entry, mark));
+        Ok(Sequence(sequence))
+    }
+
+    fn stage_move(
+        &mut self,
+        from: TargetId,
+        sequence: Sequence,
+        to: TargetId,
+        body: &Bytes,
+        priority: Priority,
+        expires_at: Option<UnixMillis>,
+    ) -> Result<Outcome, Failed> {
+        let (source, destination) = match (self.shared.target(from), self.shared.target(to)) {
+            (Ok(source), Ok(destination)) => (source, destination),
+            (Err(_), _) => return Ok(Outcome::Refused(Refusal::Gone(from))),
+            (_, Err(_)) => return Ok(Outcome::Refused(Refusal::Gone(to))),
+        };
+        let Some(entry) = source.state.lock().settle_for_move(sequence.0) else {
+            return Ok(Outcome::Refused(Refusal::NotLeased));
+        };
+        let (packer, mut books) = self.books();
+        packer.begin_op(&mut books, 2, body.len())?;
+        let place = packer.body(&mut books, body)?;
+        if self.stage_settle(&source, sequence.0, entry.location())? {
+            source.messages.fetch_sub(1, Ordering::Relaxed);
+            source.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
+        }
+        let how = (entry.qos(), entry.retain(), priority);
+        let moved = self.stage_add(destination, place, how, expires_at, Mark::default())?;
+        Ok(Outcome::Published(SmallVec::from_elem(Some(moved), 1)))
+    }
+
+    /// A message of an old pack is written again. Its old place leads to the new one from now on.
+    pub(super) fn stage_rewrite(&mut self, old: Location, mut add: Add, body: &Bytes) -> Result<(), Failed> {
+        let target =
+            if add.target == RETAINED { None } else { self.shared.target(TargetId(add.target)).ok() };
+        let (packer, mut books) = self.books();
+        packer.begin_op(&mut books, 1, body.len())?;
+        if add.incoming.is_none() {
+            add.place = packer.body(&mut books, body)?;
+        }
+        packer.depend_on(&mut books, old.pack);
+        add.place.pack = None;
+        let new = packer.add(&mut books, add.clone())?;
+        self.ledger.moved(old, new);
+        match (target, add.incoming) {
+            (None, _) => {
+                for (_, place) in self.retained.values_mut().filter(|(_, place)| *place == old) {
+                    *place = new;
+                }
+            }
+            (Some(target), Some(id)) => {
+                self.effects.push(Effect::Incoming(target, id, add.sequence, new));
+            }
+            (Some(target), None) => {
+                let Place { offset, len, crc, .. } = add.place;
+                let how = (add.qos, add.retain);
+                let entry = Entry::new(
+                    add.sequence,
+                    new,
+                    offset,
+                    len,
+                    crc.is_some(),
+                    add.expires_at,
+                    how,
+                    add.priority,
+                );
+                self.effects.push(Effect::Relocate(target, entry));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bodiless(
+    target: u32,
+    sequence: u64,
+    place: Place,
+    expires_at: Option<UnixMillis>,
+    incoming: Option<u16>,
+) -> Add {
+    Add {
+        target,
+        sequence,
+        place,
+        qos: Qos::AtMostOnce,
+        retain: false,
+        priority: Priority::default(),
+        expires_at,
+        incoming,
+        mark: Mark::default(),
+    }
+}
+
+/// The key of a subscription: its session and its filter.
+pub(super) fn subscription_key(session: TargetId, filter: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(4 + filter.len());
+    key.extend_from_slice(&session.0.to_be_bytes());
+    key.extend_from_slice(filter.as_bytes());
+    key
+}
+
+/// Which bound one more message would break.
+fn room(target: &Target, len: u64) -> Option<String> {
+    let settings = target.settings.load();
+    if target.messages.load(Ordering::Relaxed) >= settings.max_messages {
+        return Some(format!("max_messages {}", settings.max_messages));
+    }
+    let bytes = target.bytes.load(Ordering::Relaxed);
+    (bytes + len > settings.max_bytes).then(|| format!("max_bytes {}", settings.max_bytes))
+}
