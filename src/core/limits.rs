@@ -41,6 +41,8 @@ pub struct Limits {
     pub commit_pending_bytes: usize,
     /// A queue's lease when nobody says.
     pub default_lease: Duration,
+    /// The shortest lease. A shorter one would end before its message is with the consumer.
+    pub min_lease: Duration,
     /// The longest lease.
     pub max_lease: Duration,
     /// The longest delay of a message.
@@ -73,6 +75,7 @@ impl Default for Limits {
             publish_pending: 4096,
             commit_pending_bytes: 64 << 20,
             default_lease: Duration::from_secs(30),
+            min_lease: Duration::from_secs(1),
             max_lease: Duration::from_secs(12 * 3600),
             max_delay: DAY * 365,
             queue_messages: 10_000_000,
