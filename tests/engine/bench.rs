@@ -141,7 +141,12 @@ impl Bench {
     }
 
     pub(crate) fn consumer(&self, target: TargetId) -> Box<dyn Consumer> {
-        self.engine.consumer(target, ConsumerOptions { lease: Some(Duration::from_secs(60)) }).unwrap()
+        self.engine
+            .consumer(
+                target,
+                ConsumerOptions { lease: Some(Duration::from_secs(60)), ..ConsumerOptions::default() },
+            )
+            .unwrap()
     }
 
     pub(crate) async fn settle(&self, target: TargetId, leased: &[Leased]) {

@@ -207,8 +207,13 @@ async fn a_lease_that_ends_counts_and_lets_another_have_it() {
     let bench = Bench::new();
     let queue = bench.queue("q").await;
     bench.put(queue, "m").await;
-    let short =
-        bench.engine.consumer(queue, ConsumerOptions { lease: Some(Duration::from_millis(30)) }).unwrap();
+    let short = bench
+        .engine
+        .consumer(
+            queue,
+            ConsumerOptions { lease: Some(Duration::from_millis(30)), ..ConsumerOptions::default() },
+        )
+        .unwrap();
     let other = bench.consumer(queue);
     let lost = take(&*short, 1).await;
     assert!(take_now(&*other).is_empty());
@@ -227,8 +232,13 @@ async fn an_extended_lease_ends_later() {
     let queue = bench.queue("q").await;
     bench.put(queue, "m").await;
     bench.put(queue, "marker").await;
-    let short =
-        bench.engine.consumer(queue, ConsumerOptions { lease: Some(Duration::from_millis(50)) }).unwrap();
+    let short = bench
+        .engine
+        .consumer(
+            queue,
+            ConsumerOptions { lease: Some(Duration::from_millis(50)), ..ConsumerOptions::default() },
+        )
+        .unwrap();
     let leased = take(&*short, 2).await;
     let extended = bench.engine.extend(queue, &[lease_of(&leased[0])], Duration::from_secs(60)).unwrap();
     assert_eq!(extended, []);
