@@ -53,7 +53,9 @@ impl Intake<'_> {
         let qos = match message.qos() {
             v1::Qos::Unspecified | v1::Qos::AtLeastOnce => Qos::AtLeastOnce,
             v1::Qos::AtMostOnce => Qos::AtMostOnce,
-            v1::Qos::ExactlyOnce => return Err(CoreError::invalid("qos", "exactly once is for MQTT sessions")),
+            v1::Qos::ExactlyOnce => {
+                return Err(CoreError::invalid("qos", "exactly once is for MQTT sessions"));
+            }
         };
         let extras = self.extras(&message)?;
         let v1::Message { topic: own, payload, properties, content_type, correlation_data, .. } = message;
@@ -99,7 +101,8 @@ impl Intake<'_> {
 
     /// The rare parts, checked; those that are moved out of the message come later.
     fn extras(&self, message: &v1::Message) -> Result<Option<Box<Extras>>, CoreError> {
-        let v1::Message { properties, content_type, reply_to, correlation_data, payload_is_utf8, .. } = message;
+        let v1::Message { properties, content_type, reply_to, correlation_data, payload_is_utf8, .. } =
+            message;
         let rare = properties.is_empty()
             && content_type.is_empty()
             && reply_to.is_empty()
@@ -114,7 +117,8 @@ impl Intake<'_> {
         }
         for (at, v1::Property { key, value }) in properties.iter().enumerate() {
             for (part, text) in [("key", key), ("value", value)] {
-                check_text(text).map_err(|what| CoreError::invalid(format!("properties[{at}].{part}"), what))?;
+                check_text(text)
+                    .map_err(|what| CoreError::invalid(format!("properties[{at}].{part}"), what))?;
             }
         }
         check_text(content_type).map_err(|what| CoreError::invalid("content_type", what))?;
@@ -178,8 +182,9 @@ pub(super) fn at_most(field: &str, len: usize, max: usize) -> Result<(), CoreErr
 /// # Errors
 /// [`CoreError::Invalid`] for a negative one or one whose parts contradict each other.
 pub(super) fn duration(field: &str, duration: &prost_types::Duration) -> Result<Duration, CoreError> {
-    Duration::try_from(*duration)
-        .map_err(|_| CoreError::invalid(field, format!("{}.{:09} s is not a time", duration.seconds, duration.nanos)))
+    Duration::try_from(*duration).map_err(|_| {
+        CoreError::invalid(field, format!("{}.{:09} s is not a time", duration.seconds, duration.nanos))
+    })
 }
 
 /// A time that was perhaps given, within `range`.
@@ -240,7 +245,10 @@ pub(super) fn message(message: Message, qos: Qos, now: UnixMillis) -> v1::Messag
     v1::Message {
         topic: message.topic.as_str().to_owned(),
         payload: message.payload,
-        properties: properties.into_iter().map(|(k, v)| v1::Property { key: k.into(), value: v.into() }).collect(),
+        properties: properties
+            .into_iter()
+            .map(|(k, v)| v1::Property { key: k.into(), value: v.into() })
+            .collect(),
         content_type: text(content_type),
         payload_is_utf8,
         qos: qos_of(qos).into(),

@@ -53,7 +53,8 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let deadline = timeout(request.headers()).map(|timeout| Instant::now() + timeout.saturating_sub(LEAD));
+        let deadline =
+            timeout(request.headers()).map(|timeout| Instant::now() + timeout.saturating_sub(LEAD));
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(Deadline(deadline));
         }

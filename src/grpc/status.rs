@@ -30,13 +30,16 @@ pub(super) fn status(error: &CoreError) -> Status {
 
 /// The error as the status of one item.
 pub(super) fn item(error: &CoreError) -> pb::Status {
-    let status = status(error);
+    of_status(&status(error))
+}
+
+/// The status of a call as that of one item or event.
+pub(super) fn of_status(status: &Status) -> pb::Status {
     // The details of a status are a google.rpc.Status, as `with_error_details` made them.
-    pb::Status::decode(status.details()).unwrap_or_else(|_| pb::Status {
-        code: status.code().into(),
-        message: status.message().to_owned(),
-        details: Vec::new(),
-    })
+    match pb::Status::decode(status.details()) {
+        Ok(full) if !status.details().is_empty() => full,
+        _ => plain(status.code(), status.message()),
+    }
 }
 
 /// A status of our own as the status of one item or event.
@@ -182,7 +185,10 @@ mod tests {
         let error = CoreError::Full { queue: "orders".to_owned(), bound: "max_messages 100".to_owned() };
         let details = status(&error).get_error_details();
         let quota = &details.quota_failure().unwrap().violations[0];
-        assert_eq!((quota.subject.as_str(), quota.description.as_str()), ("queue:orders", "max_messages 100"));
+        assert_eq!(
+            (quota.subject.as_str(), quota.description.as_str()),
+            ("queue:orders", "max_messages 100")
+        );
         assert_eq!(details.retry_info().unwrap().retry_delay, Some(FULL_RETRY));
     }
 

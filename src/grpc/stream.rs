@@ -3,8 +3,13 @@
 //! Invariant: a stream that the broker ends by plan says `closing` last; one that ends by the client's fault says
 //! `closing` and then ends with that status.
 
+use std::collections::VecDeque;
+use std::future::Future;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::time::Duration;
+
+use futures_util::{Stream, StreamExt, stream};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -19,12 +24,88 @@ use super::status::plain;
 
 /// After so much silence the broker says that it is alive, when the client does not say otherwise.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(30);
+/// What a client may say instead.
+pub(super) const HEARTBEAT_RANGE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
 /// How long a client waits before it opens again a stream that has reached its age: it need not.
 const AGED_RECONNECT: Duration = Duration::ZERO;
 /// The same when the broker stops.
 const STOPPED_RECONNECT: Duration = Duration::from_secs(1);
 /// Later than anything.
 const NEVER: Duration = Duration::from_secs(86_400 * 365 * 30);
+
+/// What holds for every stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bounds {
+    /// Then it ends, so that clients spread again; none: never.
+    pub(super) max_age: Option<Duration>,
+    /// Largest frame of a client, in bytes.
+    pub(super) max_frame_bytes: u64,
+}
+
+/// A stream that the broker serves: a machine that is turned when the peer can take more.
+pub(super) trait Served: Send + 'static {
+    /// What it says.
+    type Event: Send + 'static;
+
+    /// What it has to say.
+    fn said(&mut self) -> &mut Events<Self::Event>;
+
+    /// Waits for something to do and does it. Need not say anything.
+    fn step(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// Runs a stream inside the answer of its call: without a task or a channel of its own, and no further than the peer
+/// reads. Dropped with the call.
+pub(super) fn run<S: Served>(served: S) -> Pin<Box<dyn Stream<Item = Result<S::Event, Status>> + Send>> {
+    stream::unfold(Box::new(served), async |mut served| {
+        loop {
+            if let Some(event) = served.said().queue.pop_front() {
+                return Some((event, served));
+            }
+            if served.said().ended {
+                return None;
+            }
+            served.step().await;
+        }
+    })
+    .boxed()
+}
+
+/// What a stream has to say, in order.
+#[derive(Debug)]
+pub(super) struct Events<T> {
+    queue: VecDeque<Result<T, Status>>,
+    ended: bool,
+}
+
+impl<T> Events<T> {
+    /// Nothing yet.
+    pub(super) fn new() -> Self {
+        Self { queue: VecDeque::new(), ended: false }
+    }
+
+    /// One event more.
+    pub(super) fn say(&mut self, event: T) {
+        self.queue.push_back(Ok(event));
+    }
+
+    /// Nothing follows.
+    pub(super) fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// Nothing follows but this status.
+    pub(super) fn fail(&mut self, status: Status) {
+        self.queue.push_back(Err(status));
+        self.ended = true;
+    }
+
+    /// Whether there is something to say, or nothing any more.
+    pub(super) fn is_due(&self) -> bool {
+        self.ended || !self.queue.is_empty()
+    }
+}
 
 /// What the time or the operator wants of a stream.
 #[derive(Debug)]
@@ -52,12 +133,19 @@ pub(super) struct Life {
 
 impl Life {
     /// Begins now.
-    pub(super) fn new(extensions: &Extensions, max_age: Option<Duration>, stopping: CancellationToken) -> Self {
+    pub(super) fn new(extensions: &Extensions, bounds: Bounds, stopping: CancellationToken) -> Self {
         let now = Instant::now();
         let deadline = extensions.get::<Deadline>().map_or(now + NEVER, |deadline| deadline.0);
-        let age = now + max_age.unwrap_or(NEVER);
+        let age = now + bounds.max_age.unwrap_or(NEVER);
         let silent_until = now + HEARTBEAT;
-        Self { heartbeat: HEARTBEAT, silent_until, age, deadline, stopping, sleep: Box::pin(sleep_until(now)) }
+        Self {
+            heartbeat: HEARTBEAT,
+            silent_until,
+            age,
+            deadline,
+            stopping,
+            sleep: Box::pin(sleep_until(now)),
+        }
     }
 
     /// Heartbeats come after this much silence.
@@ -103,7 +191,11 @@ impl Life {
     }
 }
 
-/// The last event.
-pub(super) fn closing(status: tonic_types::pb::Status, reconnect_after: Option<Duration>) -> v1::StreamClosing {
+/// The last event of a stream that ends by the client's fault, or ours.
+pub(super) fn closing_for(status: &Status) -> v1::StreamClosing {
+    closing(super::status::of_status(status), None)
+}
+
+fn closing(status: tonic_types::pb::Status, reconnect_after: Option<Duration>) -> v1::StreamClosing {
     v1::StreamClosing { status: Some(status), reconnect_after: reconnect_after.map(duration_of) }
 }
