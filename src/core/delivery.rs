@@ -95,13 +95,13 @@ pub(crate) struct FanOut {
 /// Ends the borrows of an empty vector and keeps its memory: a collect from the same vector happens in place.
 fn emptied<'b>(mut offers: Vec<Offer<'_>>) -> Vec<Offer<'b>> {
     offers.clear();
-    offers.into_iter().filter_map(|_| None).collect()
+    offers.into_iter().map_while(|_| None).collect()
 }
 
 /// As [`emptied`].
 fn emptied_picks<'b>(mut picks: Vec<Pick<'_>>) -> Vec<Pick<'b>> {
     picks.clear();
-    picks.into_iter().filter_map(|_| None).collect()
+    picks.into_iter().map_while(|_| None).collect()
 }
 
 /// The delivery of a message to a session now; none if the engine keeps it for the session.

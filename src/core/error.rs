@@ -138,6 +138,9 @@ impl CoreError {
             Refusal::Gone(target) => Self::NotFound { kind: "queue", name: queue(target) },
             Refusal::LowDisk { free_bytes, watermark_bytes } => Self::LowDisk { free_bytes, watermark_bytes },
             Refusal::NotLeased => Self::Lease(LeaseError::Expired),
+            Refusal::NotEmpty { messages } => {
+                Self::Precondition { reason: "NOT_EMPTY", what: format!("{messages} messages are there") }
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use super::route::{Route, RouteChange, RouteKey};
 use super::router::Change;
 use super::session::{SessionEntry, SessionKey};
-use crate::engine::SubscribeOptions;
+use crate::engine::{SubscribeOptions, Ticket};
 use crate::types::topic::FilterSpec;
 use crate::types::{Qos, TargetId};
 
@@ -109,8 +109,8 @@ pub(crate) struct Joined {
     pub(crate) group: Arc<ShareGroup>,
     /// Puts the group in the router. Also asked of those who join later, since they are to wait until it is there.
     pub(crate) route: RouteChange,
-    /// The group has become durable: all connected members consume from its target.
-    pub(crate) became_durable: bool,
+    /// The group has become durable: when this completes, all connected members are to take from its target.
+    pub(crate) defined: Option<(TargetId, Ticket)>,
 }
 
 /// What leaving a group asks the caller to do.
@@ -139,7 +139,7 @@ impl Groups {
         entry: &Arc<SessionEntry>,
         options: SubscribeOptions,
         max: usize,
-        define: impl FnOnce() -> TargetId,
+        define: impl FnOnce() -> (TargetId, Ticket),
     ) -> Option<Joined> {
         let mut map = self.map.lock();
         let (group, new) = match map.get(spec) {
@@ -155,7 +155,7 @@ impl Groups {
             }
         };
         let mut members = group.members.write();
-        let mut became_durable = false;
+        let mut defined = None;
         match members.list.iter().position(|member| member.entry.key == entry.key) {
             Some(at) => {
                 if let Some(member) = members.list.get_mut(at) {
@@ -167,8 +167,9 @@ impl Groups {
                 members.list.push(Member { entry: Arc::clone(entry), options });
                 members.durable += usize::from(entry.target.is_some());
                 if entry.target.is_some() && members.target.is_none() {
-                    members.target = Some(define());
-                    became_durable = true;
+                    let (target, ticket) = define();
+                    members.target = Some(target);
+                    defined = Some((target, ticket));
                 }
             }
         }
@@ -181,7 +182,7 @@ impl Groups {
             key: RouteKey::Share(group.key),
             value: Route::Share(Arc::clone(&group)),
         };
-        Some(Joined { group, route, became_durable })
+        Some(Joined { group, route, defined })
     }
 
     /// Removes a member.
@@ -199,10 +200,5 @@ impl Groups {
             Change::Remove { filter: group.spec.filter().clone(), key: RouteKey::Share(group.key) }
         });
         Left { route, target }
-    }
-
-    /// How many there are.
-    pub(crate) fn count(&self) -> usize {
-        self.map.lock().len()
     }
 }

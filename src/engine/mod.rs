@@ -95,6 +95,8 @@ pub enum Op {
     Define(TargetId, Definition),
     /// Remove a target with all that it holds.
     Delete(TargetId),
+    /// Remove a target that holds nothing; else [`Refusal::NotEmpty`].
+    DeleteEmpty(TargetId),
     /// Add or replace a subscription of a stored session.
     Subscribe(TargetId, FilterSpec, SubscribeOptions),
     /// Remove a subscription of a stored session.
@@ -186,6 +188,12 @@ pub enum Refusal {
     /// The message is not leased, or not any more.
     #[error("the message is not leased")]
     NotLeased,
+    /// The target that was to go only if it holds nothing holds something.
+    #[error("{messages} messages are there")]
+    NotEmpty {
+        /// How many.
+        messages: u64,
+    },
 }
 
 /// How far an outgoing delivery of a session is.
@@ -450,7 +458,7 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
 pub trait Consumer: Send + Sync + fmt::Debug {
     /// Leases what is ready: at most `max` messages, and no more after `max_bytes` of [`Message::weight`]
     /// (one message may overdraw). Never waits: when it gives less than asked, [`Consumer::ready`] is woken as
-    /// soon as there may be more.
+    /// soon as there may be more. With a `max` of 0 it waits no more: another consumer is woken in its stead.
     ///
     /// # Errors
     /// [`EngineError::NoSuchTarget`] when the target was deleted, [`EngineError::Damaged`].

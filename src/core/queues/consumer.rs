@@ -64,6 +64,8 @@ pub struct QueueConsumer {
     next_expiry: Option<UnixMillis>,
     draining: bool,
     clean: bool,
+    /// The engine may wake it for what comes next.
+    waiting: bool,
     // Kept to be filled again.
     refs: Vec<LeaseRef>,
     handles: Vec<Handle>,
@@ -98,6 +100,7 @@ impl Broker {
             next_expiry: None,
             draining: false,
             clean: false,
+            waiting: false,
             refs: Vec::new(),
             handles: Vec::new(),
         })
@@ -139,19 +142,24 @@ impl QueueConsumer {
     }
 
     /// Appends deliveries within the window and `frame` to `out`, and gives the number of the first; the others
-    /// follow it. When it appends less than the window and `frame` allow, [`QueueConsumer::ready`] wakes as soon as
-    /// there may be more.
+    /// follow it. When it appends nothing although there is [`QueueConsumer::room`], [`QueueConsumer::ready`] wakes as
+    /// soon as there may be more.
     ///
     /// # Errors
     /// [`CoreError::NotFound`] when the queue was deleted, [`CoreError::Engine`].
     pub fn take(&mut self, frame: Window, out: &mut Vec<Leased>) -> Result<u64, CoreError> {
         let first = self.next;
         let room = self.room(frame);
+        let from = out.len();
         if room.messages == 0 || room.bytes == 0 {
+            // What it would be woken for goes to another consumer.
+            if std::mem::take(&mut self.waiting) {
+                self.inner.take(0, 0, out).map_err(|error| of_queue(&self.queue, error))?;
+            }
             return Ok(first);
         }
-        let from = out.len();
         self.inner.take(room.messages, room.bytes, out).map_err(|error| of_queue(&self.queue, error))?;
+        self.waiting = out.len() - from < room.messages;
         for leased in out.get(from..).unwrap_or_default() {
             let bytes = leased.message.weight();
             let Leased { sequence, attempt, lease_expires: expires, .. } = *leased;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{Definition, Op, Outcome, QueueSpec};
+use crate::engine::{Definition, Op, Outcome, QueueSpec, Refusal};
 use crate::types::{QueueName, TopicFilter, UnixMillis};
 
 use super::{QueueEntry, checked_lease, of_queue};
@@ -191,17 +191,22 @@ impl Broker {
                 });
             }
             let stats = broker.engine.stats(entry.id).map_err(|error| of_queue(&entry, error))?;
-            let messages = stats.ready + stats.delayed + stats.leased;
-            if only_if_empty && messages > 0 {
-                return Err(CoreError::Precondition {
-                    reason: "QUEUE_NOT_EMPTY",
-                    what: format!("the queue `{name}` has {messages} messages"),
-                });
+            let op = if only_if_empty { Op::DeleteEmpty(entry.id) } else { Op::Delete(entry.id) };
+            match broker.engine.commit(vec![op]).await?.pop() {
+                Some(Outcome::Refused(Refusal::NotEmpty { messages })) => {
+                    return Err(CoreError::Precondition {
+                        reason: "QUEUE_NOT_EMPTY",
+                        what: format!("the queue `{name}` has {messages} messages"),
+                    });
+                }
+                Some(Outcome::Refused(refusal)) => {
+                    return Err(CoreError::refused(refusal, |_| name.to_string()));
+                }
+                _ => {}
             }
-            broker.routes.unbind(&entry, &entry.spec_owned().bindings).await;
             broker.queues.remove(&entry);
-            broker.define(Op::Delete(entry.id)).await?;
-            Ok(messages)
+            broker.routes.unbind(&entry, &entry.spec_owned().bindings).await;
+            Ok(stats.ready + stats.delayed + stats.leased)
         })
         .await
     }

@@ -4,7 +4,7 @@
 //! them, [`enqueue`] puts messages in, [`receive`] takes them out one answer at a time, [`consumer`] as a stream,
 //! [`inspect`] looks at them, removes and redrives them. Leases and order are the engine's.
 //!
-//! Invariant: a queue is listed here from the moment its definition is durable until its deletion is handed in.
+//! Invariant: a queue is listed here from the moment its definition is durable until its deletion is.
 
 pub mod consumer;
 pub mod define;

@@ -119,15 +119,22 @@ impl Broker {
 
     /// Deletes a session with all that it has. Does nothing the second time.
     ///
-    /// Dropping the future, once polled, leaves its backlog to the next start at worst.
-    pub(crate) async fn end_session(&self, entry: &Arc<SessionEntry>) -> Result<(), CoreError> {
+    /// Dropping the future, once polled, does not stop it.
+    pub(crate) async fn end_session(self: &Arc<Self>, entry: &Arc<SessionEntry>) -> Result<(), CoreError> {
         let (routes, mut ops) = self.begin_end(entry);
-        self.routes.change(routes).await;
         ops.extend(entry.target.map(Op::Delete));
-        if !ops.is_empty() {
-            self.engine.commit(ops).await?;
+        if ops.is_empty() {
+            self.routes.change(routes).await;
+            return Ok(());
         }
-        Ok(())
+        let broker = Arc::clone(self);
+        self.to_the_end(async move {
+            // In this order: what is routed to it finds its target.
+            broker.routes.change(routes).await;
+            broker.engine.commit(ops).await?;
+            Ok(())
+        })
+        .await
     }
 
     /// The part of ending a session that needs no waiting.
@@ -171,7 +178,10 @@ impl Broker {
         let entry = self.new_entry(spec.client_id, spec.principal, Some(id), spec.expiry, spec.created_at);
         entry.incoming.restore(incoming);
         let sessions = &self.pubsub.sessions;
-        sessions.restore(&entry);
+        if !sessions.restore(&entry) {
+            drop(self.engine.commit(vec![Op::Delete(id)]));
+            return Vec::new();
+        }
         sessions.timers.away(&entry, spec.expiry.saturating_sub(now.since(spec.last_connected)));
         let mut routes = Vec::new();
         for (filter, options) in subscriptions {
@@ -227,29 +237,42 @@ impl Session {
     /// Dropping the future does not take that back.
     pub async fn close(self, how: End) {
         tracing::trace!(client = %self.entry.client_id, ?how, "session given back");
-        let ends = self.detach() && self.ends_with_its_connection();
-        if ends && let Err(error) = self.broker.end_session(&self.entry).await {
+        if self.leave()
+            && let Err(error) = self.broker.end_session(&self.entry).await
+        {
             tracing::debug!(client = %self.entry.client_id, %error, "the ended session is not deleted yet");
         }
         // Dropping it does the rest.
     }
 
-    fn ends_with_its_connection(&self) -> bool {
-        self.entry.target.is_none() || self.entry.state.lock().expiry.is_zero()
+    /// Gives back what was leased and lets the session be away, if it still was with this connection. Returns
+    /// whether it is to end.
+    fn leave(&self) -> bool {
+        let (broker, entry) = (&self.broker, &self.entry);
+        self.attachment.give_back();
+        if !entry.detach(&self.attachment) {
+            return false;
+        }
+        if self.ends_with_its_connection() {
+            return true;
+        }
+        let expiry = entry.state.lock().expiry;
+        broker.pubsub.sessions.timers.away(entry, expiry);
+        if let Some(op) = entry.definition(&broker.limits, clock::unix_now()) {
+            // Nobody waits for that: after a crash the last note counts.
+            drop(broker.engine.commit(vec![op]));
+        }
+        false
     }
 
-    /// Gives back what was leased. Returns whether the session was still with this connection.
-    fn detach(&self) -> bool {
-        self.attachment.give_back();
-        self.entry.detach(&self.attachment)
+    fn ends_with_its_connection(&self) -> bool {
+        self.entry.target.is_none() || self.entry.state.lock().expiry.is_zero()
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let was_ours = self.detach();
-        let ended = self.entry.state.lock().ended;
-        if was_ours && self.ends_with_its_connection() && !ended {
+        if self.leave() {
             self.broker.end_session_now(&self.entry);
         }
         self.attachment.released.send_replace(true);

@@ -4,6 +4,7 @@
 //! slot's gate; a connection that ends does not, since whoever opens waits for it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -64,11 +65,19 @@ impl Sessions {
         self.find(client_id).filter(|entry| entry.target == Some(target))
     }
 
-    /// Takes in a session that was stored.
-    pub(super) fn restore(&self, entry: &Arc<SessionEntry>) {
+    /// Takes in a session that was stored. False if its client has another one: a crash came between the end of
+    /// that and its deletion.
+    pub(super) fn restore(&self, entry: &Arc<SessionEntry>) -> bool {
         let slot = Slot { current: Mutex::new(Some(Arc::clone(entry))), ..Slot::default() };
-        self.slots.lock().insert(entry.client_id.clone(), Arc::new(slot));
-        self.durable.fetch_add(1, Ordering::Relaxed);
+        let free = match self.slots.lock().entry(entry.client_id.clone()) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(place) => {
+                place.insert(Arc::new(slot));
+                true
+            }
+        };
+        self.durable.fetch_add(usize::from(free), Ordering::Relaxed);
+        free
     }
 
     /// Forgets a session, if its client id still stands for it.
@@ -89,11 +98,6 @@ impl Sessions {
 
     pub(super) fn give_place_back(&self) {
         self.durable.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// All sessions.
-    pub(crate) fn all(&self) -> Vec<Arc<SessionEntry>> {
-        self.slots.lock().values().filter_map(|slot| slot.current.lock().clone()).collect()
     }
 
     /// How many sessions there are, connected or not.

@@ -220,7 +220,7 @@ impl Broker {
 
     /// Makes a session a member of a group. When the group becomes durable by that, all members consume from it.
     fn join_group(
-        &self,
+        self: &Arc<Self>,
         spec: &FilterSpec,
         entry: &Arc<SessionEntry>,
         options: SubscribeOptions,
@@ -235,12 +235,14 @@ impl Broker {
                 what: "too many members of one share group".into(),
                 max: max as u64,
             })?;
-        if joined.became_durable
-            && let Some(target) = joined.group.target()
-        {
-            for member in joined.group.members() {
-                self.consume_group(&member, &joined.group, target);
-            }
+        if let Some((target, ticket)) = joined.defined {
+            // A task, since members wait for it that have nothing to do with this subscription.
+            let (broker, group) = (Arc::clone(self), Arc::clone(&joined.group));
+            self.tasks.spawn(async move {
+                if ticket.await.is_ok() {
+                    group.members().iter().for_each(|member| broker.consume_group(member, &group, target));
+                }
+            });
         }
         work.routes.push(joined.route);
         Ok(joined.group)
@@ -248,21 +250,20 @@ impl Broker {
 
     /// Makes a target for a group: in front of all that is stored for it. What waits for the member's subscription
     /// waits for this too.
-    fn define_group(&self, filter: &FilterSpec) -> TargetId {
+    fn define_group(&self, filter: &FilterSpec) -> (TargetId, Ticket) {
         let id = self.engine.next_target();
         let spec = GroupSpec {
             filter: filter.clone(),
             max_messages: self.limits.session_messages,
             max_bytes: self.limits.session_bytes,
         };
-        drop(self.engine.commit(vec![Op::Define(id, Definition::Group(spec))]));
-        id
+        (id, self.engine.commit(vec![Op::Define(id, Definition::Group(spec))]))
     }
 
     /// Lets the connection of a member, if it has one, take from the group's target.
     pub(super) fn consume_group(&self, member: &SessionEntry, group: &Arc<ShareGroup>, target: TargetId) {
         if let Some(attached) = &*member.attached.load()
-            // A target that is gone again has nothing to take.
+            // One that is gone again has nothing to take; one that is still to come is joined when it is there.
             && let Ok(source) = self.source(target, None, Kind::Group(Arc::clone(group)))
         {
             attached.add_source(source);
@@ -318,7 +319,10 @@ impl Broker {
             }
             FilterSpec::Shared { .. } => {
                 let next = || self.pubsub.next_share();
-                let target = || group_target.unwrap_or_else(|| self.define_group(&spec));
+                let target = || match group_target {
+                    Some(target) => (target, Ticket::ready(Ok(Vec::new()))),
+                    None => self.define_group(&spec),
+                };
                 let joined = self.pubsub.groups.join(next, &spec, entry, options, usize::MAX, target)?;
                 (Some(joined.route), Some(joined.group))
             }

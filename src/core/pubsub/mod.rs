@@ -45,6 +45,18 @@ impl PubSub {
 }
 
 impl Broker {
+    /// How many sessions there are, connected or away.
+    #[must_use]
+    pub fn session_count(&self) -> usize {
+        self.pubsub.sessions.count()
+    }
+
+    /// How many retained values there are.
+    #[must_use]
+    pub fn retained_count(&self) -> usize {
+        self.pubsub.retained.count()
+    }
+
     /// Rebuilds sessions, share groups and retained values as they were stored, and starts what keeps time. Once,
     /// when the queues are there and before the doors open.
     pub(crate) fn restore_pubsub(
@@ -59,6 +71,8 @@ impl Broker {
         let mut used = HashMap::new();
         let now = clock::unix_now();
         let mut routes = Vec::new();
+        let mut sessions = sessions;
+        sessions.sort_by_key(|session| std::cmp::Reverse(session.id)); // Of two of one client the newer stays.
         for session in sessions {
             let target = |filter: &FilterSpec| {
                 if let Some((filter, target)) = groups.remove_entry(filter) {
@@ -77,3 +91,6 @@ impl Broker {
         self.tasks.spawn(keep_time(Arc::clone(self)));
     }
 }
+
+#[cfg(all(test, feature = "embedded"))]
+mod tests;
