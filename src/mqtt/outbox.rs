@@ -4,6 +4,9 @@
 //! before: the connection takes all there is. Bounded in bytes, and above QoS 0 in messages: beyond it QoS 0 is dropped
 //! and counted, and above QoS 0 the connection is ended with 0x97, so that a slow subscriber slows nobody else.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
