@@ -67,6 +67,21 @@ impl Admission {
         u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, self.units)
     }
 
+    /// As many of `bytes` as may wait now, at once: for who asked for [`room`](Self::room) before and cannot wait
+    /// any more. `None` when there is none left: the bytes come in uncounted, at most what each had read.
+    #[must_use]
+    pub fn admit_now(&self, bytes: usize) -> Option<Admitted> {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, self.units);
+        let free = u32::try_from(self.permits.available_permits()).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.permits).try_acquire_many_owned(units.min(free)).ok()?;
+        Some(Admitted { permit, tasks: self.tasks.clone() })
+    }
+
+    /// Waits until anything more may wait. Cancel safe.
+    pub async fn room(&self) {
+        drop(self.permits.acquire().await);
+    }
+
     /// Bytes that may still come in.
     #[must_use]
     pub fn free_bytes(&self) -> usize {

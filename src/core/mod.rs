@@ -6,11 +6,17 @@
 //! lock is held across an await, except the one that puts changes of definitions in a line.
 
 pub mod admission;
+pub mod delivery;
 pub mod error;
 pub mod limits;
+pub mod publisher;
+mod pubsub;
 pub mod queues;
+pub mod retained;
 pub mod route;
 pub mod router;
+pub mod session;
+pub mod share;
 pub mod token;
 
 use std::fmt;
@@ -23,12 +29,16 @@ use crate::engine::{Engine, EngineError};
 use crate::types::MessageIds;
 
 use admission::Admission;
+use pubsub::PubSub;
 use queues::Queues;
 use route::Routes;
 use token::TokenKey;
 
+pub use delivery::{CloseReason, Offer, Outbox};
 pub use error::CoreError;
 pub use limits::Limits;
+pub use publisher::{Inbound, Published, Publisher, PublisherInfo, Receipt};
+pub use session::{End, OpenSession, Opened, Session, SessionDelivery};
 
 /// One broker over one engine.
 pub struct Broker {
@@ -39,6 +49,7 @@ pub struct Broker {
     admission: Admission,
     queues: Queues,
     routes: Routes,
+    pubsub: PubSub,
     tasks: TaskTracker,
     draining: CancellationToken,
 }
@@ -57,6 +68,7 @@ impl Broker {
             admission: Admission::new(limits.commit_pending_bytes, tasks.clone()),
             queues: Queues::restore(stored.queues)?,
             routes: Routes::default(),
+            pubsub: PubSub::new(&limits),
             draining: CancellationToken::new(),
             tasks,
             limits,
@@ -65,6 +77,7 @@ impl Broker {
         for queue in broker.queues.all() {
             broker.routes.bind(&queue, &queue.spec().bindings).await;
         }
+        broker.restore_pubsub(stored.sessions, stored.groups, stored.retained);
         Ok(broker)
     }
 
