@@ -7,6 +7,9 @@ mod client;
 pub mod exit;
 mod health;
 mod info;
+mod message;
+mod out;
+mod queue;
 mod serve;
 
 use std::process::ExitCode;
@@ -26,7 +29,10 @@ Examples:
   stafett serve
   stafett serve --grpc-listen 0.0.0.0:50051 --log-format json
   stafett health --server http://127.0.0.1:50051
-  stafett info --json";
+  stafett info --json
+  stafett queue create orders
+  stafett queue send orders 'hello'
+  stafett queue receive orders --ack";
 
 /// A message broker in one process.
 #[derive(Debug, Parser)]
@@ -57,7 +63,7 @@ struct ClientOptions {
         value_parser = humantime::parse_duration, help_heading = "Client options"
     )]
     timeout: Duration,
-    /// Print the result as one JSON object
+    /// Print each result as one JSON object on a line of its own
     #[arg(long, global = true, help_heading = "Client options")]
     json: bool,
 }
@@ -70,6 +76,8 @@ enum Command {
     Info,
     /// Ask a running broker whether it serves (gRPC health check)
     Health(health::Health),
+    /// Make queues, put messages in, take them out, look after them
+    Queue(Box<queue::Queue>),
 }
 
 /// Runs what the command line says.
@@ -93,7 +101,9 @@ pub fn main() -> ExitCode {
     match result {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            eprintln!("error: {failure}");
+            if !out::reader_left(&failure) {
+                eprintln!("error: {failure}");
+            }
             failure.exit.into()
         }
     }
@@ -104,6 +114,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Serve(serve) => serve::run(&serve),
         Command::Info => client::block_on(info::run(&cli.client)),
         Command::Health(health) => client::block_on(health::run(&health, &cli.client)),
+        Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
     }
 }
 
