@@ -22,7 +22,7 @@ use crate::grpc::status::{self, status};
 use crate::grpc::stream::{Bounds, Events, HEARTBEAT_RANGE, Life, Served, Tick, closing_for, run};
 use crate::types::{MessageId, clock};
 
-use super::service::{enqueue_of, merged};
+use super::batch::{enqueue_of, merged};
 use super::{MAX_ITEMS, intake};
 
 /// One commit takes no more frames when it has so many messages.
