@@ -116,6 +116,7 @@ const LAYERS: &[Layer] = &[
         module: "core",
         may: &["engine", "types"],
         external: &[
+            "siphasher",
             "tokio::sync",
             "tokio::time",
             "tokio::task",
@@ -124,6 +125,7 @@ const LAYERS: &[Layer] = &[
             "tokio_util",
             "siphasher",
             "tokio::runtime",
+            "tokio::runtime::Handle",
         ],
     },
     Layer { module: "engine", may: &["types"], external: &["tokio::sync", "tokio::time"] },
