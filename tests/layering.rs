@@ -114,7 +114,16 @@ const LAYERS: &[Layer] = &[
     Layer {
         module: "core",
         may: &["engine", "types"],
-        external: &["tokio::sync", "tokio::time", "tokio::task", "tokio::select", "tokio_util"],
+        external: &[
+            "siphasher",
+            "tokio::sync",
+            "tokio::time",
+            "tokio::task",
+            "tokio::select",
+            "tokio::pin",
+            "tokio::runtime::Handle",
+            "tokio_util",
+        ],
     },
     Layer { module: "engine", may: &["types"], external: &["tokio::sync", "tokio::time"] },
     Layer {
