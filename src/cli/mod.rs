@@ -8,6 +8,7 @@ pub mod exit;
 mod health;
 mod info;
 mod serve;
+mod store;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,7 +27,8 @@ Examples:
   stafett serve
   stafett serve --grpc-listen 0.0.0.0:50051 --log-format json
   stafett health --server http://127.0.0.1:50051
-  stafett info --json";
+  stafett info --json
+  stafett store check ./stafett-data";
 
 /// A message broker in one process.
 #[derive(Debug, Parser)]
@@ -41,7 +43,7 @@ struct Cli {
 /// How the client commands reach a broker.
 #[derive(Args, Clone, Debug)]
 struct ClientOptions {
-    /// The broker to ask, for every command but serve
+    /// The broker to ask, for every command but serve and store
     #[arg(
         long,
         global = true,
@@ -70,6 +72,8 @@ enum Command {
     Info,
     /// Ask a running broker whether it serves (gRPC health check)
     Health(health::Health),
+    /// Look after a store while no broker runs on it
+    Store(store::Store),
 }
 
 /// Runs what the command line says.
@@ -80,13 +84,16 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    let misplaced = matches.subcommand_matches("serve").and_then(|serve| {
-        let given = |id: &&str| serve.value_source(id) == Some(ValueSource::CommandLine);
-        ["server", "timeout", "json"].into_iter().find(given)
+    let local = [("serve", &["server", "timeout", "json"][..]), ("store", &["server", "timeout"])];
+    let misplaced = local.into_iter().find_map(|(command, flags)| {
+        let matches = matches.subcommand_matches(command)?;
+        let innermost = matches.subcommand().map_or(matches, |(_, matches)| matches);
+        let given = |id: &&&str| innermost.value_source(id) == Some(ValueSource::CommandLine);
+        Some((command, *flags.iter().find(given)?))
     });
     let result = match misplaced {
-        Some(flag) => {
-            Err(Failure::usage(anyhow::anyhow!("--{flag} is for the client commands, not for serve")))
+        Some((command, flag)) => {
+            Err(Failure::usage(anyhow::anyhow!("--{flag} is for the client commands, not for {command}")))
         }
         None => dispatch(cli),
     };
@@ -104,6 +111,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Serve(serve) => serve::run(&serve),
         Command::Info => client::block_on(info::run(&cli.client)),
         Command::Health(health) => client::block_on(health::run(&health, &cli.client)),
+        Command::Store(store) => store::run(store, cli.client.json),
     }
 }
 
