@@ -3,12 +3,13 @@
 //!
 //! To add a system: implement the three traits and call `run(system, args)`.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use bytes::{Bytes, BytesMut};
 use clap::{Args, ValueEnum};
 use futures::StreamExt;
@@ -144,6 +145,18 @@ pub enum Ack {
     /// handed to the transport, nothing more will be heard
     None,
     Pending(BoxFuture<'static, Result<()>>),
+    /// acknowledged in the order of sending: `Publisher::settled` tells
+    InOrder,
+}
+
+/// What became of the oldest messages that were answered with `Ack::InOrder`.
+#[derive(Default)]
+pub struct Settled {
+    /// how many are settled, refused ones included
+    pub done: u64,
+    pub refused: u64,
+    /// why the first of them was refused
+    pub error: Option<String>,
 }
 
 pub struct Delivery<T> {
@@ -155,6 +168,10 @@ pub trait Publisher: Send + 'static {
     fn send(&mut self, topic: u32, payload: Bytes) -> impl Future<Output = Result<Ack>> + Send;
     /// Pushes out whatever is buffered.
     fn flush(&mut self) -> impl Future<Output = Result<()>> + Send;
+    /// Waits until more of what is acknowledged in order is settled. Dropping the future loses nothing.
+    fn settled(&mut self) -> impl Future<Output = Result<Settled>> + Send {
+        std::future::pending()
+    }
     /// Called once at the end: returns when everything sent has left this process.
     fn finish(&mut self) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
@@ -194,6 +211,11 @@ pub struct E2eGate {
 }
 
 impl E2eGate {
+    /// Whether `pass` would wait.
+    pub fn blocks(&self, pr: &Progress, expected: u64) -> bool {
+        self.window > 0 && expected > pr.received.load(Ordering::Relaxed) + self.slack + self.window
+    }
+
     pub async fn pass(&mut self, pr: &Progress, timer: &PreciseTimer, expected: impl Fn() -> u64) {
         if self.window == 0 {
             return;
@@ -222,6 +244,79 @@ struct PubOut {
     errors: u64,
 }
 
+type PendingAck = BoxFuture<'static, (u64, Result<()>)>;
+
+/// What one publisher has sent and has not seen acknowledged, and what became of the rest.
+struct InFlight {
+    /// each with its time of sending
+    any_order: FuturesUnordered<PendingAck>,
+    /// times of sending, oldest first
+    in_order: VecDeque<u64>,
+    ack_lat: hdrhistogram::Histogram<u64>,
+    errors: u64,
+    pr: Arc<Progress>,
+}
+
+impl InFlight {
+    fn new(pr: Arc<Progress>) -> Self {
+        InFlight {
+            any_order: FuturesUnordered::new(),
+            in_order: VecDeque::new(),
+            ack_lat: hist(),
+            errors: 0,
+            pr,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.any_order.len() + self.in_order.len()
+    }
+
+    /// Waits until at least one more is settled; for ever when nothing is in flight. Cancel safe.
+    async fn settle(&mut self, p: &mut impl Publisher) -> Result<()> {
+        let settled = tokio::select! {
+            Some(r) = self.any_order.next(), if !self.any_order.is_empty() => {
+                self.note(r);
+                return Ok(());
+            }
+            s = p.settled(), if !self.in_order.is_empty() => s?,
+            else => std::future::pending().await,
+        };
+        ensure!(
+            settled.done as usize <= self.in_order.len() && settled.refused <= settled.done,
+            "more acknowledgements than messages in flight"
+        );
+        let now = now_ns();
+        for at in self.in_order.drain(..settled.done as usize) {
+            let _ = self.ack_lat.record(now.saturating_sub(at).max(100));
+        }
+        self.pr.acked.fetch_add(settled.done - settled.refused, Ordering::Relaxed);
+        if let (0, Some(e)) = (self.errors, &settled.error) {
+            eprintln!("publish: {e}");
+        }
+        self.errors += settled.refused;
+        self.pr.last_ack_ns.store(now, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn note(&mut self, (at, outcome): (u64, Result<()>)) {
+        let now = now_ns();
+        let _ = self.ack_lat.record(now.saturating_sub(at).max(100));
+        match outcome {
+            Ok(()) => {
+                self.pr.acked.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(e) => {
+                if self.errors == 0 {
+                    eprintln!("publish: {e:#}");
+                }
+                self.errors += 1;
+            }
+        }
+        self.pr.last_ack_ns.store(now, Ordering::Relaxed);
+    }
+}
+
 async fn publish_loop<P: Publisher>(
     mut p: P,
     id: u32,
@@ -236,31 +331,12 @@ async fn publish_loop<P: Publisher>(
     let deadline = a.deadline();
     let mut sched = (a.rate > 0.0).then(|| Schedule::new(a.rate / a.pubs as f64, id as f64 / a.pubs as f64));
     let timer = PreciseTimer::new()?;
-    let mut inflight: FuturesUnordered<BoxFuture<'static, (u64, Result<()>)>> = FuturesUnordered::new();
-    let mut ack_lat = hist();
-    let mut errors = 0u64;
+    let mut inflight = InFlight::new(pr.clone());
     let mut gate = E2eGate { window: a.e2e_window * avg_copies.max(1), slack: 0 };
     let mut n = 0u64;
     let size = a.size.max(STAMP_LEN);
     let mut pool = BytesMut::new();
     pr.mark_first();
-
-    let settle = |r: (u64, Result<()>), ack_lat: &mut hdrhistogram::Histogram<u64>, errors: &mut u64| {
-        let now = now_ns();
-        let _ = ack_lat.record(now.saturating_sub(r.0).max(100));
-        match r.1 {
-            Ok(()) => {
-                pr.acked.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(e) => {
-                if *errors == 0 {
-                    eprintln!("publish: {e:#}");
-                }
-                *errors += 1;
-            }
-        }
-        pr.last_ack_ns.store(now, Ordering::Relaxed);
-    };
 
     while n < budget && now_ns() < deadline {
         let mut lag_us = 0;
@@ -272,7 +348,7 @@ async fn publish_loop<P: Publisher>(
                 loop {
                     tokio::select! {
                         _ = timer.until(due) => break,
-                        Some(r) = inflight.next(), if !inflight.is_empty() => settle(r, &mut ack_lat, &mut errors),
+                        r = inflight.settle(&mut p) => r?,
                     }
                 }
             }
@@ -281,11 +357,12 @@ async fn publish_loop<P: Publisher>(
         }
         while inflight.len() >= a.window.max(1) {
             p.flush().await?;
-            if let Some(r) = inflight.next().await {
-                settle(r, &mut ack_lat, &mut errors);
-            }
+            inflight.settle(&mut p).await?;
         }
         if a.e2e_window > 0 && n % 16 == 0 {
+            if gate.blocks(&pr, pr.sent.load(Ordering::Relaxed) * avg_copies) {
+                p.flush().await?;
+            }
             gate.pass(&pr, &timer, || pr.sent.load(Ordering::Relaxed) * avg_copies).await;
         }
         let k = (n % topics.len() as u64) as usize;
@@ -304,13 +381,14 @@ async fn publish_loop<P: Publisher>(
         match p.send(topics[k], payload).await? {
             Ack::None => {}
             Ack::Pending(f) => {
-                let mut f: BoxFuture<'static, _> = Box::pin(async move { (now, f.await) });
+                let mut f: PendingAck = Box::pin(async move { (now, f.await) });
                 // polled once here: requests leave in order, whatever the set below does
                 match futures::poll!(&mut f) {
-                    std::task::Poll::Ready(r) => settle(r, &mut ack_lat, &mut errors),
-                    std::task::Poll::Pending => inflight.push(f),
+                    std::task::Poll::Ready(r) => inflight.note(r),
+                    std::task::Poll::Pending => inflight.any_order.push(f),
                 }
             }
+            Ack::InOrder => inflight.in_order.push_back(now),
         }
         seqs[k] += 1;
         n += 1;
@@ -320,12 +398,12 @@ async fn publish_loop<P: Publisher>(
         }
     }
     p.flush().await?;
-    while let Some(r) = inflight.next().await {
-        settle(r, &mut ack_lat, &mut errors);
+    while inflight.len() > 0 {
+        inflight.settle(&mut p).await?;
     }
     p.finish().await?;
     let sent = topics.iter().copied().zip(seqs.iter().map(|s| *s as u64)).collect();
-    Ok(PubOut { sent, ack_lat, errors })
+    Ok(PubOut { sent, ack_lat: inflight.ack_lat, errors: inflight.errors })
 }
 
 async fn consume_loop<C: Consumer>(
