@@ -18,8 +18,9 @@ use tokio::task::{Id, JoinError, JoinSet};
 
 use crate::config::{Listen, Settings};
 use crate::connections::ConnectionBudget;
+use crate::core::Broker;
 use crate::engine::embedded::Embedded;
-use crate::engine::{Engine, EngineError, OpenError};
+use crate::engine::{Engine, EngineError, Health, OpenError};
 use crate::grpc::{self, AdminService, CounterSource, HealthBoard, ServerFacts};
 use crate::shutdown::{Drained, Shutdown};
 use crate::types::clock;
@@ -27,7 +28,7 @@ use crate::types::clock;
 use signals::Signals;
 
 /// What works in this build, as `GetServerInfo` lists it.
-const FEATURES: [&str; 3] = ["compression", "health", "reflection"];
+const FEATURES: [&str; 4] = ["compression", "health", "queues", "reflection"];
 
 /// Why the server did not start, or ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +137,11 @@ where
             .map_err(|source| ServerError::Panicked { service: "store", source })??,
     );
 
+    let broker = Broker::open(Arc::clone(&engine), settings.limits.core.clone()).await?;
+    services.start("broker", drain(Arc::clone(&broker), shutdown.clone()));
+
+    let board = HealthBoard::new(&grpc::SERVED);
+    services.start("store", watch_store(Arc::clone(&engine), board.clone(), shutdown.clone()));
     if let Some(listener) = grpc_listener {
         let facts = ServerFacts {
             started_at,
@@ -145,8 +151,9 @@ where
             doors: ready.doors.iter().map(|(name, address)| (*name, address.to_string())).collect(),
         };
         let offered = grpc::Services {
+            broker: Arc::clone(&broker),
             admin: AdminService::new(facts, vec![connection_counters(budget.clone())]),
-            health: HealthBoard::new(&grpc::SERVED),
+            health: board,
         };
         let door = grpc::serve(listener, settings.grpc.settings, offered, budget.clone(), shutdown.clone());
         services.start("grpc", async { Ok(door.await?) });
@@ -159,6 +166,40 @@ where
         .await
         .map_err(|source| ServerError::Panicked { service: "store", source })??;
     Ok(stopped)
+}
+
+/// Tells when the store cannot write any more: nothing is served from then on, and the server ends.
+async fn watch_store(
+    engine: Arc<dyn Engine>,
+    board: HealthBoard,
+    shutdown: Shutdown,
+) -> Result<(), ServerError> {
+    let mut health = engine.health();
+    let failed = async {
+        loop {
+            if let Health::Failed(why) = &*health.borrow_and_update() {
+                return why.clone();
+            }
+            if health.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        why = failed => {
+            board.set_all(false);
+            Err(ServerError::StoreFailed(EngineError::Failed(why)))
+        }
+        () = shutdown.stopping().cancelled() => Ok(()),
+    }
+}
+
+/// Lets the broker end with the stop: streams are closed by plan, what it does on its own is finished.
+async fn drain(broker: Arc<Broker>, shutdown: Shutdown) -> Result<(), ServerError> {
+    shutdown.stopping().cancelled().await;
+    broker.drain();
+    broker.drained().await;
+    Ok(())
 }
 
 /// Binds a door's address and notes it; `None` when the door is off.

@@ -114,7 +114,15 @@ const LAYERS: &[Layer] = &[
     Layer {
         module: "core",
         may: &["engine", "types"],
-        external: &["tokio::sync", "tokio::time", "tokio::task", "tokio::select", "tokio_util"],
+        external: &[
+            "tokio::sync",
+            "tokio::time",
+            "tokio::task",
+            "tokio::select",
+            "tokio_util",
+            "siphasher",
+            "tokio::runtime",
+        ],
     },
     Layer { module: "engine", may: &["types"], external: &["tokio::sync", "tokio::time"] },
     Layer {

@@ -47,7 +47,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 35] = [
+pub static ENTRIES: [Entry; 36] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -62,6 +62,9 @@ pub static ENTRIES: [Entry; 35] = [
     entry("grpc.max_message_bytes", |s| Slot::bytes(&mut s.grpc.settings.max_message_bytes, 64 * KIB..=GIB)),
     entry("grpc.max_concurrent_streams", |s| {
         Slot::count(&mut s.grpc.settings.max_concurrent_streams, 1..=1_000_000)
+    }),
+    entry("grpc.max_stream_age", |s| {
+        Slot::OptionalDuration(&mut s.grpc.settings.max_stream_age, SECOND..=30 * DAY)
     }),
     entry("grpc.max_connection_age", |s| {
         Slot::OptionalDuration(&mut s.grpc.settings.max_connection_age, 10 * SECOND..=30 * DAY)

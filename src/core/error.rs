@@ -119,6 +119,18 @@ impl CoreError {
         Self::invalid(field, error)
     }
 
+    /// The same error of a part of `parent`: `payload` of `messages[3]` is `messages[3].payload`.
+    #[must_use]
+    pub fn within(self, parent: impl std::fmt::Display) -> Self {
+        match self {
+            Self::Invalid { field, what } => Self::Invalid { field: format!("{parent}.{field}"), what },
+            Self::TooLarge { field, len, max, unit } => {
+                Self::TooLarge { field: format!("{parent}.{field}"), len, max, unit }
+            }
+            other => other,
+        }
+    }
+
     /// A refusal of the engine; `queue` names its target.
     pub fn refused(refusal: Refusal, queue: impl FnOnce(crate::types::TargetId) -> String) -> Self {
         match refusal {
@@ -126,6 +138,9 @@ impl CoreError {
             Refusal::Gone(target) => Self::NotFound { kind: "queue", name: queue(target) },
             Refusal::LowDisk { free_bytes, watermark_bytes } => Self::LowDisk { free_bytes, watermark_bytes },
             Refusal::NotLeased => Self::Lease(LeaseError::Expired),
+            Refusal::NotEmpty { messages } => {
+                Self::Precondition { reason: "NOT_EMPTY", what: format!("{messages} messages are there") }
+            }
         }
     }
 }

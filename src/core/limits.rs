@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use super::CoreError;
+use crate::types::{Message, TopicFilter, TopicName};
+
 /// The bounds of the core. Beyond a bound the request is refused with an error that names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -41,6 +44,8 @@ pub struct Limits {
     pub commit_pending_bytes: usize,
     /// A queue's lease when nobody says.
     pub default_lease: Duration,
+    /// The shortest lease. A shorter one would end before its message is with the consumer.
+    pub min_lease: Duration,
     /// The longest lease.
     pub max_lease: Duration,
     /// The longest delay of a message.
@@ -49,6 +54,54 @@ pub struct Limits {
     pub queue_messages: u64,
     /// Bytes of a queue that is created without a bound.
     pub queue_bytes: u64,
+}
+
+impl Limits {
+    /// Whether a message of a publisher is within the bounds.
+    ///
+    /// # Errors
+    /// [`CoreError::TooLarge`] with the field of the message.
+    pub fn check_message(&self, message: &Message) -> Result<(), CoreError> {
+        at_most("payload", message.payload.len(), self.max_payload_bytes, "bytes")?;
+        self.check_topic("topic", &message.topic)?;
+        let Some(extras) = &message.extras else { return Ok(()) };
+        if let Some(reply_to) = &extras.reply_to {
+            self.check_topic("reply_to", reply_to)?;
+        }
+        at_most("properties", extras.properties.len(), self.max_properties, "entries")?;
+        let rest = message.weight() - message.payload.len() - message.topic.as_str().len();
+        at_most("properties", rest, self.max_property_bytes, "bytes")
+    }
+
+    /// Whether a topic name is within the bounds.
+    ///
+    /// # Errors
+    /// [`CoreError::TooLarge`] naming `field`.
+    pub fn check_topic(&self, field: &str, topic: &TopicName) -> Result<(), CoreError> {
+        let len = topic.as_str().len();
+        at_most(field, len, self.max_topic_bytes, "bytes")?;
+        // Each level but the last takes a byte at least.
+        if len < self.max_topic_levels {
+            return Ok(());
+        }
+        at_most(field, topic.level_count(), self.max_topic_levels, "levels")
+    }
+
+    /// Whether a topic filter is within the bounds.
+    ///
+    /// # Errors
+    /// [`CoreError::TooLarge`] naming `field`.
+    pub fn check_filter(&self, field: &str, filter: &TopicFilter) -> Result<(), CoreError> {
+        at_most(field, filter.as_str().len(), self.max_topic_bytes, "bytes")?;
+        at_most(field, filter.level_count(), self.max_topic_levels, "levels")
+    }
+}
+
+fn at_most(field: &str, len: usize, max: usize, unit: &'static str) -> Result<(), CoreError> {
+    if len > max {
+        return Err(CoreError::TooLarge { field: field.to_owned(), len: len as u64, max: max as u64, unit });
+    }
+    Ok(())
 }
 
 impl Default for Limits {
@@ -73,6 +126,7 @@ impl Default for Limits {
             publish_pending: 4096,
             commit_pending_bytes: 64 << 20,
             default_lease: Duration::from_secs(30),
+            min_lease: Duration::from_secs(1),
             max_lease: Duration::from_secs(12 * 3600),
             max_delay: DAY * 365,
             queue_messages: 10_000_000,

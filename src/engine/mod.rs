@@ -95,6 +95,8 @@ pub enum Op {
     Define(TargetId, Definition),
     /// Remove a target with all that it holds.
     Delete(TargetId),
+    /// Remove a target that holds nothing; else [`Refusal::NotEmpty`].
+    DeleteEmpty(TargetId),
     /// Add or replace a subscription of a stored session.
     Subscribe(TargetId, FilterSpec, SubscribeOptions),
     /// Remove a subscription of a stored session.
@@ -186,6 +188,12 @@ pub enum Refusal {
     /// The message is not leased, or not any more.
     #[error("the message is not leased")]
     NotLeased,
+    /// The target that was to go only if it holds nothing holds something.
+    #[error("{messages} messages are there")]
+    NotEmpty {
+        /// How many.
+        messages: u64,
+    },
 }
 
 /// How far an outgoing delivery of a session is.
@@ -212,6 +220,9 @@ pub enum OutgoingState {
 pub struct ConsumerOptions {
     /// How long it has a message; none: until it is settled or the consumer ends.
     pub lease: Option<Duration>,
+    /// What it leased outlives it and comes back by time alone; for callers that settle by
+    /// [`Engine::settle`] later, from anywhere. Needs a `lease`.
+    pub keep_leases: bool,
 }
 
 /// A message that one consumer has for a while.
@@ -442,11 +453,12 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     fn close(&self) -> Result<(), EngineError>;
 }
 
-/// One of the consumers of a target. Dropping it gives back what it has, uncounted.
+/// One of the consumers of a target. Dropping it gives back what it has, uncounted, unless it was made with
+/// [`ConsumerOptions::keep_leases`].
 pub trait Consumer: Send + Sync + fmt::Debug {
     /// Leases what is ready: at most `max` messages, and no more after `max_bytes` of [`Message::weight`]
     /// (one message may overdraw). Never waits: when it gives less than asked, [`Consumer::ready`] is woken as
-    /// soon as there may be more.
+    /// soon as there may be more. With a `max` of 0 it waits no more: another consumer is woken in its stead.
     ///
     /// # Errors
     /// [`EngineError::NoSuchTarget`] when the target was deleted, [`EngineError::Damaged`].

@@ -4,12 +4,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
 use crate::types::UnixMillis;
 
+use super::convert::timestamp;
 use super::proto::v1;
 
 /// Gives counters by name when asked; must not block.
@@ -72,15 +72,6 @@ impl v1::admin_service_server::AdminService for AdminService {
             durability: self.facts.durability.unwrap_or_default().to_owned(),
             doors: self.facts.doors.iter().map(|(name, at)| ((*name).to_owned(), at.clone())).collect(),
         }))
-    }
-}
-
-/// The moment as the contract carries it.
-fn timestamp(moment: UnixMillis) -> prost_types::Timestamp {
-    let since = Duration::from_millis(moment.0);
-    prost_types::Timestamp {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
     }
 }
 

@@ -7,12 +7,18 @@
 //! configuration.
 
 mod admin;
+mod convert;
+mod deadline;
 mod health;
 mod incoming;
 pub mod proto;
+mod queue;
 mod reflection;
 mod request;
+mod status;
+mod stream;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -20,12 +26,17 @@ use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 
 use crate::connections::ConnectionBudget;
+use crate::core::Broker;
 use crate::shutdown::Shutdown;
 
 pub use admin::{AdminService, CounterSource, ServerFacts};
 pub use health::HealthBoard;
 
+use deadline::DeadlineLayer;
 use proto::v1::admin_service_server::AdminServiceServer;
+use proto::v1::queue_service_server::QueueServiceServer;
+use queue::QueueService;
+use stream::Bounds;
 
 /// What the operator decides about this door.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +45,8 @@ pub struct Settings {
     pub max_message_bytes: u64,
     /// How many calls and streams one connection may have open at the same time.
     pub max_concurrent_streams: u64,
+    /// After this time a stream is closed, so that clients spread again; `None` = never.
+    pub max_stream_age: Option<Duration>,
     /// After this time a connection is told to go away, so that clients spread again; `None` = never.
     pub max_connection_age: Option<Duration>,
     /// How often a silent connection is pinged; `None` = never.
@@ -47,6 +60,7 @@ impl Default for Settings {
         Self {
             max_message_bytes: 16 << 20,
             max_concurrent_streams: 1024,
+            max_stream_age: None,
             max_connection_age: None,
             keepalive_interval: Some(Duration::from_secs(30)),
             keepalive_timeout: Duration::from_secs(20),
@@ -57,6 +71,8 @@ impl Default for Settings {
 /// What this door serves.
 #[derive(Debug)]
 pub struct Services {
+    /// Queues and topics.
+    pub broker: Arc<Broker>,
     /// Facts about the broker.
     pub admin: AdminService,
     /// Whether it serves.
@@ -76,7 +92,8 @@ pub enum Error {
 }
 
 /// The services that are registered with health and listed by reflection, beside those two themselves.
-pub const SERVED: [&str; 1] = [proto::v1::admin_service_server::SERVICE_NAME];
+pub const SERVED: [&str; 2] =
+    [proto::v1::admin_service_server::SERVICE_NAME, proto::v1::queue_service_server::SERVICE_NAME];
 
 /// Wraps a generated server with what holds for each of them: the decode limit, and compression both ways.
 macro_rules! tuned {
@@ -101,9 +118,11 @@ pub async fn serve(
     budget: ConnectionBudget,
     shutdown: Shutdown,
 ) -> Result<(), Error> {
-    let Services { admin, health } = services;
+    let Services { broker, admin, health } = services;
+    let streams = Bounds { max_age: settings.max_stream_age, max_frame_bytes: settings.max_message_bytes };
     let (v1, v1alpha) = reflection::services().map_err(Error::Reflection)?;
     let routes = Routes::new(tuned!(AdminServiceServer, admin, settings))
+        .add_service(tuned!(QueueServiceServer, QueueService::new(broker, streams), settings))
         .add_service(health.into_service(shutdown.stopping().clone()))
         .add_service(v1)
         .add_service(v1alpha);
@@ -119,6 +138,7 @@ pub async fn serve(
         .layer(request::identify())
         .layer(request::trace())
         .layer(request::propagate())
+        .layer(DeadlineLayer)
         .add_routes(routes)
         .serve_with_incoming_shutdown(
             incoming::connections(listener, budget),

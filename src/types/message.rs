@@ -126,6 +126,24 @@ impl Message {
         self.topic.as_str().len() + self.payload.len() + extras
     }
 
+    /// A copy with bytes of its own, for keepers: the message may be a part of a much larger read buffer.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        let text = |text: &ByteString| ByteString::from(&**text);
+        let extras = self.extras.as_ref().map(|extras| {
+            Box::new(Extras {
+                payload_is_utf8: extras.payload_is_utf8,
+                content_type: extras.content_type.as_ref().map(text),
+                reply_to: extras.reply_to.as_ref().map(TopicName::detached),
+                correlation_data: extras.correlation_data.as_deref().map(Bytes::copy_from_slice),
+                properties: extras.properties.iter().map(|(key, value)| (text(key), text(value))).collect(),
+                publisher: extras.publisher.clone(),
+                dead_letter: extras.dead_letter.clone(),
+            })
+        });
+        Self { topic: self.topic.detached(), payload: Bytes::copy_from_slice(&self.payload), extras, ..*self }
+    }
+
     /// Whether nobody may receive it any more.
     #[must_use]
     pub fn is_expired(&self, now: UnixMillis) -> bool {

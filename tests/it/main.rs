@@ -7,3 +7,4 @@ mod configuration;
 mod grpc_door;
 mod harness;
 mod process;
+mod queue;

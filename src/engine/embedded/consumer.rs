@@ -22,6 +22,7 @@ pub(super) struct EmbeddedConsumer {
     pub(super) id: u64,
     pub(super) waker: Arc<Waker>,
     pub(super) lease: Option<Duration>,
+    pub(super) keep_leases: bool,
 }
 
 impl fmt::Debug for EmbeddedConsumer {
@@ -103,7 +104,9 @@ impl Consumer for EmbeddedConsumer {
 
 impl Drop for EmbeddedConsumer {
     fn drop(&mut self) {
-        self.release_all(false);
+        if !self.keep_leases {
+            self.release_all(false);
+        }
         self.target.state.lock().leave(self.id);
     }
 }

@@ -12,17 +12,24 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::format::FORMAT;
 use crate::engine::OpenError;
+use crate::types::clock::now;
 
 /// sled holds a segment for stable that may not have reached the disk; with large segments and a sync at least
 /// every [`SYNC_BYTES`] none is freed before its replacement is there.
 const SEGMENT_BYTES: usize = 8 << 20;
 /// The most logical bytes between two syncs, under every policy.
 pub(super) const SYNC_BYTES: u64 = 2 << 20;
+
+/// How long to wait for another process to let go of the store.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// The name of the ballast.
+const BALLAST: &str = "ballast";
 
 /// The trees of the store.
 #[derive(Debug, Clone)]
@@ -66,8 +73,19 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 impl Disk {
-    /// Opens or makes the store in `path`.
+    /// Opens or makes the store in `path`. Waits a little for a process that is about to let go of it: one that was
+    /// killed is gone only when the system has closed its files.
     pub(super) fn open(path: &Path, cache_bytes: u64, ballast_bytes: u64) -> Result<Self, OpenError> {
+        let deadline = now() + LOCK_WAIT;
+        loop {
+            match Self::open_once(path, cache_bytes, ballast_bytes) {
+                Err(OpenError::Locked(_)) if now() < deadline => std::thread::sleep(LOCK_WAIT / 50),
+                result => return result,
+            }
+        }
+    }
+
+    fn open_once(path: &Path, cache_bytes: u64, ballast_bytes: u64) -> Result<Self, OpenError> {
         make_directory(path)?;
         let lock = lock(path)?;
         let dir = path.join("store");
@@ -125,14 +143,13 @@ impl Disk {
         if self.ballast_bytes == 0 {
             return Ok(());
         }
-        let file =
-            File::options().create(true).truncate(false).write(true).open(self.path.join("ballast"))?;
+        let file = File::options().create(true).truncate(false).write(true).open(self.path.join(BALLAST))?;
         if file.metadata()?.len() == self.ballast_bytes {
             return Ok(());
         }
         let result = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, self.ballast_bytes);
         if let Err(error) = result {
-            drop(std::fs::remove_file(self.path.join("ballast")));
+            drop(std::fs::remove_file(self.path.join(BALLAST)));
             return Err(error.into());
         }
         Ok(())
@@ -140,7 +157,7 @@ impl Disk {
 
     /// Gives the ballast up. Whether there was one.
     pub(super) fn drop_ballast(&self) -> bool {
-        std::fs::remove_file(self.path.join("ballast")).is_ok()
+        std::fs::remove_file(self.path.join(BALLAST)).is_ok()
     }
 
     /// How much the ballast holds.
@@ -170,10 +187,22 @@ fn make_directory(path: &Path) -> Result<(), OpenError> {
         _ => unusable(path, e),
     })?;
     // Found out here rather than in the middle of the first write.
-    let probe = path.join(".probe");
-    let result = File::create(&probe).and_then(|mut file| file.write_all(b"stafett"));
-    drop(std::fs::remove_file(&probe));
-    result.map_err(|e| unusable(path, e))
+    let probe = || {
+        let file = path.join(".probe");
+        let result = File::create(&file).and_then(|mut file| file.write_all(b"stafett"));
+        drop(std::fs::remove_file(&file));
+        result
+    };
+    match probe() {
+        Err(e)
+            if e.kind() == io::ErrorKind::StorageFull && std::fs::remove_file(path.join(BALLAST)).is_ok() =>
+        {
+            tracing::warn!("the disk is full: gave up the ballast to open the store");
+            probe()
+        }
+        result => result,
+    }
+    .map_err(|e| unusable(path, e))
 }
 
 fn lock(path: &Path) -> Result<File, OpenError> {

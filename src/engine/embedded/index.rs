@@ -211,6 +211,12 @@ impl State {
         out: &mut Vec<Taken>,
     ) -> NotTaken {
         let mut not = NotTaken::default();
+        if how.max == 0 {
+            self.waiting.retain(|&other| other != how.consumer);
+            // It may have been woken for something that it does not take.
+            self.wake(1);
+            return not;
+        }
         let (mut count, mut bytes) = (0, 0);
         while count < how.max && (bytes < how.max_bytes || count == 0) && how.max_bytes > 0 {
             let Some(entry) = self.levels.iter_mut().find_map(Level::pop) else { break };

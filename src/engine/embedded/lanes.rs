@@ -40,7 +40,10 @@ pub(super) enum Prepared {
         packet_id: u16,
     },
     Define(TargetId, Box<Definition>),
-    Delete(TargetId),
+    Delete {
+        id: TargetId,
+        only_if_empty: bool,
+    },
     Subscribe(TargetId, FilterSpec, SubscribeOptions),
     Unsubscribe(TargetId, FilterSpec),
 }

@@ -162,7 +162,8 @@ impl Embedded {
             Op::Outgoing { target, sequence, outgoing } => Prepared::Outgoing { target, sequence, outgoing },
             Op::ReleaseIncoming { session, packet_id } => Prepared::ReleaseIncoming { session, packet_id },
             Op::Define(id, definition) => Prepared::Define(id, Box::new(definition)),
-            Op::Delete(id) => Prepared::Delete(id),
+            Op::Delete(id) => Prepared::Delete { id, only_if_empty: false },
+            Op::DeleteEmpty(id) => Prepared::Delete { id, only_if_empty: true },
             Op::Subscribe(session, filter, options) => Prepared::Subscribe(session, filter, options),
             Op::Unsubscribe(session, filter) => Prepared::Unsubscribe(session, filter),
         }
@@ -249,6 +250,7 @@ impl Engine for Embedded {
             id,
             waker,
             lease: options.lease,
+            keep_leases: options.keep_leases,
         }))
     }
 

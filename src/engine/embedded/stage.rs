@@ -123,7 +123,13 @@ impl Writer {
                 // Known at once: nobody can name it before its ticket completes, or it was known before.
                 self.shared.registry.write().define(id, Settings::from(&*definition));
             }
-            Prepared::Delete(id) => {
+            Prepared::Delete { id, only_if_empty } => {
+                if only_if_empty && let Ok(target) = self.shared.target(id) {
+                    let messages = target.messages.load(Ordering::Relaxed);
+                    if messages > 0 {
+                        return Ok(Outcome::Refused(Refusal::NotEmpty { messages }));
+                    }
+                }
                 let Some(target) = self.shared.registry.write().remove(id) else {
                     return Ok(Outcome::Refused(Refusal::Gone(id)));
                 };

@@ -69,6 +69,8 @@ pub(super) struct Writer {
     pub(super) low_disk: Option<(u64, u64)>,
     last_sync: Instant,
     pub(super) next_space_check: Instant,
+    /// The same in logical bytes written.
+    pub(super) next_space_check_bytes: u64,
 }
 
 impl Writer {
@@ -95,6 +97,7 @@ impl Writer {
             low_disk: None,
             last_sync: now(),
             next_space_check: now(),
+            next_space_check_bytes: 0,
         }
     }
 
@@ -114,6 +117,10 @@ impl Writer {
         };
         let Some(why) = failure else { return };
         let error = self.shared.fail(&why);
+        if self.shared.disk.free_bytes().is_ok_and(|free| free < self.shared.disk.ballast_bytes()) {
+            // The next start needs some room to recover.
+            self.shared.disk.drop_ballast();
+        }
         for answer in self.answers.drain(..) {
             match answer {
                 Answer::Commit(reply, _) => drop(reply.send(Err(error.clone()))),
@@ -137,7 +144,7 @@ impl Writer {
                 self.seal()?;
                 return self.sync();
             }
-            if now() >= self.next_space_check {
+            if now() >= self.next_space_check || self.packer.written >= self.next_space_check_bytes {
                 self.check_space();
             }
             coalesce(&mut work);

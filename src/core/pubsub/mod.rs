@@ -1,0 +1,96 @@
+//! What publishing and subscribing need of the broker.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::retained::Retained;
+use super::session::{SessionKey, Sessions, keep_time};
+use super::share::{Groups, ShareKey};
+use super::{Broker, Limits};
+use crate::engine::{GroupSpec, Op, StoredSession};
+use crate::types::topic::FilterSpec;
+use crate::types::{Message, TargetId, clock};
+
+/// The parts of the broker that publishing and subscribing share.
+#[derive(Debug)]
+pub(crate) struct PubSub {
+    pub(crate) retained: Retained,
+    pub(crate) sessions: Sessions,
+    pub(crate) groups: Groups,
+    keys: AtomicU64,
+}
+
+impl PubSub {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            retained: Retained::new(limits),
+            sessions: Sessions::default(),
+            groups: Groups::default(),
+            keys: AtomicU64::new(1),
+        }
+    }
+
+    fn next_key(&self) -> u64 {
+        self.keys.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn next_session(&self) -> SessionKey {
+        SessionKey(self.next_key())
+    }
+
+    pub(crate) fn next_share(&self) -> ShareKey {
+        ShareKey(self.next_key())
+    }
+}
+
+impl Broker {
+    /// How many sessions there are, connected or away.
+    #[must_use]
+    pub fn session_count(&self) -> usize {
+        self.pubsub.sessions.count()
+    }
+
+    /// How many retained values there are.
+    #[must_use]
+    pub fn retained_count(&self) -> usize {
+        self.pubsub.retained.count()
+    }
+
+    /// Rebuilds sessions, share groups and retained values as they were stored, and starts what keeps time. Once,
+    /// when the queues are there and before the doors open.
+    pub(crate) fn restore_pubsub(
+        self: &Arc<Self>,
+        sessions: Vec<StoredSession>,
+        groups: Vec<(TargetId, GroupSpec)>,
+        retained: Vec<Message>,
+    ) {
+        self.pubsub.retained.restore(retained);
+        let mut groups: HashMap<FilterSpec, TargetId> =
+            groups.into_iter().map(|(id, spec)| (spec.filter, id)).collect();
+        let mut used = HashMap::new();
+        let now = clock::unix_now();
+        let mut routes = Vec::new();
+        let mut sessions = sessions;
+        sessions.sort_by_key(|session| std::cmp::Reverse(session.id)); // Of two of one client the newer stays.
+        for session in sessions {
+            let target = |filter: &FilterSpec| {
+                if let Some((filter, target)) = groups.remove_entry(filter) {
+                    used.insert(filter, target);
+                }
+                used.get(filter).copied()
+            };
+            routes.extend(self.restore_session(session, target, now));
+        }
+        self.routes.change_now(routes);
+        // A crash between the end of its last member and its own leaves a group without members.
+        let lost: Vec<Op> = groups.into_values().map(Op::Delete).collect();
+        if !lost.is_empty() {
+            drop(self.engine.commit(lost));
+        }
+        self.tasks.spawn(keep_time(Arc::clone(self)));
+    }
+}
+
+#[cfg(all(test, feature = "embedded"))]
+mod tests;

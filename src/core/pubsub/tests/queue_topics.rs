@@ -1,0 +1,72 @@
+//! `$queue/<name>` as topic and as filter, and bindings.
+
+use std::time::Duration;
+
+use super::bed::{binding, publish, subscribe, take, texts};
+use super::*;
+use crate::core::{CoreError, End, Inbound};
+use crate::engine::Nack;
+use crate::types::{Priority, Qos};
+
+#[tokio::test]
+async fn publishing_to_a_queue_enqueues() {
+    let bed = Bed::new().await;
+    bed.queue("q", |spec| spec.priorities = true).await;
+    let (session, inbox) = bed.transient("a").await;
+    subscribe(&session, &[("#", options(Qos::AtLeastOnce))]).await;
+    let mut publisher = bed.publisher();
+    let mut late = Inbound::new(message("$queue/q", "late", Qos::AtMostOnce), 1);
+    late.message.retain = true;
+    let mut first = Inbound::new(qos1("$queue/q", "first"), 2);
+    first.priority = Priority::new(9).unwrap();
+    publisher.publish(vec![late, first]);
+    let got = super::bed::receipts(&mut publisher, 2).await;
+    assert!(got.iter().all(|r| r.result.as_ref().is_ok_and(|p| (p.subscribers, p.queues) == (0, 1))));
+    assert_eq!(inbox.take(), []);
+    assert_eq!(bed.broker.retained(&topic("$queue/q")), None);
+    assert_eq!(bed.ready_in("q"), 2);
+
+    let granted = subscribe(&session, &[("$queue/q", options(Qos::ExactlyOnce))]).await;
+    assert_eq!(granted, [Ok(Qos::AtLeastOnce)]);
+    let taken = take(&session, 2).await;
+    assert_eq!(texts(&taken), ["first", "late"]);
+    assert_eq!(taken[0].leased.qos, Qos::AtLeastOnce);
+    let source = taken[0].source;
+    within(session.settle(source, &[taken[0].leased.sequence]).unwrap().durable).await.unwrap();
+    drop(session.nack(source, &[taken[1].leased.sequence], Nack::Failed, Duration::ZERO).unwrap());
+    let again = take(&session, 1).await;
+    assert_eq!((texts(&again), again[0].leased.attempt), (vec!["late".into()], 2));
+    // What it has goes back when it leaves.
+    within(session.unsubscribe(vec![filter("$queue/q")])).await;
+    assert_eq!(bed.ready_in("q"), 1);
+    let late = session.settle(source, &[again[0].leased.sequence]);
+    assert!(matches!(late, Err(CoreError::Precondition { .. })));
+}
+
+#[tokio::test]
+async fn queue_filters_name_one_queue_that_is_there() {
+    let bed = Bed::new().await;
+    let (session, _, _) = bed.durable("a").await;
+    let one = options(Qos::AtLeastOnce);
+    let got = subscribe(&session, &[("$queue/none", one), ("$queue/+", one), ("$queue/a/b", one)]).await;
+    assert!(matches!(&got[0], Err(CoreError::NotFound { kind: "queue", .. })));
+    assert!(matches!(&got[1], Err(CoreError::Invalid { .. })));
+    assert!(matches!(&got[2], Err(CoreError::NotFound { .. })));
+
+    // A durable session consumes again when it comes back.
+    bed.queue("q", |spec| spec.bindings.push(binding("in/#"))).await;
+    subscribe(&session, &[("$queue/q", one)]).await;
+    session.close(End::Clean).await;
+    publish(&mut bed.publisher(), vec![qos1("in/1", "1"), message("in", "2", Qos::AtMostOnce)]).await;
+    let bed = bed.again().await;
+    let (session, _, _) = bed.durable("a").await;
+    assert_eq!(texts(&take(&session, 2).await), ["1", "2"]);
+    // A queue that is deleted under it is no error.
+    let name = crate::types::QueueName::parse("q").unwrap();
+    within(bed.broker.delete_queue(&name, false)).await.unwrap();
+    let mut none = Vec::new();
+    session.take(1, 1, &mut none).unwrap();
+    assert!(none.is_empty());
+    let got = publish(&mut bed.publisher(), vec![qos1("in/1", "")]).await;
+    assert_eq!(got[0].result.as_ref().unwrap().queues, 0);
+}

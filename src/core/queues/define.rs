@@ -1,0 +1,333 @@
+//! Making, changing and deleting queues.
+//!
+//! Changes stand in one line: each is checked against what the one before left, is durable, takes effect and only
+//! then is answered. A change that has begun goes on when its caller leaves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::{Definition, Op, Outcome, QueueSpec, Refusal};
+use crate::types::{QueueName, TopicFilter, UnixMillis};
+
+use super::{QueueEntry, checked_lease, of_queue};
+use crate::core::{Broker, CoreError, Limits};
+
+/// Topics that a binding cannot see, since they are commands and not names.
+const COMMANDS: [&str; 3] = ["$queue", "$share", "$delayed"];
+/// Beyond it a bound on deliveries bounds nothing.
+const MAX_DELIVERIES: u32 = 10_000;
+/// Labels are words, not documents.
+const LABEL_BYTES: usize = 256;
+
+/// The settings of a queue of which nothing but the name was said.
+#[must_use]
+pub fn plain_queue(name: QueueName, limits: &Limits, now: UnixMillis) -> QueueSpec {
+    QueueSpec {
+        name,
+        bindings: Vec::new(),
+        lease: limits.default_lease,
+        max_deliveries: None,
+        dead_letter: None,
+        default_ttl: None,
+        max_messages: limits.queue_messages,
+        max_bytes: limits.queue_bytes,
+        priorities: false,
+        labels: std::collections::BTreeMap::new(),
+        created_at: now,
+    }
+}
+
+impl Broker {
+    /// Makes a queue; answers when it is durable. With `if_not_exists`, one that is there with equal settings is
+    /// fine.
+    ///
+    /// Dropping the future does not stop it.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`], [`CoreError::Limit`], [`CoreError::Precondition`] for a dead letter queue that is
+    /// not there, [`CoreError::AlreadyExists`] with the difference, [`CoreError::Engine`].
+    pub async fn create_queue(
+        self: &Arc<Self>,
+        mut spec: QueueSpec,
+        if_not_exists: bool,
+    ) -> Result<Arc<QueueSpec>, CoreError> {
+        normalise(&mut spec);
+        check(&spec, &self.limits)?;
+        let broker = Arc::clone(self);
+        self.to_the_end(async move {
+            let _line = Arc::clone(&broker.queues.changing).lock_owned().await;
+            if let Some(existing) = broker.queues.get(spec.name.as_str()) {
+                let there = existing.spec_owned();
+                let difference = difference(&there, &spec);
+                if if_not_exists && difference.is_empty() {
+                    return Ok(there);
+                }
+                let name = spec.name.to_string();
+                return Err(CoreError::AlreadyExists { kind: "queue", name, difference });
+            }
+            if broker.queues.count() >= broker.limits.max_queues {
+                return Err(limit("queues", broker.limits.max_queues));
+            }
+            broker.check_dead_letter(&spec)?;
+            let id = broker.engine.next_target();
+            broker.define(Op::Define(id, Definition::Queue(spec.clone()))).await?;
+            let entry = QueueEntry::new(id, spec)
+                .ok_or_else(|| CoreError::invalid("queue.name", "not a topic level"))?;
+            let spec = entry.spec_owned();
+            broker.routes.bind(&entry, &spec.bindings).await;
+            broker.queues.insert(&entry);
+            Ok(spec)
+        })
+        .await
+    }
+
+    /// Changes settings; answers when that is durable. Name and time of making stay.
+    ///
+    /// Dropping the future does not stop it.
+    ///
+    /// # Errors
+    /// As [`Broker::create_queue`], and [`CoreError::NotFound`].
+    pub async fn update_queue(
+        self: &Arc<Self>,
+        name: &QueueName,
+        change: impl FnOnce(&mut QueueSpec) -> Result<(), CoreError> + Send + 'static,
+    ) -> Result<Arc<QueueSpec>, CoreError> {
+        let broker = Arc::clone(self);
+        let name = name.clone();
+        self.to_the_end(async move {
+            let _line = Arc::clone(&broker.queues.changing).lock_owned().await;
+            let entry = broker.queue(&name)?;
+            let old = entry.spec_owned();
+            let mut new = QueueSpec::clone(&old);
+            change(&mut new)?;
+            new.name = old.name.clone();
+            new.created_at = old.created_at;
+            normalise(&mut new);
+            check(&new, &broker.limits)?;
+            if new == *old {
+                return Ok(old);
+            }
+            if new.priorities != old.priorities {
+                return Err(CoreError::Precondition {
+                    reason: "QUEUE_PRIORITIES_FIXED",
+                    what: format!("whether `{name}` has priorities was decided when it was made"),
+                });
+            }
+            if new.dead_letter != old.dead_letter {
+                broker.check_dead_letter(&new)?;
+            }
+            broker.define(Op::Define(entry.id, Definition::Queue(new.clone()))).await?;
+            let new = Arc::new(new);
+            entry.spec.store(Arc::clone(&new));
+            let missing = |of: &QueueSpec, from: &QueueSpec| -> Vec<TopicFilter> {
+                from.bindings.iter().filter(|filter| !of.bindings.contains(filter)).cloned().collect()
+            };
+            broker.routes.bind(&entry, &missing(&old, &new)).await;
+            broker.routes.unbind(&entry, &missing(&new, &old)).await;
+            Ok(new)
+        })
+        .await
+    }
+
+    /// Adds bindings; those that are there already are fine.
+    ///
+    /// Dropping the future does not stop it.
+    ///
+    /// # Errors
+    /// As [`Broker::update_queue`].
+    pub async fn bind_queue(
+        self: &Arc<Self>,
+        name: &QueueName,
+        filters: Vec<TopicFilter>,
+    ) -> Result<Arc<QueueSpec>, CoreError> {
+        self.update_queue(name, |spec| {
+            spec.bindings.extend(filters);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes bindings; those that are not there are fine.
+    ///
+    /// Dropping the future does not stop it.
+    ///
+    /// # Errors
+    /// As [`Broker::update_queue`].
+    pub async fn unbind_queue(
+        self: &Arc<Self>,
+        name: &QueueName,
+        filters: Vec<TopicFilter>,
+    ) -> Result<Arc<QueueSpec>, CoreError> {
+        self.update_queue(name, move |spec| {
+            spec.bindings.retain(|filter| !filters.contains(filter));
+            Ok(())
+        })
+        .await
+    }
+
+    /// Deletes a queue with its messages, and says how many there were.
+    ///
+    /// Dropping the future does not stop it.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`], [`CoreError::Precondition`] if another queue names it as dead letter queue or, with
+    /// `only_if_empty`, if it is not empty, [`CoreError::Engine`].
+    pub async fn delete_queue(
+        self: &Arc<Self>,
+        name: &QueueName,
+        only_if_empty: bool,
+    ) -> Result<u64, CoreError> {
+        let broker = Arc::clone(self);
+        let name = name.clone();
+        self.to_the_end(async move {
+            let _line = Arc::clone(&broker.queues.changing).lock_owned().await;
+            let entry = broker.queue(&name)?;
+            if let Some(user) =
+                broker.queues.all().iter().find(|q| q.spec().dead_letter.as_ref() == Some(&name))
+            {
+                return Err(CoreError::Precondition {
+                    reason: "DEAD_LETTER_QUEUE_IN_USE",
+                    what: format!("`{name}` is the dead letter queue of `{}`", user.name),
+                });
+            }
+            let stats = broker.engine.stats(entry.id).map_err(|error| of_queue(&entry, error))?;
+            let op = if only_if_empty { Op::DeleteEmpty(entry.id) } else { Op::Delete(entry.id) };
+            match broker.engine.commit(vec![op]).await?.pop() {
+                Some(Outcome::Refused(Refusal::NotEmpty { messages })) => {
+                    return Err(CoreError::Precondition {
+                        reason: "QUEUE_NOT_EMPTY",
+                        what: format!("the queue `{name}` has {messages} messages"),
+                    });
+                }
+                Some(Outcome::Refused(refusal)) => {
+                    return Err(CoreError::refused(refusal, |_| name.to_string()));
+                }
+                _ => {}
+            }
+            broker.queues.remove(&entry);
+            broker.routes.unbind(&entry, &entry.spec_owned().bindings).await;
+            Ok(stats.ready + stats.delayed + stats.leased)
+        })
+        .await
+    }
+
+    /// Hands in one change of a definition and waits until it is durable.
+    async fn define(&self, op: Op) -> Result<(), CoreError> {
+        match self.engine.commit(vec![op]).await?.pop() {
+            Some(Outcome::Refused(refusal)) => Err(CoreError::refused(refusal, |id| self.queue_name_of(id))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The dead letter queue of `spec` is there, and what goes round never comes back.
+    fn check_dead_letter(&self, spec: &QueueSpec) -> Result<(), CoreError> {
+        let Some(first) = &spec.dead_letter else { return Ok(()) };
+        let mut next = Some(first.clone());
+        while let Some(name) = next {
+            if name == spec.name {
+                let what = "messages that are given up would come back to this queue";
+                return Err(CoreError::invalid("queue.dead_letter_queue", what));
+            }
+            let Some(entry) = self.queues.get(name.as_str()) else {
+                return Err(CoreError::Precondition {
+                    reason: "DEAD_LETTER_QUEUE_MISSING",
+                    what: format!("the dead letter queue `{name}` does not exist: create it first"),
+                });
+            };
+            next = entry.spec().dead_letter.clone();
+        }
+        Ok(())
+    }
+}
+
+fn limit(what: &str, max: usize) -> CoreError {
+    CoreError::Limit { what: format!("too many {what}"), max: max as u64 }
+}
+
+/// The same settings, said once.
+fn normalise(spec: &mut QueueSpec) {
+    let mut seen = std::collections::HashSet::new();
+    spec.bindings.retain(|filter| seen.insert(filter.clone()));
+}
+
+/// Everything that can be said of one definition alone.
+fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
+    checked_lease("queue.lease", spec.lease, limits)?;
+    if spec.max_deliveries.is_some() && spec.dead_letter.is_none() {
+        let what = "needs a dead_letter_queue, where messages go that were given up";
+        return Err(CoreError::invalid("queue.max_deliveries", what));
+    }
+    if spec.dead_letter.as_ref() == Some(&spec.name) {
+        return Err(CoreError::invalid(
+            "queue.dead_letter_queue",
+            "a queue cannot be its own dead letter queue",
+        ));
+    }
+    if spec.default_ttl.is_some_and(|ttl| ttl < Duration::from_secs(1)) {
+        return Err(CoreError::invalid("queue.default_ttl", "must be at least 1 s"));
+    }
+    if spec.max_deliveries.is_some_and(|max| max.get() > MAX_DELIVERIES) {
+        return Err(CoreError::invalid("queue.max_deliveries", format!("must be at most {MAX_DELIVERIES}")));
+    }
+    for (field, bound) in [("queue.max_messages", spec.max_messages), ("queue.max_bytes", spec.max_bytes)] {
+        if bound == 0 {
+            return Err(CoreError::invalid(field, "must be at least 1"));
+        }
+    }
+    if spec.bindings.len() > limits.max_bindings {
+        return Err(limit("bindings", limits.max_bindings));
+    }
+    for (at, filter) in spec.bindings.iter().enumerate() {
+        check_binding(filter, limits)
+            .map_err(|what| CoreError::invalid(format!("queue.bindings[{at}]"), what))?;
+    }
+    if spec.labels.len() > limits.max_properties {
+        return Err(limit("labels", limits.max_properties));
+    }
+    for (key, value) in &spec.labels {
+        if key.is_empty() || key.len() > LABEL_BYTES || value.len() > LABEL_BYTES {
+            let what = format!("keys have 1 to {LABEL_BYTES} bytes, values at most {LABEL_BYTES}");
+            return Err(CoreError::invalid(format!("queue.labels[{key:?}]"), what));
+        }
+    }
+    Ok(())
+}
+
+fn check_binding(filter: &TopicFilter, limits: &Limits) -> Result<(), String> {
+    if filter.as_str().len() > limits.max_topic_bytes {
+        return Err(format!("has more than {} bytes", limits.max_topic_bytes));
+    }
+    if filter.level_count() > limits.max_topic_levels {
+        return Err(format!("has more than {} levels", limits.max_topic_levels));
+    }
+    if COMMANDS.contains(&filter.first_level()) {
+        return Err(format!("`{}/…` is not a topic that is published to", filter.first_level()));
+    }
+    Ok(())
+}
+
+/// In words, what `asked` has different from `there`; empty if nothing.
+fn difference(there: &QueueSpec, asked: &QueueSpec) -> String {
+    fn compare<T: PartialEq + std::fmt::Debug>(out: &mut String, what: &str, there: &T, asked: &T) {
+        if there != asked {
+            let lead = if out.is_empty() { " with other settings: " } else { ", " };
+            out.push_str(&format!("{lead}{what} is {there:?}, asked was {asked:?}"));
+        }
+    }
+    let sorted = |filters: &[TopicFilter]| {
+        let mut texts: Vec<_> = filters.iter().map(|filter| filter.as_str().to_owned()).collect();
+        texts.sort_unstable();
+        texts
+    };
+    let mut out = String::new();
+    compare(&mut out, "bindings", &sorted(&there.bindings), &sorted(&asked.bindings));
+    compare(&mut out, "lease", &there.lease, &asked.lease);
+    compare(&mut out, "max_deliveries", &there.max_deliveries, &asked.max_deliveries);
+    compare(&mut out, "dead_letter_queue", &there.dead_letter, &asked.dead_letter);
+    compare(&mut out, "default_ttl", &there.default_ttl, &asked.default_ttl);
+    compare(&mut out, "max_messages", &there.max_messages, &asked.max_messages);
+    compare(&mut out, "max_bytes", &there.max_bytes, &asked.max_bytes);
+    compare(&mut out, "priorities", &there.priorities, &asked.priorities);
+    compare(&mut out, "labels", &there.labels, &asked.labels);
+    out
+}

@@ -1,0 +1,235 @@
+//! Queues: named durable buffers with competing consumers.
+//!
+//! Here is which queues there are; what may be done with one stands in the modules: [`define`] makes and changes
+//! them, [`enqueue`] puts messages in, [`receive`] takes them out one answer at a time, [`consumer`] as a stream,
+//! [`inspect`] looks at them, removes and redrives them. Leases and order are the engine's.
+//!
+//! Invariant: a queue is listed here from the moment its definition is durable until its deletion is.
+
+pub mod consumer;
+pub mod define;
+pub mod enqueue;
+pub mod inspect;
+pub mod receive;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+use parking_lot::RwLock;
+use rustc_hash::FxHashMap;
+
+use crate::engine::{Append, EngineError, QueueSpec, queue_topic};
+use crate::types::{Message, Priority, QueueName, TargetId, TopicName, UnixMillis};
+
+use super::{Broker, CoreError, Limits};
+
+/// One queue, shared by all who use it.
+pub struct QueueEntry {
+    id: TargetId,
+    name: QueueName,
+    topic: TopicName,
+    spec: ArcSwap<QueueSpec>,
+}
+
+impl QueueEntry {
+    fn new(id: TargetId, spec: QueueSpec) -> Option<Arc<Self>> {
+        let topic = queue_topic(&spec.name)?;
+        let name = spec.name.clone();
+        Some(Arc::new(Self { id, name, topic, spec: ArcSwap::from_pointee(spec) }))
+    }
+
+    /// What the engine knows it by.
+    #[must_use]
+    pub fn id(&self) -> TargetId {
+        self.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &QueueName {
+        &self.name
+    }
+
+    /// The topic of messages that were put straight into it: `$queue/<name>`.
+    #[must_use]
+    pub fn topic(&self) -> &TopicName {
+        &self.topic
+    }
+
+    /// Its settings now; for short use.
+    #[must_use]
+    pub fn spec(&self) -> Guard<Arc<QueueSpec>> {
+        self.spec.load()
+    }
+
+    /// Its settings now, to keep.
+    #[must_use]
+    pub fn spec_owned(&self) -> Arc<QueueSpec> {
+        self.spec.load_full()
+    }
+
+    /// The place of `message` in this queue, by its settings.
+    #[must_use]
+    pub fn append(
+        &self,
+        message: &Message,
+        priority: Priority,
+        not_before: Option<UnixMillis>,
+        now: UnixMillis,
+    ) -> Append {
+        let expires_at = match message.expires_at {
+            Some(_) => None,
+            None => self.spec.load().default_ttl.map(|ttl| now.after(ttl)),
+        };
+        Append { priority, not_before, expires_at, ..Append::to(self.id) }
+    }
+}
+
+impl fmt::Debug for QueueEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.id.0)
+    }
+}
+
+/// All queues.
+#[derive(Debug)]
+pub struct Queues {
+    map: RwLock<Map>,
+    /// Held by whoever changes a definition, until the change is durable: checks that span queues (a dead letter
+    /// queue exists) hold while the change is under way.
+    changing: Arc<tokio::sync::Mutex<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Map {
+    by_name: BTreeMap<QueueName, Arc<QueueEntry>>,
+    by_id: FxHashMap<TargetId, Arc<QueueEntry>>,
+}
+
+impl Queues {
+    pub(super) fn restore(stored: Vec<(TargetId, QueueSpec)>) -> Result<Self, EngineError> {
+        let queues = Self { map: RwLock::default(), changing: Arc::default() };
+        for (id, spec) in stored {
+            let name = spec.name.clone();
+            let entry = QueueEntry::new(id, spec)
+                .ok_or_else(|| EngineError::Damaged(format!("the queue name `{name}` cannot be a topic")))?;
+            if !queues.insert(&entry) {
+                return Err(EngineError::Damaged(format!("two queues are named `{name}`")));
+            }
+        }
+        Ok(queues)
+    }
+
+    /// Lists a queue; false if its name is taken.
+    fn insert(&self, entry: &Arc<QueueEntry>) -> bool {
+        let mut map = self.map.write();
+        let free = map.by_name.insert(entry.name.clone(), Arc::clone(entry)).is_none();
+        map.by_id.insert(entry.id, Arc::clone(entry));
+        free
+    }
+
+    fn remove(&self, entry: &QueueEntry) {
+        let mut map = self.map.write();
+        map.by_name.remove(&entry.name);
+        map.by_id.remove(&entry.id);
+    }
+
+    /// The queue of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Arc<QueueEntry>> {
+        self.map.read().by_name.get(name).cloned()
+    }
+
+    /// The queue that the engine knows by this id.
+    #[must_use]
+    pub fn by_id(&self, id: TargetId) -> Option<Arc<QueueEntry>> {
+        self.map.read().by_id.get(&id).cloned()
+    }
+
+    /// All queues, by name.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<QueueEntry>> {
+        self.map.read().by_name.values().cloned().collect()
+    }
+
+    /// At most `max` queues whose name begins with `prefix`, by name, those after `after`.
+    #[must_use]
+    pub fn page(&self, prefix: &str, after: Option<&QueueName>, max: usize) -> Vec<Arc<QueueEntry>> {
+        let from = match after {
+            Some(after) if after.as_str() >= prefix => Bound::Excluded(after.as_str()),
+            _ => Bound::Included(prefix),
+        };
+        let map = self.map.read();
+        map.by_name
+            .range::<str, _>((from, Bound::Unbounded))
+            .take_while(|(name, _)| name.as_str().starts_with(prefix))
+            .take(max)
+            .map(|(_, entry)| Arc::clone(entry))
+            .collect()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.map.read().by_name.len()
+    }
+}
+
+impl Broker {
+    /// All queues.
+    #[must_use]
+    pub fn queues(&self) -> &Queues {
+        &self.queues
+    }
+
+    /// The queue of this name.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`].
+    pub fn queue(&self, name: &QueueName) -> Result<Arc<QueueEntry>, CoreError> {
+        self.queues.get(name.as_str()).ok_or_else(|| no_such_queue(name))
+    }
+
+    /// The queue of the name that a peer gave in `field`.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`] for what cannot be a name, [`CoreError::NotFound`].
+    pub fn queue_named(&self, field: &str, name: &str) -> Result<Arc<QueueEntry>, CoreError> {
+        if let Some(entry) = self.queues.get(name) {
+            return Ok(entry);
+        }
+        let name = QueueName::parse(name.to_owned()).map_err(|error| CoreError::name(field, &error))?;
+        Err(no_such_queue(&name))
+    }
+
+    /// The name of a target, for people.
+    #[must_use]
+    pub fn queue_name_of(&self, id: TargetId) -> String {
+        self.queues.by_id(id).map_or_else(|| format!("#{}", id.0), |entry| entry.name.to_string())
+    }
+}
+
+fn no_such_queue(name: &QueueName) -> CoreError {
+    CoreError::NotFound { kind: "queue", name: name.to_string() }
+}
+
+/// What the engine said of a queue, in the words of the core: a target that is gone is a queue that is not found.
+fn of_queue(queue: &QueueEntry, error: EngineError) -> CoreError {
+    match error {
+        EngineError::NoSuchTarget(id) if id == queue.id => no_such_queue(&queue.name),
+        error => CoreError::Engine(error),
+    }
+}
+
+/// A lease that a caller asked for.
+fn checked_lease(field: &str, lease: Duration, limits: &Limits) -> Result<Duration, CoreError> {
+    if lease < limits.min_lease || lease > limits.max_lease {
+        let (min, max) = (limits.min_lease, limits.max_lease);
+        return Err(CoreError::invalid(field, format!("{lease:?} is not within {min:?} and {max:?}")));
+    }
+    Ok(lease)
+}

@@ -1,0 +1,288 @@
+//! What a connection takes stored messages from: its session's backlog, durable share groups, queues.
+
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+use tokio::sync::futures::Notified;
+
+use super::entry::Attachment;
+use super::entry::State;
+use super::{Session, SessionDelivery};
+use crate::core::share::ShareGroup;
+use crate::core::{Broker, CoreError};
+use crate::engine::{
+    Consumer, ConsumerOptions, EngineError, LeaseRef, Leased, Nack, Op, Outcome, Outgoing, Settled, Ticket,
+};
+use crate::types::topic::FilterSpec;
+use crate::types::{Qos, Sequence, TargetId, clock};
+
+/// All that one connection takes from.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    list: Vec<Arc<Source>>,
+    /// Which is asked first next time.
+    turn: usize,
+}
+
+/// One target and the part in it.
+#[derive(Debug)]
+pub(crate) struct Source {
+    consumer: Box<dyn Consumer>,
+    pub(crate) kind: Kind,
+}
+
+/// What a source is.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    /// The session's own backlog.
+    Backlog,
+    /// A share group.
+    Group(Arc<ShareGroup>),
+    /// A queue, by what was subscribed to. Its leases end, so a settlement says which attempt it means.
+    Queue(FilterSpec, Mutex<FxHashMap<Sequence, u32>>),
+}
+
+impl Kind {
+    /// What the subscription to this source takes, and its identifier; `None` for the backlog, which is of many.
+    fn part(&self, state: &State) -> Option<(Qos, Option<NonZeroU32>)> {
+        let (spec, at_most) = match self {
+            Self::Backlog => return None,
+            Self::Group(group) => (&group.spec, Qos::ExactlyOnce),
+            Self::Queue(spec, _) => (spec, Qos::AtLeastOnce),
+        };
+        let options = state.subscriptions.get(spec).map(|subscription| subscription.options)?;
+        Some((options.max_qos.min(at_most), options.identifier))
+    }
+}
+
+impl Source {
+    pub(crate) fn target(&self) -> TargetId {
+        self.consumer.target()
+    }
+
+    /// The lease of a message that was taken here.
+    fn lease(&self, sequence: Sequence, forget: bool) -> LeaseRef {
+        let attempt = match &self.kind {
+            Kind::Queue(_, attempts) if forget => attempts.lock().remove(&sequence),
+            Kind::Queue(_, attempts) => attempts.lock().get(&sequence).copied(),
+            _ => None,
+        };
+        LeaseRef { attempt, ..LeaseRef::of(sequence) }
+    }
+}
+
+impl Sources {
+    /// Adds a source, unless there is one of this target.
+    fn put(&mut self, source: Source) {
+        if !self.list.iter().any(|old| old.target() == source.target()) {
+            self.list.push(Arc::new(source));
+        }
+    }
+
+    /// Removes sources; what was taken there goes back.
+    pub(crate) fn remove(&mut self, mut which: impl FnMut(&Kind) -> bool) {
+        self.list.retain(|source| !which(&source.kind));
+    }
+
+    fn find(&self, target: TargetId) -> Option<Arc<Source>> {
+        self.list.iter().find(|source| source.target() == target).cloned()
+    }
+}
+
+impl Broker {
+    /// Joins the consumers of a target.
+    pub(crate) fn source(
+        &self,
+        target: TargetId,
+        lease: Option<Duration>,
+        kind: Kind,
+    ) -> Result<Source, EngineError> {
+        let options = ConsumerOptions { lease, ..ConsumerOptions::default() };
+        Ok(Source { consumer: self.engine.consumer(target, options)?, kind })
+    }
+}
+
+impl Attachment {
+    pub(crate) fn add_source(&self, source: Source) {
+        // Under this lock, so that a connection that goes away meanwhile keeps no lease.
+        let mut sources = self.sources.lock();
+        if !self.detached.load(Ordering::Acquire) {
+            sources.put(source);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Gives back everything that was taken.
+    pub(crate) fn give_back(&self) {
+        let mut sources = self.sources.lock();
+        self.detached.store(true, Ordering::Release);
+        sources.list.clear();
+        drop(sources);
+        self.replays.lock().clear();
+        self.changed.notify_one();
+    }
+}
+
+impl Session {
+    /// Leases stored messages: at most `max`, and no more after `max_bytes` (one may overdraw). Retained values that
+    /// did not fit in the outbox at once are offered to it, counted against `max`. Never waits.
+    ///
+    /// # Errors
+    /// [`CoreError::Engine`].
+    pub fn take(
+        &self,
+        max: usize,
+        max_bytes: usize,
+        out: &mut Vec<SessionDelivery>,
+    ) -> Result<(), CoreError> {
+        let mut room = max.saturating_sub(self.replay(max));
+        let mut bytes = max_bytes;
+        let sources: SmallVec<[Arc<Source>; 2]> = {
+            let mut sources = self.attachment.sources.lock();
+            let count = sources.list.len().max(1);
+            sources.turn = (sources.turn + 1) % count;
+            let (first, rest) = sources.list.split_at(sources.turn.min(sources.list.len()));
+            rest.iter().chain(first).cloned().collect()
+        };
+        let mut taken: Vec<Leased> = Vec::new();
+        for source in &sources {
+            if room == 0 || bytes == 0 {
+                // Not asked: it wakes nobody for what it has, so look again.
+                self.attachment.changed.notify_one();
+                break;
+            }
+            match source.consumer.take(room, bytes, &mut taken) {
+                Ok(()) => {}
+                Err(EngineError::NoSuchTarget(_)) => {
+                    self.attachment.sources.lock().list.retain(|other| !Arc::ptr_eq(other, source));
+                }
+                Err(error) => return Err(CoreError::Engine(error)),
+            }
+            room = room.saturating_sub(taken.len());
+            let weight: usize = taken.iter().map(|leased| leased.message.weight()).sum();
+            bytes = bytes.saturating_sub(weight);
+            self.tell(source, &mut taken, out);
+        }
+        Ok(())
+    }
+
+    /// Turns what was taken from one source into deliveries.
+    fn tell(&self, source: &Source, taken: &mut Vec<Leased>, out: &mut Vec<SessionDelivery>) {
+        let state = self.entry.state.lock();
+        let part = source.kind.part(&state);
+        for mut leased in taken.drain(..) {
+            let identifiers = match part {
+                None => state.identifiers(&leased.message.topic),
+                Some((max_qos, identifier)) => {
+                    leased.qos = leased.qos.min(max_qos);
+                    identifier.into_iter().collect()
+                }
+            };
+            if let Kind::Queue(_, attempts) = &source.kind {
+                attempts.lock().insert(leased.sequence, leased.attempt);
+            }
+            out.push(SessionDelivery { source: source.target(), leased, identifiers });
+        }
+    }
+
+    /// Hands on retained values. Returns how many.
+    pub(super) fn replay(&self, max: usize) -> usize {
+        let attachment = &self.attachment;
+        let mut replays = attachment.replays.lock();
+        let mut offered = 0;
+        while offered < max
+            && let Some(replay) = replays.first_mut()
+        {
+            let retained = &self.broker.pubsub.retained;
+            offered += replay.go_on(retained, &*attachment.outbox, max - offered, clock::unix_now());
+            if replay.is_done() {
+                replays.remove(0);
+            }
+        }
+        offered
+    }
+
+    /// Returns when [`take`](Self::take) may give more. Cancel safe.
+    pub async fn ready(&self) {
+        let changed = self.attachment.changed.notified();
+        if !self.attachment.replays.lock().is_empty() {
+            return;
+        }
+        let sources: SmallVec<[Arc<Source>; 2]> =
+            self.attachment.sources.lock().list.iter().cloned().collect();
+        match &*sources {
+            [] => changed.await,
+            [one] => {
+                tokio::select! {
+                    () = changed => {}
+                    () = one.consumer.ready().notified() => {}
+                }
+            }
+            many => {
+                let mut all: Vec<_> =
+                    many.iter().map(|source| Box::pin(source.consumer.ready().notified())).collect();
+                let mut changed = pin!(changed);
+                std::future::poll_fn(|cx| {
+                    let mut ready = changed.as_mut().poll(cx).is_ready();
+                    for one in &mut all {
+                        ready |= Notified::poll(one.as_mut(), cx).is_ready();
+                    }
+                    if ready { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+                })
+                .await;
+            }
+        }
+    }
+
+    /// The source of something that this connection took, and the leases.
+    fn leases(
+        &self,
+        source: TargetId,
+        sequences: &[Sequence],
+        forget: bool,
+    ) -> Result<Vec<LeaseRef>, CoreError> {
+        let found = self.attachment.sources.lock().find(source);
+        let Some(found) = found else {
+            return Err(CoreError::Precondition {
+                reason: "SESSION_TAKEN_OVER",
+                what: "what was taken has gone back: the session is taken over, or the source is gone"
+                    .to_owned(),
+            });
+        };
+        Ok(sequences.iter().map(|&sequence| found.lease(sequence, forget)).collect())
+    }
+
+    /// Takes delivered messages out of their source.
+    ///
+    /// # Errors
+    /// [`CoreError::Engine`]; [`CoreError::Precondition`] `SESSION_TAKEN_OVER`.
+    pub fn settle(&self, source: TargetId, sequences: &[Sequence]) -> Result<Settled, CoreError> {
+        Ok(self.broker.engine.settle(source, &self.leases(source, sequences, true)?)?)
+    }
+
+    /// Gives messages back to their source.
+    ///
+    /// # Errors
+    /// [`CoreError::Engine`]; [`CoreError::Precondition`] `SESSION_TAKEN_OVER`.
+    pub fn nack(
+        &self,
+        source: TargetId,
+        sequences: &[Sequence],
+        how: Nack,
+        delay: Duration,
+    ) -> Result<Settled, CoreError> {
+        Ok(self.broker.engine.nack(source, &self.leases(source, sequences, true)?, how, delay)?)
+    }
+
+    /// Stores how far an outgoing QoS 1 or 2 delivery of this session is.
+    pub fn outgoing(&self, source: TargetId, sequence: Sequence, outgoing: Outgoing) -> Ticket<Vec<Outcome>> {
+        self.broker.engine.commit(vec![Op::Outgoing { target: source, sequence, outgoing }])
+    }
+}

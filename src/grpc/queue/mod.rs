@@ -1,0 +1,149 @@
+//! `QueueService`.
+//!
+//! `service` has the methods, `calls` what the unary ones do, `definition` a queue's settings, `deliver` what a delivery
+//! says, `produce` and `consume` the two streams. Invariant: nothing is kept here but the broker.
+
+mod batch;
+mod browse;
+mod calls;
+mod consume;
+mod definition;
+mod deliver;
+mod produce;
+mod service;
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+
+use crate::core::queues::QueueEntry;
+use crate::core::queues::receive::Failures;
+use crate::core::{Broker, CoreError, Limits};
+use crate::engine::{Nack, View};
+use crate::types::UnixMillis;
+use crate::types::clock;
+
+use super::convert::{Intake, at_most, optional_duration};
+use super::proto::v1;
+use super::status;
+use super::stream::Bounds;
+
+/// Items of one request that names deliveries, and messages of one batch.
+const MAX_ITEMS: usize = 10_000;
+/// Messages of one answer or page.
+const MAX_PAGE: usize = 1_000;
+/// Queues of a page when nobody says.
+const DEFAULT_PAGE: usize = 100;
+/// Bytes of messages in one answer or frame; one message may overdraw. Most clients take 4 MiB.
+const FRAME_BYTES: usize = 1 << 20;
+/// The longest wait for a first message.
+const MAX_WAIT: Duration = Duration::from_secs(3600);
+/// Bytes of a reason that is kept with a dead letter.
+const REASON_BYTES: usize = 1024;
+/// Bytes of a consumer's name.
+const CONSUMER_ID_BYTES: usize = 256;
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct QueueService {
+    broker: Arc<Broker>,
+    streams: Bounds,
+}
+
+impl QueueService {
+    /// Serves the queues of `broker`.
+    pub(super) fn new(broker: Arc<Broker>, streams: Bounds) -> Self {
+        Self { broker, streams }
+    }
+
+    fn queue(&self, name: &str) -> Result<Arc<QueueEntry>, CoreError> {
+        self.broker.queue_named("queue", name)
+    }
+
+    fn intake(&self) -> Intake<'_> {
+        intake(&self.broker, clock::unix_now())
+    }
+}
+
+fn intake(broker: &Broker, now: UnixMillis) -> Intake<'_> {
+    Intake { limits: broker.limits(), ids: broker.ids(), now }
+}
+
+/// The number of things asked for: 0 is `default`, what is too much is refused.
+fn count(field: &str, asked: u32, default: usize, max: usize) -> Result<usize, CoreError> {
+    match usize::try_from(asked).unwrap_or(usize::MAX) {
+        0 => Ok(default),
+        asked if asked <= max => Ok(asked),
+        asked => Err(CoreError::invalid(field, format!("{asked} is more than {max}"))),
+    }
+}
+
+/// A list that must have something, but not too much.
+fn some_items(field: &str, len: usize) -> Result<(), CoreError> {
+    if len == 0 {
+        return Err(CoreError::invalid(field, "is empty"));
+    }
+    if len > MAX_ITEMS {
+        let (field, len, max) = (field.to_owned(), len as u64, MAX_ITEMS as u64);
+        return Err(CoreError::TooLarge { field, len, max, unit: "entries" });
+    }
+    Ok(())
+}
+
+fn leases(limits: &Limits) -> RangeInclusive<Duration> {
+    limits.min_lease..=limits.max_lease
+}
+
+/// How deliveries are given back, and for how long they rest.
+fn nack_of(
+    queue: &QueueEntry,
+    limits: &Limits,
+    kind: v1::NackKind,
+    delay: Option<&prost_types::Duration>,
+    reason: String,
+) -> Result<(Nack, Duration), CoreError> {
+    at_most("reason", reason.len(), REASON_BYTES)?;
+    let delay = optional_duration("delay", delay, Duration::ZERO..=limits.max_lease)?.unwrap_or_default();
+    let how = match kind {
+        v1::NackKind::Unspecified => return Err(CoreError::invalid("kind", "must be given")),
+        v1::NackKind::Release => Nack::Release,
+        v1::NackKind::Failed => Nack::Failed,
+        v1::NackKind::DeadLetter if !delay.is_zero() => {
+            return Err(CoreError::invalid("delay", "is not for dead letters"));
+        }
+        v1::NackKind::DeadLetter if queue.spec().dead_letter.is_none() => {
+            return Err(CoreError::Precondition {
+                reason: "NO_DEAD_LETTER_QUEUE",
+                what: format!("the queue `{}` has no dead letter queue", queue.name()),
+            });
+        }
+        v1::NackKind::DeadLetter if reason.is_empty() => {
+            Nack::DeadLetter(ByteString::from_static("rejected"))
+        }
+        v1::NackKind::DeadLetter => Nack::DeadLetter(reason.into()),
+    };
+    Ok((how, delay))
+}
+
+fn view_of(field: &str, view: v1::QueueView, unspecified: Option<View>) -> Result<View, CoreError> {
+    match view {
+        v1::QueueView::Unspecified => unspecified.ok_or_else(|| CoreError::invalid(field, "must be given")),
+        v1::QueueView::Ready => Ok(View::Ready),
+        v1::QueueView::Delayed => Ok(View::Delayed),
+        v1::QueueView::Leased => Ok(View::Leased),
+    }
+}
+
+/// What could not be done, by token.
+fn failures_of(tokens: &[Bytes], failures: Failures) -> Vec<v1::AckFailure> {
+    let failure = |(place, error): (usize, CoreError)| v1::AckFailure {
+        ack_id: 0,
+        delivery_id: 0,
+        lease_token: tokens.get(place).cloned().unwrap_or_default(),
+        error: Some(status::item(&error)),
+    };
+    failures.into_iter().map(failure).collect()
+}

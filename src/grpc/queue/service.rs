@@ -1,0 +1,179 @@
+//! The methods of the contract, each answered by one of `calls`, `batch`, `browse`, `produce` and `consume`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt, stream};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::core::CoreError;
+use crate::engine::View;
+use crate::grpc::proto::v1;
+use crate::grpc::status::status;
+use crate::types::Sequence;
+
+use super::batch::enqueue_many;
+use super::browse::Pages;
+use super::definition::{filters, queue_name, queue_of};
+use super::{MAX_PAGE, QueueService, consume, produce, some_items, view_of};
+
+type Answer<T> = Result<Response<T>, Status>;
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn answer<T>(result: Result<T, CoreError>) -> Answer<T> {
+    result.map(Response::new).map_err(|error| status(&error))
+}
+
+#[tonic::async_trait]
+impl v1::queue_service_server::QueueService for QueueService {
+    async fn create_queue(
+        &self,
+        request: Request<v1::CreateQueueRequest>,
+    ) -> Answer<v1::CreateQueueResponse> {
+        answer(self.create(request.into_inner()).await)
+    }
+
+    async fn get_queue(&self, request: Request<v1::GetQueueRequest>) -> Answer<v1::GetQueueResponse> {
+        let queue = self.broker.queue_named("name", &request.into_inner().name);
+        answer(queue.map(|entry| v1::GetQueueResponse { queue: Some(queue_of(&entry.spec())) }))
+    }
+
+    async fn update_queue(
+        &self,
+        request: Request<v1::UpdateQueueRequest>,
+    ) -> Answer<v1::UpdateQueueResponse> {
+        answer(self.update(request.into_inner()).await)
+    }
+
+    async fn list_queues(&self, request: Request<v1::ListQueuesRequest>) -> Answer<v1::ListQueuesResponse> {
+        answer(self.list(&request.into_inner()))
+    }
+
+    async fn add_bindings(
+        &self,
+        request: Request<v1::AddBindingsRequest>,
+    ) -> Answer<v1::AddBindingsResponse> {
+        let request = request.into_inner();
+        let changed = async {
+            let name = queue_name("queue", &request.queue)?;
+            some_items("filters", request.filters.len())?;
+            self.broker.bind_queue(&name, filters("filters", &request.filters)?).await
+        };
+        answer(changed.await.map(|spec| v1::AddBindingsResponse { queue: Some(queue_of(&spec)) }))
+    }
+
+    async fn remove_bindings(
+        &self,
+        request: Request<v1::RemoveBindingsRequest>,
+    ) -> Answer<v1::RemoveBindingsResponse> {
+        let request = request.into_inner();
+        let changed = async {
+            let name = queue_name("queue", &request.queue)?;
+            some_items("filters", request.filters.len())?;
+            self.broker.unbind_queue(&name, filters("filters", &request.filters)?).await
+        };
+        answer(changed.await.map(|spec| v1::RemoveBindingsResponse { queue: Some(queue_of(&spec)) }))
+    }
+
+    async fn delete_queue(
+        &self,
+        request: Request<v1::DeleteQueueRequest>,
+    ) -> Answer<v1::DeleteQueueResponse> {
+        let request = request.into_inner();
+        let deleted = async {
+            let name = queue_name("name", &request.name)?;
+            self.broker.delete_queue(&name, request.only_if_empty).await
+        };
+        answer(deleted.await.map(|deleted_messages| v1::DeleteQueueResponse { deleted_messages }))
+    }
+
+    async fn enqueue(&self, request: Request<v1::EnqueueRequest>) -> Answer<v1::EnqueueResponse> {
+        answer(self.enqueue_one(request.into_inner()).await)
+    }
+
+    async fn enqueue_batch(
+        &self,
+        request: Request<v1::EnqueueBatchRequest>,
+    ) -> Answer<v1::EnqueueBatchResponse> {
+        answer(self.enqueue_batch_of(request.into_inner()).await)
+    }
+
+    async fn enqueue_many(
+        &self,
+        request: Request<Streaming<v1::EnqueueManyRequest>>,
+    ) -> Answer<v1::EnqueueManyResponse> {
+        enqueue_many(&self.broker, request.into_inner()).await.map(Response::new)
+    }
+
+    type ProduceStream = Events<v1::ProduceResponse>;
+
+    async fn produce(&self, request: Request<Streaming<v1::ProduceRequest>>) -> Answer<Self::ProduceStream> {
+        Ok(Response::new(produce::serve(&self.broker, self.streams, request)))
+    }
+
+    async fn receive(&self, request: Request<v1::ReceiveRequest>) -> Answer<v1::ReceiveResponse> {
+        answer(self.receive_some(request.into_inner()).await)
+    }
+
+    async fn acknowledge(&self, request: Request<v1::AcknowledgeRequest>) -> Answer<v1::AcknowledgeResponse> {
+        answer(self.acknowledge_all(request.into_inner()).await)
+    }
+
+    async fn nack(&self, request: Request<v1::NackRequest>) -> Answer<v1::NackResponse> {
+        answer(self.nack_all(request.into_inner()))
+    }
+
+    async fn extend_lease(
+        &self,
+        request: Request<v1::ExtendLeaseRequest>,
+    ) -> Answer<v1::ExtendLeaseResponse> {
+        answer(self.extend_all(request.into_inner()))
+    }
+
+    type ConsumeStream = Events<v1::ConsumeResponse>;
+
+    async fn consume(&self, request: Request<Streaming<v1::ConsumeRequest>>) -> Answer<Self::ConsumeStream> {
+        Ok(Response::new(consume::serve(&self.broker, self.streams, request)))
+    }
+
+    async fn peek(&self, request: Request<v1::PeekRequest>) -> Answer<v1::PeekResponse> {
+        answer(self.peek_some(request.into_inner()).await)
+    }
+
+    type BrowseStream = Events<v1::BrowseResponse>;
+
+    async fn browse(&self, request: Request<v1::BrowseRequest>) -> Answer<Self::BrowseStream> {
+        let request = request.into_inner();
+        let pages = async {
+            let queue = self.queue(&request.queue)?;
+            let view = view_of("view", request.view(), Some(View::Ready))?;
+            Ok(Pages::new(Arc::clone(&self.broker), queue, view, Sequence(request.from_sequence)))
+        };
+        let pages = pages.await.map_err(|error: CoreError| status(&error))?;
+        let pages = stream::unfold(pages, async |mut pages| match pages.next(MAX_PAGE).await {
+            Ok(Some(messages)) => Some((Ok(v1::BrowseResponse { messages }), pages)),
+            Ok(None) => None,
+            Err(error) => {
+                pages.ended = true;
+                Some((Err(status(&error)), pages))
+            }
+        });
+        Ok(Response::new(pages.boxed()))
+    }
+
+    async fn purge(&self, request: Request<v1::PurgeRequest>) -> Answer<v1::PurgeResponse> {
+        answer(self.purge_view(request.into_inner()).await)
+    }
+
+    async fn redrive(&self, request: Request<v1::RedriveRequest>) -> Answer<v1::RedriveResponse> {
+        answer(self.redrive_some(request.into_inner()).await)
+    }
+
+    async fn get_queue_stats(
+        &self,
+        request: Request<v1::GetQueueStatsRequest>,
+    ) -> Answer<v1::GetQueueStatsResponse> {
+        let stats = self.stats_of(&request.into_inner().name);
+        answer(stats.map(|stats| v1::GetQueueStatsResponse { stats: Some(stats) }))
+    }
+}

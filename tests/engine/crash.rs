@@ -1,0 +1,213 @@
+//! Kills a process that enqueues and settles, at any moment, again and again on the same data, and compares what is
+//! left with what was promised.
+//!
+//! The child says what it did, a line each: `E n` message n is stored, `T n` it is about to settle n, `S n` n is
+//! settled. Lost is what was stored and nobody was about to settle; resurrected is what was settled and comes again.
+//!
+//! `STAFETT_KILLS` and `STAFETT_SEED` make it longer or repeat a run.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use stafett::engine::embedded::Embedded;
+use stafett::engine::{Append, ConsumerOptions, Definition, Durability, Engine, LeaseRef, Op};
+use stafett::types::{Message, MessageIds, Qos, TargetId, TopicName};
+
+use crate::bench::{publish, settings, spec};
+
+const DIRECTORY: &str = "STAFETT_CRASH_DIRECTORY";
+const FIRST: &str = "STAFETT_CRASH_FIRST";
+const DURABILITY: &str = "STAFETT_CRASH_DURABILITY";
+const QUEUE: TargetId = TargetId(1);
+const OTHER: TargetId = TargetId(2);
+
+fn message(ids: &MessageIds, n: u64) -> Message {
+    // Sizes from a few bytes to several parts.
+    let size = match n % 50 {
+        0 => 40_000,
+        1..=5 => 5_000,
+        _ => 50,
+    };
+    let mut payload = format!("{n} ").into_bytes();
+    payload.resize(payload.len() + size, b'.');
+    Message {
+        id: ids.next_now(),
+        topic: TopicName::parse("t".into()).unwrap(),
+        payload: Bytes::from(payload),
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        expires_at: None,
+        extras: None,
+    }
+}
+
+fn number(message: &Message) -> u64 {
+    let text = std::str::from_utf8(&message.payload).unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+fn say(what: char, numbers: impl IntoIterator<Item = u64>) {
+    let lines: String = numbers.into_iter().map(|n| format!("{what} {n}\n")).collect();
+    let mut out = std::io::stdout().lock();
+    out.write_all(lines.as_bytes()).unwrap();
+    out.flush().unwrap();
+}
+
+/// The child. Does nothing when the tests run it as a test.
+#[test]
+fn child() {
+    let Ok(directory) = std::env::var(DIRECTORY) else { return };
+    let first: u64 = std::env::var(FIRST).unwrap().parse().unwrap();
+    let durability = std::env::var(DURABILITY).unwrap().parse().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(work(Path::new(&directory), first, durability));
+}
+
+async fn work(directory: &Path, first: u64, durability: Durability) {
+    let engine = Arc::new(Embedded::open(settings(directory, durability)).unwrap());
+    if engine.stored().queues.len() < 2 {
+        let define = |id, name| Op::Define(id, Definition::Queue(spec(name)));
+        engine.commit(vec![define(QUEUE, "q"), define(OTHER, "other")]).await.unwrap();
+    }
+    println!("ready");
+    let next = Arc::new(AtomicU64::new(first));
+    let ids = Arc::new(MessageIds::new());
+    let mut tasks = tokio::task::JoinSet::new();
+    for writer in 0..4 {
+        let (engine, next, ids) = (engine.clone(), next.clone(), ids.clone());
+        tasks.spawn(async move {
+            loop {
+                let count = if writer == 0 { 1 } else { 20 };
+                let from = next.fetch_add(count, Ordering::Relaxed);
+                let ops = (from..from + count)
+                    .map(|n| publish(message(&ids, n), [Append::to(QUEUE), Append::to(OTHER)]))
+                    .collect();
+                engine.commit(ops).await.unwrap();
+                say('E', from..from + count);
+            }
+        });
+    }
+    for _ in 0..2 {
+        let engine = engine.clone();
+        tasks.spawn(async move {
+            let consumer = engine.consumer(QUEUE, ConsumerOptions::default()).unwrap();
+            let others = engine.consumer(OTHER, ConsumerOptions::default()).unwrap();
+            loop {
+                let mut leased = Vec::new();
+                others.take(100, usize::MAX, &mut leased).unwrap();
+                let leases: Vec<_> = leased.iter().map(|l| LeaseRef::of(l.sequence)).collect();
+                engine.settle(OTHER, &leases).unwrap().durable.await.unwrap();
+                leased.clear();
+                consumer.take(37, usize::MAX, &mut leased).unwrap();
+                if leased.is_empty() {
+                    consumer.ready().notified().await;
+                    continue;
+                }
+                // One of ten stays, so that packs stay partly alive.
+                leased.retain(|leased| number(&leased.message) % 10 != 3);
+                let numbers: Vec<_> = leased.iter().map(|leased| number(&leased.message)).collect();
+                say('T', numbers.iter().copied());
+                let leases: Vec<_> = leased.iter().map(|leased| LeaseRef::of(leased.sequence)).collect();
+                engine.settle(QUEUE, &leases).unwrap().durable.await.unwrap();
+                say('S', numbers);
+            }
+        });
+    }
+    tasks.join_next().await.unwrap().unwrap();
+}
+
+#[derive(Default)]
+struct History {
+    stored: HashSet<u64>,
+    tried: HashSet<u64>,
+    settled: HashSet<u64>,
+    next: u64,
+}
+
+impl History {
+    /// Runs the child until it has said `lines`, kills it, and takes in what it said.
+    fn run(&mut self, directory: &Path, durability: Durability, lines: usize) {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "crash::child", "--nocapture", "--test-threads=1"])
+            .env(DIRECTORY, directory)
+            .env(FIRST, self.next.to_string())
+            .env(DURABILITY, durability.name())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut heard = 0;
+        let mut ready = false;
+        while let Some(Ok(line)) = out.next() {
+            ready |= line.ends_with("ready");
+            self.note(&line);
+            heard += usize::from(ready);
+            if heard == lines {
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        assert!(ready, "the store did not open");
+        // Numbers of which nobody was told may be stored as well.
+        self.next += 100_000;
+    }
+
+    fn note(&mut self, line: &str) {
+        let Some((what, n)) = line.split_once(' ') else { return };
+        let Ok(n) = n.parse() else { return };
+        match what {
+            "E" => self.stored.insert(n),
+            "T" => self.tried.insert(n),
+            "S" => self.settled.insert(n),
+            _ => return,
+        };
+    }
+
+    fn check(&self, directory: &Path, durability: Durability) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let left = runtime.block_on(async {
+            let engine = Embedded::open(settings(directory, durability)).unwrap();
+            let mut from = stafett::types::Sequence(0);
+            let mut left: HashMap<u64, u32> = HashMap::new();
+            loop {
+                let found = engine.browse(QUEUE, stafett::engine::View::All, from, 500).await.unwrap();
+                let Some(last) = found.last() else { break };
+                from = stafett::types::Sequence(last.sequence.0 + 1);
+                for browsed in found {
+                    *left.entry(number(&browsed.message)).or_default() += 1;
+                }
+            }
+            left
+        });
+        let lost: Vec<_> =
+            self.stored.iter().filter(|n| !self.tried.contains(n) && !left.contains_key(n)).collect();
+        assert!(lost.is_empty(), "stored and lost: {lost:?}");
+        let back: Vec<_> = self.settled.iter().filter(|n| left.contains_key(n)).collect();
+        assert!(back.is_empty(), "settled and back again: {back:?}");
+        let twice: Vec<_> = left.iter().filter(|(_, count)| **count > 1).collect();
+        assert!(twice.is_empty(), "there twice: {twice:?}");
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_or_comes_back_after_kill_9() {
+    let kills: usize = std::env::var("STAFETT_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
+    let mut seed: u64 = std::env::var("STAFETT_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let directory = tempfile::tempdir().unwrap();
+    let mut history = History::default();
+    for kill in 0..kills {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let lines = 1 + (seed >> 33) as usize % 4000;
+        history.run(directory.path(), Durability::Fsync, lines);
+        history.check(directory.path(), Durability::Fsync);
+        let (stored, settled) = (history.stored.len(), history.settled.len());
+        println!("kill {} of {kills}: {stored} stored, {settled} settled, none lost", kill + 1);
+    }
+    assert!(history.stored.len() > kills, "hardly anything was stored between the kills");
+    assert!(!history.settled.is_empty(), "nothing was settled between the kills");
+}

@@ -1,0 +1,8 @@
+//! What an engine promises, asked of each engine, and asked again after the process was killed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod bench;
+mod conformance;
+mod crash;
+mod embedded;
