@@ -176,7 +176,7 @@ async fn bidi_one(a: EchoArgs, id: u32, pr: Arc<Progress>) -> Result<(u64, Recei
     let frames = (p.window / batch).max(1);
     let mut cl = EchoClient::new(channel(&a).await?);
     let size = p.size.max(STAMP_LEN);
-    let (tx, mut rx): (Tx, Pin<Box<dyn Stream<Item = Result<Vec<Bytes>, Status>> + Send>>) = if batch == 1 {
+    let (tx, mut rx): (Tx, Out<Vec<Bytes>>) = if batch == 1 {
         let (tx, q) = tokio::sync::mpsc::channel::<Item>(frames + 1);
         let s = cl.bidi(ReceiverStream::new(q)).await?.into_inner();
         (Tx::One(tx), Box::pin(s.map(|r| r.map(|i| vec![i.payload]))))

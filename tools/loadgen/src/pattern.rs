@@ -359,7 +359,7 @@ async fn publish_loop<P: Publisher>(
             p.flush().await?;
             inflight.settle(&mut p).await?;
         }
-        if a.e2e_window > 0 && n % 16 == 0 {
+        if a.e2e_window > 0 && n.is_multiple_of(16) {
             if gate.blocks(&pr, pr.sent.load(Ordering::Relaxed) * avg_copies) {
                 p.flush().await?;
             }
@@ -393,7 +393,7 @@ async fn publish_loop<P: Publisher>(
         seqs[k] += 1;
         n += 1;
         pr.sent.fetch_add(1, Ordering::Relaxed);
-        if n % 128 == 0 {
+        if n.is_multiple_of(128) {
             tokio::task::yield_now().await;
         }
     }
@@ -509,10 +509,10 @@ pub async fn run<S: System>(sys: S, a: PatternArgs) -> Result<()> {
         recs.push(c.await??);
     }
     finish_receipts(&mut m, &recs, expected, a.fanout == Fanout::Queue, t0, drain_t0);
-    if a.phase != Phase::Live {
-        if let Ok(Some(n)) = sys.left().await {
-            m.insert("left_in_server".into(), json!(n));
-        }
+    if a.phase != Phase::Live
+        && let Ok(Some(n)) = sys.left().await
+    {
+        m.insert("left_in_server".into(), json!(n));
     }
     m.append(&mut res);
     emit(m);

@@ -184,10 +184,10 @@ impl System for Streams {
         for t in 0..self.a.pattern.topics {
             let mut k = cmd("XPENDING");
             k.arg(self.key(t)).arg("g");
-            if let Value::Array(v) = c.send_packed_command(&k).await? {
-                if let Some(Value::Int(i)) = v.first() {
-                    n += *i as u64;
-                }
+            if let Value::Array(v) = c.send_packed_command(&k).await?
+                && let Some(Value::Int(i)) = v.first()
+            {
+                n += *i as u64;
             }
             let mut d = cmd("UNLINK");
             d.arg(self.key(t));
