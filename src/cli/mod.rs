@@ -11,6 +11,7 @@ mod message;
 mod out;
 mod queue;
 mod serve;
+mod store;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -32,7 +33,8 @@ Examples:
   stafett info --json
   stafett queue create orders
   stafett queue send orders 'hello'
-  stafett queue receive orders --ack";
+  stafett queue receive orders --ack
+  stafett store check ./stafett-data";
 
 /// A message broker in one process.
 #[derive(Debug, Parser)]
@@ -47,7 +49,7 @@ struct Cli {
 /// How the client commands reach a broker.
 #[derive(Args, Clone, Debug)]
 struct ClientOptions {
-    /// The broker to ask, for every command but serve
+    /// The broker to ask, for every command but serve and store
     #[arg(
         long,
         global = true,
@@ -78,6 +80,8 @@ enum Command {
     Health(health::Health),
     /// Make queues, put messages in, take them out, look after them
     Queue(Box<queue::Queue>),
+    /// Look after a store while no broker runs on it
+    Store(store::Store),
 }
 
 /// Runs what the command line says.
@@ -88,13 +92,16 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    let misplaced = matches.subcommand_matches("serve").and_then(|serve| {
-        let given = |id: &&str| serve.value_source(id) == Some(ValueSource::CommandLine);
-        ["server", "timeout", "json"].into_iter().find(given)
+    let local = [("serve", &["server", "timeout", "json"][..]), ("store", &["server", "timeout"])];
+    let misplaced = local.into_iter().find_map(|(command, flags)| {
+        let matches = matches.subcommand_matches(command)?;
+        let innermost = matches.subcommand().map_or(matches, |(_, matches)| matches);
+        let given = |id: &&&str| innermost.value_source(id) == Some(ValueSource::CommandLine);
+        Some((command, *flags.iter().find(given)?))
     });
     let result = match misplaced {
-        Some(flag) => {
-            Err(Failure::usage(anyhow::anyhow!("--{flag} is for the client commands, not for serve")))
+        Some((command, flag)) => {
+            Err(Failure::usage(anyhow::anyhow!("--{flag} is for the client commands, not for {command}")))
         }
         None => dispatch(cli),
     };
@@ -115,6 +122,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Info => client::block_on(info::run(&cli.client)),
         Command::Health(health) => client::block_on(health::run(&health, &cli.client)),
         Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
+        Command::Store(store) => store::run(store, cli.client.json),
     }
 }
 

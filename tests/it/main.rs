@@ -8,3 +8,4 @@ mod grpc_door;
 mod harness;
 mod process;
 mod queue;
+mod store;
