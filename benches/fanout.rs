@@ -49,13 +49,17 @@ fn fan_out(c: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _entered = runtime.enter();
     let dir = tempfile::tempdir().unwrap();
-    let settings = EngineSettings { data_dir: dir.path().to_owned(), ballast_bytes: 0, ..EngineSettings::default() };
+    let settings =
+        EngineSettings { data_dir: dir.path().to_owned(), ballast_bytes: 0, ..EngineSettings::default() };
     let engine = Arc::new(Embedded::open(settings).unwrap());
     let broker = runtime.block_on(Broker::open(engine, Limits::default())).unwrap();
     let mut group = c.benchmark_group("fanout");
-    for (name, subscribers, topics) in
-        [("1 subscriber", 1, 1), ("10 subscribers", 10, 1), ("10 subscribers, 8 topics", 10, 8), ("1000 subscribers", 1000, 1)]
-    {
+    for (name, subscribers, topics) in [
+        ("1 subscriber", 1, 1),
+        ("10 subscribers", 10, 1),
+        ("10 subscribers, 8 topics", 10, 8),
+        ("1000 subscribers", 1000, 1),
+    ] {
         let mut sessions = Vec::new();
         for _ in 0..subscribers {
             let open = OpenSession {

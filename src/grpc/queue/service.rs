@@ -1,6 +1,5 @@
 //! The calls, each checked, handed to the broker and answered.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -9,32 +8,30 @@ use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::core::queues::QueueEntry;
-use crate::core::queues::enqueue::{Enqueue, Enqueued, EnqueuedBatch, Pipeline};
+use crate::core::queues::enqueue::{Enqueue, Enqueued, Pipeline};
 use crate::core::queues::receive::Receive;
 use crate::core::{Broker, CoreError};
 use crate::engine::View;
+use crate::grpc::bounds::{
+    Answer, FRAME_BYTES, MAX_ITEMS, MAX_PAGE, Refused, Sum, answer, count, intake, merged, page_size,
+    some_items,
+};
 use crate::grpc::convert::{Accepted, Intake, at_most, duration_of, optional_duration};
+use crate::grpc::feed;
 use crate::grpc::proto::v1;
 use crate::grpc::status::{self, status};
 use crate::types::{Sequence, clock};
 
 use super::definition::{fields_of, filters, queue_name, queue_of, set, spec_of};
 use super::{
-    CONSUMER_ID_BYTES, DEFAULT_PAGE, FRAME_BYTES, MAX_PAGE, MAX_WAIT, QueueService, consume, count, deliver,
-    failures_of, intake, leases, nack_of, produce, some_items, view_of,
+    CONSUMER_ID_BYTES, MAX_WAIT, QueueService, consume, deliver, failures_of, leases, nack_of, produce,
+    view_of,
 };
 
-/// Errors that a stream of many messages tells of.
-const FIRST_ERRORS: usize = 100;
 /// Messages that are looked at at once while browsing, at first.
 const BROWSE_MESSAGES: usize = 16;
 
-type Answer<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-fn answer<T>(result: Result<T, CoreError>) -> Answer<T> {
-    result.map(Response::new).map_err(|error| status(&error))
-}
 
 /// A message for a queue.
 ///
@@ -77,9 +74,7 @@ impl QueueService {
     }
 
     fn list(&self, request: &v1::ListQueuesRequest) -> Result<v1::ListQueuesResponse, CoreError> {
-        let asked = u32::try_from(request.page_size)
-            .map_err(|_| CoreError::invalid("page_size", "must not be negative"))?;
-        let size = count("page_size", asked.min(1000), DEFAULT_PAGE, MAX_PAGE)?;
+        let size = page_size(request.page_size)?;
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(queue_name("page_token", token)?),
@@ -105,14 +100,14 @@ impl QueueService {
         request: v1::EnqueueBatchRequest,
     ) -> Result<v1::EnqueueBatchResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
-        some_items("messages", request.messages.len())?;
+        some_items("messages", request.messages.len(), MAX_ITEMS)?;
         let (items, refused) = sort(&queue, self.intake(), request.messages);
         let batch = self.broker.enqueue(&queue, items).await.await?;
         let outcome = |result: Result<Enqueued, CoreError>| match result {
             Ok(stored) => v1::enqueue_result::Outcome::Ok(enqueued(stored)),
             Err(error) => v1::enqueue_result::Outcome::Error(status::item(&error)),
         };
-        let results = merged(&batch, refused)
+        let results = merged(batch.results(), refused)
             .map(|result| v1::EnqueueResult { outcome: Some(outcome(result)) })
             .collect();
         Ok(v1::EnqueueBatchResponse { results })
@@ -152,14 +147,14 @@ impl QueueService {
         request: v1::AcknowledgeRequest,
     ) -> Result<v1::AcknowledgeResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
-        some_items("lease_tokens", request.lease_tokens.len())?;
+        some_items("lease_tokens", request.lease_tokens.len(), MAX_ITEMS)?;
         let failures = self.broker.acknowledge(&queue, &request.lease_tokens).await?;
         Ok(v1::AcknowledgeResponse { failures: failures_of(&request.lease_tokens, failures) })
     }
 
     fn nack_all(&self, request: v1::NackRequest) -> Result<v1::NackResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
-        some_items("lease_tokens", request.lease_tokens.len())?;
+        some_items("lease_tokens", request.lease_tokens.len(), MAX_ITEMS)?;
         let (kind, limits) = (request.kind(), self.broker.limits());
         let (how, delay) = nack_of(&queue, limits, kind, request.delay.as_ref(), request.reason)?;
         let failures = self.broker.nack(&queue, &request.lease_tokens, how, delay)?;
@@ -168,7 +163,7 @@ impl QueueService {
 
     fn extend_all(&self, request: v1::ExtendLeaseRequest) -> Result<v1::ExtendLeaseResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
-        some_items("lease_tokens", request.lease_tokens.len())?;
+        some_items("lease_tokens", request.lease_tokens.len(), MAX_ITEMS)?;
         let lease = optional_duration("lease", request.lease.as_ref(), leases(self.broker.limits()))?;
         let failures = self.broker.extend(&queue, &request.lease_tokens, lease)?;
         Ok(v1::ExtendLeaseResponse { failures: failures_of(&request.lease_tokens, failures) })
@@ -224,11 +219,11 @@ impl QueueService {
 }
 
 /// Messages that may go in, and those that may not, each with its place.
-type Sorted = (Vec<Enqueue>, VecDeque<(usize, CoreError)>);
+type Sorted = (Vec<Enqueue>, Refused);
 
 fn sort(queue: &QueueEntry, intake: Intake<'_>, messages: Vec<v1::Message>) -> Sorted {
     let mut items = Vec::with_capacity(messages.len());
-    let mut refused = VecDeque::new();
+    let mut refused = Refused::new();
     for (place, message) in messages.into_iter().enumerate() {
         match enqueue_of(queue, intake, message) {
             Ok(item) => items.push(item),
@@ -236,19 +231,6 @@ fn sort(queue: &QueueEntry, intake: Intake<'_>, messages: Vec<v1::Message>) -> S
         }
     }
     (items, refused)
-}
-
-/// The results of a batch with those that never came in, in their places.
-pub(super) fn merged(
-    batch: &EnqueuedBatch,
-    mut refused: VecDeque<(usize, CoreError)>,
-) -> impl Iterator<Item = Result<Enqueued, CoreError>> {
-    let total = batch.len() + refused.len();
-    let mut results = batch.results();
-    (0..total).map(move |place| match refused.pop_front_if(|(at, _)| *at == place) {
-        Some((_, error)) => Err(error),
-        None => results.next().unwrap_or(Err(CoreError::Draining)),
-    })
 }
 
 /// Looks at a view page by page; bounded in bytes as far as the pages before tell.
@@ -283,31 +265,6 @@ impl Pages {
     }
 }
 
-/// The sum of a stream of messages.
-#[derive(Default)]
-struct Sum {
-    response: v1::EnqueueManyResponse,
-    seen: u64,
-}
-
-impl Sum {
-    fn add(&mut self, batch: &EnqueuedBatch, refused: VecDeque<(usize, CoreError)>) {
-        for result in merged(batch, refused) {
-            let index = self.seen;
-            self.seen += 1;
-            let Err(error) = result else {
-                self.response.accepted += 1;
-                continue;
-            };
-            self.response.rejected += 1;
-            if self.response.first_errors.len() < FIRST_ERRORS {
-                let error = Some(status::item(&error));
-                self.response.first_errors.push(v1::IndexedError { index, error });
-            }
-        }
-    }
-}
-
 async fn enqueue_many(
     broker: &Arc<Broker>,
     mut frames: Streaming<v1::EnqueueManyRequest>,
@@ -330,16 +287,17 @@ async fn enqueue_many(
                 biased;
                 done = pipeline.completed() => {
                     let (batch, refused) = done.map_err(engine)?;
-                    sum.add(&batch, refused);
+                    sum.add(merged(batch.results(), refused));
                 }
                 next = frames.message(), if pipeline.accepts() => match next? {
                     Some(frame) => break frame,
                     None => {
                         while !pipeline.is_empty() {
                             let (batch, refused) = pipeline.completed().await.map_err(engine)?;
-                            sum.add(&batch, refused);
+                            sum.add(merged(batch.results(), refused));
                         }
-                        return Ok(sum.response);
+                        let Sum { accepted, rejected, first_errors } = sum;
+                        return Ok(v1::EnqueueManyResponse { accepted, rejected, first_errors });
                     }
                 },
             }
@@ -379,7 +337,7 @@ impl v1::queue_service_server::QueueService for QueueService {
         let request = request.into_inner();
         let changed = async {
             let name = queue_name("queue", &request.queue)?;
-            some_items("filters", request.filters.len())?;
+            some_items("filters", request.filters.len(), MAX_ITEMS)?;
             self.broker.bind_queue(&name, filters("filters", &request.filters)?).await
         };
         answer(changed.await.map(|spec| v1::AddBindingsResponse { queue: Some(queue_of(&spec)) }))
@@ -392,7 +350,7 @@ impl v1::queue_service_server::QueueService for QueueService {
         let request = request.into_inner();
         let changed = async {
             let name = queue_name("queue", &request.queue)?;
-            some_items("filters", request.filters.len())?;
+            some_items("filters", request.filters.len(), MAX_ITEMS)?;
             self.broker.unbind_queue(&name, filters("filters", &request.filters)?).await
         };
         answer(changed.await.map(|spec| v1::RemoveBindingsResponse { queue: Some(queue_of(&spec)) }))
@@ -431,7 +389,7 @@ impl v1::queue_service_server::QueueService for QueueService {
     type ProduceStream = Events<v1::ProduceResponse>;
 
     async fn produce(&self, request: Request<Streaming<v1::ProduceRequest>>) -> Answer<Self::ProduceStream> {
-        Ok(Response::new(produce::serve(&self.broker, self.streams, request)))
+        Ok(Response::new(feed::serve::<produce::Produce>(&self.broker, self.streams, request)))
     }
 
     async fn receive(&self, request: Request<v1::ReceiveRequest>) -> Answer<v1::ReceiveResponse> {
