@@ -6,9 +6,12 @@
 //! Invariant: holds no state that another door cannot see. Knows nothing of the other doors, of the store or of the
 //! configuration.
 
+mod acks;
 mod admin;
+mod bounds;
 mod convert;
 mod deadline;
+mod feed;
 mod health;
 mod incoming;
 pub mod proto;

@@ -134,6 +134,9 @@ impl Session {
     /// Leases stored messages: at most `max`, and no more after `max_bytes` (one may overdraw). Retained values that
     /// did not fit in the outbox at once are offered to it, counted against `max`. Never waits.
     ///
+    /// When it gives less than asked, [`ready`](Self::ready) wakes as soon as there may be more. A connection that has
+    /// no room any more asks for 0 once: then what it would be woken for goes to other consumers.
+    ///
     /// # Errors
     /// [`CoreError::Engine`].
     pub fn take(
@@ -152,10 +155,9 @@ impl Session {
             rest.iter().chain(first).cloned().collect()
         };
         let mut taken: Vec<Leased> = Vec::new();
-        for source in &sources {
+        for (at, source) in sources.iter().enumerate() {
             if room == 0 || bytes == 0 {
-                // Not asked: it wakes nobody for what it has, so look again.
-                self.attachment.changed.notify_one();
+                self.pass_on(sources.get(at..).unwrap_or_default());
                 break;
             }
             match source.consumer.take(room, bytes, &mut taken) {
@@ -171,6 +173,16 @@ impl Session {
             self.tell(source, &mut taken, out);
         }
         Ok(())
+    }
+
+    /// These are not asked for want of room: what they would be woken for goes to other consumers, and they are looked
+    /// at when there is room.
+    fn pass_on(&self, sources: &[Arc<Source>]) {
+        for source in sources.iter().filter(|source| !matches!(source.kind, Kind::Backlog)) {
+            // Gives nothing; that the target is gone is seen when there is room.
+            source.consumer.take(0, 0, &mut Vec::new()).ok();
+        }
+        self.attachment.changed.notify_one();
     }
 
     /// Turns what was taken from one source into deliveries.

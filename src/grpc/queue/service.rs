@@ -1,351 +1,25 @@
-//! The calls, each checked, handed to the broker and answered.
+//! The methods of the contract, each answered by one of `calls`, `batch`, `browse`, `produce` and `consume`.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::core::queues::QueueEntry;
-use crate::core::queues::enqueue::{Enqueue, Enqueued, EnqueuedBatch, Pipeline};
-use crate::core::queues::receive::Receive;
-use crate::core::{Broker, CoreError};
+use crate::core::CoreError;
 use crate::engine::View;
-use crate::grpc::convert::{Accepted, Intake, at_most, duration_of, optional_duration};
+use crate::grpc::bounds::{Answer, MAX_ITEMS, MAX_PAGE, answer, some_items};
+use crate::grpc::feed;
 use crate::grpc::proto::v1;
-use crate::grpc::status::{self, status};
-use crate::types::{Sequence, clock};
+use crate::grpc::status::status;
+use crate::types::Sequence;
 
-use super::definition::{fields_of, filters, queue_name, queue_of, set, spec_of};
-use super::{
-    CONSUMER_ID_BYTES, DEFAULT_PAGE, FRAME_BYTES, MAX_PAGE, MAX_WAIT, QueueService, consume, count, deliver,
-    failures_of, intake, leases, nack_of, produce, some_items, view_of,
-};
+use super::batch::enqueue_many;
+use super::browse::Pages;
+use super::definition::{filters, queue_name, queue_of};
+use super::{QueueService, consume, produce, view_of};
 
-/// Errors that a stream of many messages tells of.
-const FIRST_ERRORS: usize = 100;
-/// Messages that are looked at at once while browsing, at first.
-const BROWSE_MESSAGES: usize = 16;
-
-type Answer<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-fn answer<T>(result: Result<T, CoreError>) -> Answer<T> {
-    result.map(Response::new).map_err(|error| status(&error))
-}
-
-/// A message for a queue.
-///
-/// # Errors
-/// [`CoreError::Invalid`] and [`CoreError::TooLarge`] with the field's path below the message.
-pub(super) fn enqueue_of(
-    queue: &QueueEntry,
-    intake: Intake<'_>,
-    message: v1::Message,
-) -> Result<Enqueue, CoreError> {
-    if message.retain {
-        return Err(CoreError::invalid("retain", "is for topics: a queue retains nothing"));
-    }
-    let Accepted { message, priority, not_before } = intake.message(message, Some(queue.topic()))?;
-    Ok(Enqueue { message, priority, not_before })
-}
-
-fn enqueued(stored: Enqueued) -> v1::EnqueueResponse {
-    v1::EnqueueResponse { message_id: stored.id.to_string(), sequence: stored.sequence.0 }
-}
-
-impl QueueService {
-    async fn create(&self, request: v1::CreateQueueRequest) -> Result<v1::CreateQueueResponse, CoreError> {
-        let queue = request.queue.ok_or_else(|| CoreError::invalid("queue", "must be given"))?;
-        let spec = spec_of(&queue, self.broker.limits())?;
-        let spec = self.broker.create_queue(spec, request.if_not_exists).await?;
-        Ok(v1::CreateQueueResponse { queue: Some(queue_of(&spec)) })
-    }
-
-    async fn update(&self, request: v1::UpdateQueueRequest) -> Result<v1::UpdateQueueResponse, CoreError> {
-        let queue = request.queue.ok_or_else(|| CoreError::invalid("queue", "must be given"))?;
-        let name = queue_name("queue.name", &queue.name)?;
-        let fields = fields_of(request.update_mask)?;
-        let limits = self.broker.limits().clone();
-        let change = move |spec: &mut crate::engine::QueueSpec| {
-            fields.iter().try_for_each(|field| set(spec, field, &queue, &limits))
-        };
-        let spec = self.broker.update_queue(&name, change).await?;
-        Ok(v1::UpdateQueueResponse { queue: Some(queue_of(&spec)) })
-    }
-
-    fn list(&self, request: &v1::ListQueuesRequest) -> Result<v1::ListQueuesResponse, CoreError> {
-        let asked = u32::try_from(request.page_size)
-            .map_err(|_| CoreError::invalid("page_size", "must not be negative"))?;
-        let size = count("page_size", asked.min(1000), DEFAULT_PAGE, MAX_PAGE)?;
-        let after = match request.page_token.as_str() {
-            "" => None,
-            token => Some(queue_name("page_token", token)?),
-        };
-        let mut page = self.broker.queues().page(&request.name_prefix, after.as_ref(), size + 1);
-        let more = page.len() > size;
-        page.truncate(size);
-        let next = page.last().filter(|_| more).map(|last| last.name().to_string());
-        let queues = page.iter().map(|entry| queue_of(&entry.spec())).collect();
-        Ok(v1::ListQueuesResponse { queues, next_page_token: next.unwrap_or_default() })
-    }
-
-    async fn enqueue_one(&self, request: v1::EnqueueRequest) -> Result<v1::EnqueueResponse, CoreError> {
-        let queue = self.queue(&request.queue)?;
-        let message = request.message.ok_or_else(|| CoreError::invalid("message", "must be given"))?;
-        let item = enqueue_of(&queue, self.intake(), message).map_err(|error| error.within("message"))?;
-        let batch = self.broker.enqueue(&queue, vec![item]).await.await?;
-        batch.results().next().unwrap_or(Err(CoreError::Draining)).map(enqueued)
-    }
-
-    async fn enqueue_batch_of(
-        &self,
-        request: v1::EnqueueBatchRequest,
-    ) -> Result<v1::EnqueueBatchResponse, CoreError> {
-        let queue = self.queue(&request.queue)?;
-        some_items("messages", request.messages.len())?;
-        let (items, refused) = sort(&queue, self.intake(), request.messages);
-        let batch = self.broker.enqueue(&queue, items).await.await?;
-        let outcome = |result: Result<Enqueued, CoreError>| match result {
-            Ok(stored) => v1::enqueue_result::Outcome::Ok(enqueued(stored)),
-            Err(error) => v1::enqueue_result::Outcome::Error(status::item(&error)),
-        };
-        let results = merged(&batch, refused)
-            .map(|result| v1::EnqueueResult { outcome: Some(outcome(result)) })
-            .collect();
-        Ok(v1::EnqueueBatchResponse { results })
-    }
-
-    async fn receive_some(&self, request: v1::ReceiveRequest) -> Result<v1::ReceiveResponse, CoreError> {
-        let queue = self.queue(&request.queue)?;
-        at_most("consumer_id", request.consumer_id.len(), CONSUMER_ID_BYTES)?;
-        let wait = optional_duration("wait", request.wait.as_ref(), std::time::Duration::ZERO..=MAX_WAIT)?;
-        let lease = optional_duration("lease", request.lease.as_ref(), leases(self.broker.limits()))?;
-        let receive = Receive {
-            max: count("max_messages", request.max_messages, 1, MAX_PAGE)?,
-            max_bytes: FRAME_BYTES,
-            wait: wait.unwrap_or_default(),
-            lease,
-            auto_ack: request.auto_ack,
-        };
-        let messages = self.broker.receive(&queue, receive).await?;
-        let now = clock::unix_now();
-        let messages = messages.into_iter().map(|leased| {
-            let token = if request.auto_ack {
-                Bytes::new()
-            } else {
-                Bytes::copy_from_slice(&self.broker.lease_token(&queue, &leased))
-            };
-            let mut message = deliver::leased(leased, 0, token, now);
-            if request.auto_ack {
-                message.lease_expires = None;
-            }
-            message
-        });
-        Ok(v1::ReceiveResponse { messages: messages.collect() })
-    }
-
-    async fn acknowledge_all(
-        &self,
-        request: v1::AcknowledgeRequest,
-    ) -> Result<v1::AcknowledgeResponse, CoreError> {
-        let queue = self.queue(&request.queue)?;
-        some_items("lease_tokens", request.lease_tokens.len())?;
-        let failures = self.broker.acknowledge(&queue, &request.lease_tokens).await?;
-        Ok(v1::AcknowledgeResponse { failures: failures_of(&request.lease_tokens, failures) })
-    }
-
-    fn nack_all(&self, request: v1::NackRequest) -> Result<v1::NackResponse, CoreError> {
-        let queue = self.queue(&request.queue)?;
-        some_items("lease_tokens", request.lease_tokens.len())?;
-        let (kind, limits) = (request.kind(), self.broker.limits());
-        let (how, delay) = nack_of(&queue, limits, kind, request.delay.as_ref(), request.reason)?;
-        let failures = self.broker.nack(&queue, &request.lease_tokens, how, delay)?;
-        Ok(v1::NackResponse { failures: failures_of(&request.lease_tokens, failures) })
-    }
-
-    fn extend_all(&self, request: v1::ExtendLeaseRequest) -> Result<v1::ExtendLeaseResponse, CoreError> {
-        let queue = self.queue(&request.queue)?;
-        some_items("lease_tokens", request.lease_tokens.len())?;
-        let lease = optional_duration("lease", request.lease.as_ref(), leases(self.broker.limits()))?;
-        let failures = self.broker.extend(&queue, &request.lease_tokens, lease)?;
-        Ok(v1::ExtendLeaseResponse { failures: failures_of(&request.lease_tokens, failures) })
-    }
-
-    async fn peek_some(&self, request: v1::PeekRequest) -> Result<v1::PeekResponse, CoreError> {
-        let queue = self.queue(&request.queue)?;
-        let max = count("max_messages", request.max_messages, 1, MAX_PAGE)?;
-        let view = view_of("view", request.view(), Some(View::Ready))?;
-        let mut pages = Pages::new(Arc::clone(&self.broker), queue, view, Sequence(0));
-        let mut messages = Vec::new();
-        while messages.len() < max {
-            let Some(page) = pages.next(max - messages.len()).await? else { break };
-            messages.extend(page);
-        }
-        Ok(v1::PeekResponse { messages })
-    }
-
-    async fn purge_view(&self, request: v1::PurgeRequest) -> Result<v1::PurgeResponse, CoreError> {
-        let queue = self.queue(&request.queue)?;
-        let view = view_of("view", request.view(), None)?;
-        if view == View::Leased {
-            return Err(CoreError::invalid("view", "what a consumer holds cannot be purged"));
-        }
-        Ok(v1::PurgeResponse { purged: self.broker.purge(&queue, view).await? })
-    }
-
-    async fn redrive_some(&self, request: v1::RedriveRequest) -> Result<v1::RedriveResponse, CoreError> {
-        let from = self.broker.queue_named("dead_letter_queue", &request.dead_letter_queue)?;
-        let to = match request.destination.as_str() {
-            "" => None,
-            name => Some(self.broker.queue_named("destination", name)?),
-        };
-        let max = Some(u64::from(request.max_messages)).filter(|&max| max > 0);
-        Ok(v1::RedriveResponse { moved: self.broker.redrive(&from, to.as_ref(), max).await? })
-    }
-
-    fn stats_of(&self, name: &str) -> Result<v1::QueueStats, CoreError> {
-        let stats = self.broker.queue_stats(&*self.broker.queue_named("name", name)?)?;
-        Ok(v1::QueueStats {
-            ready: stats.ready,
-            delayed: stats.delayed,
-            leased: stats.leased,
-            bytes: stats.bytes,
-            oldest_age: stats.oldest.map(|at| duration_of(clock::unix_now().since(at))),
-            enqueued_total: stats.enqueued_total,
-            acked_total: stats.acked_total,
-            dead_lettered_total: stats.dead_lettered_total,
-            expired_total: stats.expired_total,
-            consumers: stats.consumers,
-        })
-    }
-}
-
-/// Messages that may go in, and those that may not, each with its place.
-type Sorted = (Vec<Enqueue>, VecDeque<(usize, CoreError)>);
-
-fn sort(queue: &QueueEntry, intake: Intake<'_>, messages: Vec<v1::Message>) -> Sorted {
-    let mut items = Vec::with_capacity(messages.len());
-    let mut refused = VecDeque::new();
-    for (place, message) in messages.into_iter().enumerate() {
-        match enqueue_of(queue, intake, message) {
-            Ok(item) => items.push(item),
-            Err(error) => refused.push_back((place, error.within(format_args!("messages[{place}]")))),
-        }
-    }
-    (items, refused)
-}
-
-/// The results of a batch with those that never came in, in their places.
-pub(super) fn merged(
-    batch: &EnqueuedBatch,
-    mut refused: VecDeque<(usize, CoreError)>,
-) -> impl Iterator<Item = Result<Enqueued, CoreError>> {
-    let total = batch.len() + refused.len();
-    let mut results = batch.results();
-    (0..total).map(move |place| match refused.pop_front_if(|(at, _)| *at == place) {
-        Some((_, error)) => Err(error),
-        None => results.next().unwrap_or(Err(CoreError::Draining)),
-    })
-}
-
-/// Looks at a view page by page; bounded in bytes as far as the pages before tell.
-struct Pages {
-    broker: Arc<Broker>,
-    queue: Arc<QueueEntry>,
-    view: View,
-    from: Sequence,
-    size: usize,
-    ended: bool,
-}
-
-impl Pages {
-    fn new(broker: Arc<Broker>, queue: Arc<QueueEntry>, view: View, from: Sequence) -> Self {
-        Self { broker, queue, view, from, size: BROWSE_MESSAGES, ended: false }
-    }
-
-    /// At most `max` messages more; none at the end.
-    async fn next(&mut self, max: usize) -> Result<Option<Vec<v1::LeasedMessage>>, CoreError> {
-        if self.ended {
-            return Ok(None);
-        }
-        let size = self.size.min(max);
-        let page = self.broker.browse(&self.queue, self.view, self.from, size).await?;
-        self.ended = page.len() < size;
-        let Some(last) = page.last() else { return Ok(None) };
-        self.from = Sequence(last.sequence.0.saturating_add(1));
-        let bytes: usize = page.iter().map(|browsed| browsed.message.weight()).sum();
-        self.size = (FRAME_BYTES / (bytes / page.len() + 1).max(1)).clamp(1, MAX_PAGE);
-        let now = clock::unix_now();
-        Ok(Some(page.into_iter().map(|browsed| deliver::browsed(browsed, now)).collect()))
-    }
-}
-
-/// The sum of a stream of messages.
-#[derive(Default)]
-struct Sum {
-    response: v1::EnqueueManyResponse,
-    seen: u64,
-}
-
-impl Sum {
-    fn add(&mut self, batch: &EnqueuedBatch, refused: VecDeque<(usize, CoreError)>) {
-        for result in merged(batch, refused) {
-            let index = self.seen;
-            self.seen += 1;
-            let Err(error) = result else {
-                self.response.accepted += 1;
-                continue;
-            };
-            self.response.rejected += 1;
-            if self.response.first_errors.len() < FIRST_ERRORS {
-                let error = Some(status::item(&error));
-                self.response.first_errors.push(v1::IndexedError { index, error });
-            }
-        }
-    }
-}
-
-async fn enqueue_many(
-    broker: &Arc<Broker>,
-    mut frames: Streaming<v1::EnqueueManyRequest>,
-) -> Result<v1::EnqueueManyResponse, Status> {
-    let Some(mut frame) = frames.message().await? else {
-        return Err(status(&CoreError::invalid("queue", "must be given in the first frame")));
-    };
-    let queue = broker.queue_named("queue", &frame.queue).map_err(|error| status(&error))?;
-    let mut pipeline = Pipeline::new(broker, &queue);
-    let mut sum = Sum::default();
-    let engine = |error| status(&CoreError::Engine(error));
-    loop {
-        if !frame.queue.is_empty() && frame.queue != queue.name().as_str() {
-            return Err(status(&CoreError::invalid("queue", "must be the same in every frame")));
-        }
-        let (items, refused) = sort(&queue, intake(broker, clock::unix_now()), frame.messages);
-        pipeline.push(items, refused);
-        frame = loop {
-            tokio::select! {
-                biased;
-                done = pipeline.completed() => {
-                    let (batch, refused) = done.map_err(engine)?;
-                    sum.add(&batch, refused);
-                }
-                next = frames.message(), if pipeline.accepts() => match next? {
-                    Some(frame) => break frame,
-                    None => {
-                        while !pipeline.is_empty() {
-                            let (batch, refused) = pipeline.completed().await.map_err(engine)?;
-                            sum.add(&batch, refused);
-                        }
-                        return Ok(sum.response);
-                    }
-                },
-            }
-        };
-    }
-}
 
 #[tonic::async_trait]
 impl v1::queue_service_server::QueueService for QueueService {
@@ -379,7 +53,7 @@ impl v1::queue_service_server::QueueService for QueueService {
         let request = request.into_inner();
         let changed = async {
             let name = queue_name("queue", &request.queue)?;
-            some_items("filters", request.filters.len())?;
+            some_items("filters", request.filters.len(), MAX_ITEMS)?;
             self.broker.bind_queue(&name, filters("filters", &request.filters)?).await
         };
         answer(changed.await.map(|spec| v1::AddBindingsResponse { queue: Some(queue_of(&spec)) }))
@@ -392,7 +66,7 @@ impl v1::queue_service_server::QueueService for QueueService {
         let request = request.into_inner();
         let changed = async {
             let name = queue_name("queue", &request.queue)?;
-            some_items("filters", request.filters.len())?;
+            some_items("filters", request.filters.len(), MAX_ITEMS)?;
             self.broker.unbind_queue(&name, filters("filters", &request.filters)?).await
         };
         answer(changed.await.map(|spec| v1::RemoveBindingsResponse { queue: Some(queue_of(&spec)) }))
@@ -431,7 +105,7 @@ impl v1::queue_service_server::QueueService for QueueService {
     type ProduceStream = Events<v1::ProduceResponse>;
 
     async fn produce(&self, request: Request<Streaming<v1::ProduceRequest>>) -> Answer<Self::ProduceStream> {
-        Ok(Response::new(produce::serve(&self.broker, self.streams, request)))
+        Ok(Response::new(feed::serve::<produce::Produce>(&self.broker, self.streams, request)))
     }
 
     async fn receive(&self, request: Request<v1::ReceiveRequest>) -> Answer<v1::ReceiveResponse> {
