@@ -85,13 +85,9 @@ pub static ENTRIES: [Entry; 45] = [
     }),
     entry("mqtt.receive_maximum", |s| Slot::count(&mut s.mqtt.settings.receive_maximum, 1..=65_535)),
     entry("mqtt.max_inflight", |s| Slot::count(&mut s.mqtt.settings.max_inflight, 1..=65_535)),
-    entry("mqtt.topic_alias_maximum", |s| {
-        Slot::count(&mut s.mqtt.settings.topic_alias_maximum, 0..=65_535)
-    }),
+    entry("mqtt.topic_alias_maximum", |s| Slot::count(&mut s.mqtt.settings.topic_alias_maximum, 0..=65_535)),
     entry("mqtt.outbox_bytes", |s| Slot::bytes(&mut s.mqtt.settings.outbox_bytes, 64 * KIB..=GIB)),
-    entry("mqtt.outbox_messages", |s| {
-        Slot::count(&mut s.mqtt.settings.outbox_messages, 1..=10_000_000)
-    }),
+    entry("mqtt.outbox_messages", |s| Slot::count(&mut s.mqtt.settings.outbox_messages, 1..=10_000_000)),
     entry("limits.connections", |s| Slot::count(&mut s.limits.connections, 1..=1_000_000_000)),
     entry("limits.max_payload_bytes", |s| Slot::bytes(&mut s.limits.core.max_payload_bytes, KIB..=GIB)),
     entry("limits.max_topic_bytes", |s| Slot::bytes(&mut s.limits.core.max_topic_bytes, 64..=65_535)),

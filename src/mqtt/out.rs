@@ -161,11 +161,7 @@ mod tests {
     struct Narrow(usize, Vec<u8>);
 
     impl AsyncWrite for Narrow {
-        fn poll_write(
-            mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            buf: &[u8],
-        ) -> Poll<io::Result<usize>> {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
             let count = buf.len().min(self.0);
             self.1.extend_from_slice(&buf[..count]);
             Poll::Ready(Ok(count))

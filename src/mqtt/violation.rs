@@ -103,7 +103,9 @@ pub(super) fn refusal(error: &CoreError, packet: PacketType) -> ReasonCode {
         CoreError::Unsupported(_) => R::ImplementationSpecificError,
         CoreError::AlreadyExists { .. } | CoreError::Lease(_) => R::UnspecifiedError,
         // A client's: its session is another principal's.
-        CoreError::Precondition { .. } if matches!(packet, PacketType::ConnAck) => R::ClientIdentifierNotValid,
+        CoreError::Precondition { .. } if matches!(packet, PacketType::ConnAck) => {
+            R::ClientIdentifierNotValid
+        }
         CoreError::Precondition { .. } => R::UnspecifiedError,
         CoreError::Denied(_) => R::NotAuthorized,
         CoreError::Full { .. } | CoreError::Limit { .. } | CoreError::LowDisk { .. } => R::QuotaExceeded,
@@ -177,7 +179,8 @@ mod tests {
     /// later, or everyone is.
     fn every_error() -> Vec<(CoreError, [u8; 4], char)> {
         let text = || "x".to_owned();
-        let too_large = |field: &str| CoreError::TooLarge { field: field.into(), len: 2, max: 1, unit: "bytes" };
+        let too_large =
+            |field: &str| CoreError::TooLarge { field: field.into(), len: 2, max: 1, unit: "bytes" };
         vec![
             (CoreError::Invalid { field: text(), what: text() }, [0x90, 0x8f, 0x8f, 0x85], 'n'),
             (too_large("payload"), [0x97, 0x97, 0x80, 0x97], 'n'),

@@ -63,8 +63,7 @@ impl Wills {
             waiting.by_client.insert(client.clone(), (number, back));
             number
         };
-        let (broker, waiting, client) =
-            (Arc::clone(&self.broker), Arc::clone(&self.waiting), client.clone());
+        let (broker, waiting, client) = (Arc::clone(&self.broker), Arc::clone(&self.waiting), client.clone());
         let stopping = self.shutdown.stopping().clone();
         self.shutdown.spawn(async move {
             let publishes = tokio::select! {

@@ -165,11 +165,8 @@ async fn open(door: &Arc<Door>, wire: &mut Wire, connect: Connect) -> Result<Liv
     let opened: Result<Opened, CoreError> = opened.await;
     let opened = opened?;
     door.wills.came_back(opened.session.client_id(), opened.present);
-    let session = Session {
-        client_id: opened.session.client_id(),
-        present: opened.present,
-        expiry: opened.expiry,
-    };
+    let session =
+        Session { client_id: opened.session.client_id(), present: opened.present, expiry: opened.expiry };
     let connack = hello.accepted(&session, &door.settings);
     if !wire.send(Packet::ConnAck(Box::new(connack)), hello.form) {
         let why = "the client's maximum packet size does not admit CONNACK".to_owned();

@@ -75,13 +75,14 @@ impl Hello {
             // 3.1.1: [MQTT-3.1.3-9]; 5: [MQTT-3.1.3-8].
             Err(error) => return Err(bad_client_id(error.to_string())),
         };
-        let will = match will {
-            Some(will) => Some(Box::new(translate::will(will).map_err(|error| Refused {
-                code: ReasonCode::TopicNameInvalid,
-                why: error.to_string(),
-            })?)),
-            None => None,
-        };
+        let will =
+            match will {
+                Some(will) => Some(Box::new(translate::will(will).map_err(|error| Refused {
+                    code: ReasonCode::TopicNameInvalid,
+                    why: error.to_string(),
+                })?)),
+                None => None,
+            };
         let expiry = match version {
             // 3.1.1: [MQTT-3.1.2-4], [MQTT-3.1.2-6].
             Version::V311 if clean_start => Duration::ZERO,

@@ -198,11 +198,8 @@ impl State {
                 let properties = text.map(|text| {
                     Box::new(AckProperties { reason_string: Some(text), ..AckProperties::default() })
                 });
-                let ack = |packet| Ack {
-                    packet_id: id,
-                    reason: violation::refusal(error, packet),
-                    properties,
-                };
+                let ack =
+                    |packet| Ack { packet_id: id, reason: violation::refusal(error, packet), properties };
                 effects.packets.push(match qos {
                     codec::Qos::ExactlyOnce => Packet::PubRec(ack(PacketType::PubRec)),
                     _ => Packet::PubAck(ack(PacketType::PubAck)),

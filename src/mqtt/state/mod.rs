@@ -136,7 +136,8 @@ impl State {
         Self {
             version: hello.version,
             problem_information: hello.problem_information,
-            silence: Some(Duration::from_secs(hello.keep_alive.into()) * 3 / 2).filter(|time| !time.is_zero()),
+            silence: Some(Duration::from_secs(hello.keep_alive.into()) * 3 / 2)
+                .filter(|time| !time.is_zero()),
             heard: now,
             incoming: Incoming::new(
                 hello.version,
@@ -185,7 +186,8 @@ impl State {
                 Ok(())
             }
             Input::Lost => {
-                effects.end(Ending { tell: None, ..self.broken(ReasonCode::UnspecifiedError, String::new()) });
+                effects
+                    .end(Ending { tell: None, ..self.broken(ReasonCode::UnspecifiedError, String::new()) });
                 Ok(())
             }
             Input::Deadline if self.deadline().is_some_and(|at| at <= now) => Err(Violation::KeepAlive),
@@ -230,7 +232,9 @@ impl State {
             Packet::PubComp(ack) => self.completed(&ack, effects),
             Packet::PubRel(ack) => self.released(&ack, effects),
             Packet::Subscribe(subscribe) => effects.ask = Some(Box::new(subscribe::ask(subscribe))),
-            Packet::Unsubscribe(unsubscribe) => effects.ask = Some(Box::new(subscribe::ask_to_end(unsubscribe))),
+            Packet::Unsubscribe(unsubscribe) => {
+                effects.ask = Some(Box::new(subscribe::ask_to_end(unsubscribe)))
+            }
             Packet::PingReq => effects.packets.push(Packet::PingResp), // [MQTT-3.12.4-1]
             Packet::Disconnect(disconnect) => return self.disconnect(disconnect, effects),
             // 5: [MQTT-4.12.0-7]: no method was agreed, as none is supported.

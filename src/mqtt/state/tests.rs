@@ -10,9 +10,9 @@ use super::*;
 use crate::core::{Published, SessionDelivery};
 use crate::engine::{Leased, OutgoingState, RetainHandling};
 use crate::mqtt::codec::{
-    self, Ack, AckProperties, Auth, Connect, ConnectProperties, Disconnect, DisconnectProperties,
-    Publish, PublishProperties, Subscribe, SubscribeFilter, SubscribeOptions,
-    SubscribeProperties, SubscriptionId, Unsubscribe,
+    self, Ack, AckProperties, Auth, Connect, ConnectProperties, Disconnect, DisconnectProperties, Publish,
+    PublishProperties, Subscribe, SubscribeFilter, SubscribeOptions, SubscribeProperties, SubscriptionId,
+    Unsubscribe,
 };
 use crate::mqtt::violation::PATIENCE;
 use crate::types::topic::FilterSpec;
@@ -486,7 +486,7 @@ fn a_delivery_at_qos_2_is_stored_before_each_step() {
         let mut machine = Machine::durable(version);
         let sent = Outgoing { packet_id: 1, state: OutgoingState::Sent };
         assert_eq!(machine.state.start(&leased(Qos::ExactlyOnce, 5), 0), Start::Note(id(1), sent));
-        machine.state.started(id(1), 0);
+        assert!(machine.state.started(id(1), 0));
         let effects = machine.packet(Packet::PubRec(ok(1)));
         assert!(effects.packets.is_empty(), "PUBREL waits for the store");
         let received = Outgoing { packet_id: 1, state: OutgoingState::Received };
@@ -575,7 +575,7 @@ fn a_refusal_by_the_client_ends_the_delivery_but_not_that_of_a_queue() {
     let effects = machine.packet(Packet::PubAck(refused(ReasonCode::UnspecifiedError, None)));
     assert_eq!(effects.settled, [of_backlog(1)]);
     machine.state.start(&leased(Qos::ExactlyOnce, 2), 0);
-    machine.state.started(id(2), 0);
+    assert!(machine.state.started(id(2), 0));
     let effects = machine.packet(Packet::PubRec(ack(2, ReasonCode::QuotaExceeded)));
     assert_eq!((effects.settled, effects.packets), (vec![of_backlog(2)], vec![]));
 
