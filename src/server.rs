@@ -20,7 +20,7 @@ use crate::config::{Listen, Settings};
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
 use crate::engine::embedded::Embedded;
-use crate::engine::{Engine, EngineError, OpenError};
+use crate::engine::{Engine, EngineError, Health, OpenError};
 use crate::grpc::{self, AdminService, CounterSource, HealthBoard, ServerFacts};
 use crate::shutdown::{Drained, Shutdown};
 use crate::types::clock;
@@ -140,6 +140,8 @@ where
     let broker = Broker::open(Arc::clone(&engine), settings.limits.core.clone()).await?;
     services.start("broker", drain(Arc::clone(&broker), shutdown.clone()));
 
+    let board = HealthBoard::new(&grpc::SERVED);
+    services.start("store", watch_store(Arc::clone(&engine), board.clone(), shutdown.clone()));
     if let Some(listener) = grpc_listener {
         let facts = ServerFacts {
             started_at,
@@ -151,7 +153,7 @@ where
         let offered = grpc::Services {
             broker: Arc::clone(&broker),
             admin: AdminService::new(facts, vec![connection_counters(budget.clone())]),
-            health: HealthBoard::new(&grpc::SERVED),
+            health: board,
         };
         let door = grpc::serve(listener, settings.grpc.settings, offered, budget.clone(), shutdown.clone());
         services.start("grpc", async { Ok(door.await?) });
@@ -164,6 +166,32 @@ where
         .await
         .map_err(|source| ServerError::Panicked { service: "store", source })??;
     Ok(stopped)
+}
+
+/// Tells when the store cannot write any more: nothing is served from then on, and the server ends.
+async fn watch_store(
+    engine: Arc<dyn Engine>,
+    board: HealthBoard,
+    shutdown: Shutdown,
+) -> Result<(), ServerError> {
+    let mut health = engine.health();
+    let failed = async {
+        loop {
+            if let Health::Failed(why) = &*health.borrow_and_update() {
+                return why.clone();
+            }
+            if health.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        why = failed => {
+            board.set_all(false);
+            Err(ServerError::StoreFailed(EngineError::Failed(why)))
+        }
+        () = shutdown.stopping().cancelled() => Ok(()),
+    }
 }
 
 /// Lets the broker end with the stop: streams are closed by plan, what it does on its own is finished.

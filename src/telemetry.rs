@@ -79,12 +79,14 @@ pub enum TelemetryError {
     Running(#[from] TryInitError),
 }
 
-/// What passes under `level`; a module's own level counts before the general one.
+/// What passes under `level`; a module's own level counts before the general one. sled repeats an error that the
+/// engine reports once, hundreds of times: it is heard only by its own level (`info,sled=error`).
 ///
 /// # Errors
 /// [`UnknownLevel`].
 pub fn parse_level(level: &str) -> Result<Targets, UnknownLevel> {
-    level.split(',').try_fold(Targets::new(), |targets, part| match part.split_once('=') {
+    let quiet = Targets::new().with_target("sled", LevelFilter::OFF);
+    level.split(',').try_fold(quiet, |targets, part| match part.split_once('=') {
         None => Ok(targets.with_default(one_level(part)?)),
         Some(("", _)) => Err(UnknownLevel),
         Some((module, level)) => Ok(targets.with_target(module, one_level(level)?)),

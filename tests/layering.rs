@@ -2,7 +2,8 @@
 //!
 //! The table is [`LAYERS`]. It reads the sources as text: comments and string literals are blanked, then every path that
 //! names a module of the crate (`crate::…`, and `super::…` or `self::…` resolved from where it stands) and every path
-//! that begins with an external crate is compared with the table. What stands under `#[cfg(test)]`, and files called `tests.rs`, are free.
+//! that begins with an external crate is compared with the table. What stands under `#[cfg(test)]`, and files called `tests.rs` or below a
+//! directory called `tests`, are free.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -185,8 +186,11 @@ fn collect(directory: &Path, found: &mut Vec<Source>) {
         let path = entry.unwrap().path();
         if path.is_dir() {
             collect(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
             let name = path.strip_prefix(root().join("src")).unwrap().to_str().unwrap().to_owned();
+            if name.ends_with("tests.rs") || name.contains("/tests/") {
+                continue;
+            }
             found.push(Source::new(&name, &fs::read_to_string(&path).unwrap()));
         }
     }

@@ -7,7 +7,11 @@ mod client;
 pub mod exit;
 mod health;
 mod info;
+mod message;
+mod out;
+mod queue;
 mod serve;
+mod store;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,7 +30,11 @@ Examples:
   stafett serve
   stafett serve --grpc-listen 0.0.0.0:50051 --log-format json
   stafett health --server http://127.0.0.1:50051
-  stafett info --json";
+  stafett info --json
+  stafett queue create orders
+  stafett queue send orders 'hello'
+  stafett queue receive orders --ack
+  stafett store check ./stafett-data";
 
 /// A message broker in one process.
 #[derive(Debug, Parser)]
@@ -41,7 +49,7 @@ struct Cli {
 /// How the client commands reach a broker.
 #[derive(Args, Clone, Debug)]
 struct ClientOptions {
-    /// The broker to ask, for every command but serve
+    /// The broker to ask, for every command but serve and store
     #[arg(
         long,
         global = true,
@@ -57,7 +65,7 @@ struct ClientOptions {
         value_parser = humantime::parse_duration, help_heading = "Client options"
     )]
     timeout: Duration,
-    /// Print the result as one JSON object
+    /// Print each result as one JSON object on a line of its own
     #[arg(long, global = true, help_heading = "Client options")]
     json: bool,
 }
@@ -70,6 +78,10 @@ enum Command {
     Info,
     /// Ask a running broker whether it serves (gRPC health check)
     Health(health::Health),
+    /// Make queues, put messages in, take them out, look after them
+    Queue(Box<queue::Queue>),
+    /// Look after a store while no broker runs on it
+    Store(store::Store),
 }
 
 /// Runs what the command line says.
@@ -80,20 +92,25 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    let misplaced = matches.subcommand_matches("serve").and_then(|serve| {
-        let given = |id: &&str| serve.value_source(id) == Some(ValueSource::CommandLine);
-        ["server", "timeout", "json"].into_iter().find(given)
+    let local = [("serve", &["server", "timeout", "json"][..]), ("store", &["server", "timeout"])];
+    let misplaced = local.into_iter().find_map(|(command, flags)| {
+        let matches = matches.subcommand_matches(command)?;
+        let innermost = matches.subcommand().map_or(matches, |(_, matches)| matches);
+        let given = |id: &&&str| innermost.value_source(id) == Some(ValueSource::CommandLine);
+        Some((command, *flags.iter().find(given)?))
     });
     let result = match misplaced {
-        Some(flag) => {
-            Err(Failure::usage(anyhow::anyhow!("--{flag} is for the client commands, not for serve")))
+        Some((command, flag)) => {
+            Err(Failure::usage(anyhow::anyhow!("--{flag} is for the client commands, not for {command}")))
         }
         None => dispatch(cli),
     };
     match result {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            eprintln!("error: {failure}");
+            if !out::reader_left(&failure) {
+                eprintln!("error: {failure}");
+            }
             failure.exit.into()
         }
     }
@@ -104,6 +121,8 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Serve(serve) => serve::run(&serve),
         Command::Info => client::block_on(info::run(&cli.client)),
         Command::Health(health) => client::block_on(health::run(&health, &cli.client)),
+        Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
+        Command::Store(store) => store::run(store, cli.client.json),
     }
 }
 

@@ -57,13 +57,12 @@ impl Intake<'_> {
                 return Err(CoreError::invalid("qos", "exactly once is for MQTT sessions"));
             }
         };
-        let extras = self.extras(&message)?;
+        let extras = Self::extras(&message)?;
         let v1::Message { topic: own, payload, properties, content_type, correlation_data, .. } = message;
         let topic = match topic {
             Some(topic) if own.is_empty() => topic.clone(),
-            _ => self.topic("topic", own)?,
+            _ => TopicName::parse(own.into()).map_err(|error| CoreError::topic("topic", &error))?,
         };
-        at_most("payload", payload.len(), self.limits.max_payload_bytes)?;
         let expires_at = match message.ttl {
             Some(ttl) => Some(self.now.after(ttl_of(&ttl)?)),
             None => None,
@@ -84,36 +83,21 @@ impl Intake<'_> {
         });
         let id = self.ids.next(self.now);
         let message = Message { id, topic, payload, qos, retain: message.retain, expires_at, extras };
+        self.limits.check_message(&message)?;
         Ok(Accepted { message, priority, not_before })
     }
 
-    /// A topic name within the bounds.
-    fn topic(&self, field: &str, name: String) -> Result<TopicName, CoreError> {
-        at_most(field, name.len(), self.limits.max_topic_bytes)?;
-        let topic = TopicName::parse(name.into()).map_err(|error| CoreError::topic(field, &error))?;
-        let (levels, max) = (topic.level_count(), self.limits.max_topic_levels);
-        if levels > max {
-            let (field, len, max) = (field.to_owned(), levels as u64, max as u64);
-            return Err(CoreError::TooLarge { field, len, max, unit: "levels" });
-        }
-        Ok(topic)
-    }
-
     /// The rare parts, checked; those that are moved out of the message come later.
-    fn extras(&self, message: &v1::Message) -> Result<Option<Box<Extras>>, CoreError> {
+    fn extras(message: &v1::Message) -> Result<Option<Box<Extras>>, CoreError> {
         let v1::Message { properties, content_type, reply_to, correlation_data, payload_is_utf8, .. } =
             message;
-        let rare = properties.is_empty()
+        let usual = properties.is_empty()
             && content_type.is_empty()
             && reply_to.is_empty()
             && correlation_data.is_empty()
             && !payload_is_utf8;
-        if rare {
+        if usual {
             return Ok(None);
-        }
-        if properties.len() > self.limits.max_properties {
-            let (len, max) = (properties.len() as u64, self.limits.max_properties as u64);
-            return Err(CoreError::TooLarge { field: "properties".to_owned(), len, max, unit: "entries" });
         }
         for (at, v1::Property { key, value }) in properties.iter().enumerate() {
             for (part, text) in [("key", key), ("value", value)] {
@@ -123,14 +107,12 @@ impl Intake<'_> {
         }
         check_text(content_type).map_err(|what| CoreError::invalid("content_type", what))?;
         at_most("correlation_data", correlation_data.len(), SHORT_BYTES)?;
-        let bytes = properties.iter().map(|p| p.key.len() + p.value.len()).sum::<usize>()
-            + content_type.len()
-            + reply_to.len()
-            + correlation_data.len();
-        at_most("properties", bytes, self.limits.max_property_bytes)?;
         let reply_to = match reply_to.as_str() {
             "" => None,
-            name => Some(self.topic("reply_to", name.to_owned())?),
+            name => {
+                let parsed = TopicName::parse(name.into());
+                Some(parsed.map_err(|error| CoreError::topic("reply_to", &error))?)
+            }
         };
         Ok(Some(Box::new(Extras { payload_is_utf8: *payload_is_utf8, reply_to, ..Extras::default() })))
     }

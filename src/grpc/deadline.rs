@@ -4,6 +4,7 @@
 //! the request's extensions, since a stream that has begun must end by itself.
 
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -14,8 +15,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 use tower::{Layer, Service};
 
-/// The transport watches the same header and would say CANCELLED; this comes before it.
-const LEAD: Duration = Duration::from_millis(2);
+/// The transport watches the same header and would say CANCELLED, and the caller has a clock of its own: the answer is
+/// given a tenth of the time before them, within these bounds.
+const LEAD: RangeInclusive<Duration> = Duration::from_millis(2)..=Duration::from_millis(20);
 
 /// When the caller stops waiting.
 #[derive(Clone, Copy, Debug)]
@@ -53,8 +55,10 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let deadline =
-            timeout(request.headers()).map(|timeout| Instant::now() + timeout.saturating_sub(LEAD));
+        let deadline = timeout(request.headers()).map(|timeout| {
+            let lead = (timeout / 10).clamp(*LEAD.start(), *LEAD.end());
+            Instant::now() + timeout.saturating_sub(lead)
+        });
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(Deadline(deadline));
         }

@@ -7,3 +7,5 @@ mod configuration;
 mod grpc_door;
 mod harness;
 mod process;
+mod queue;
+mod store;

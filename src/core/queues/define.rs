@@ -278,8 +278,12 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
         return Err(limit("bindings", limits.max_bindings));
     }
     for (at, filter) in spec.bindings.iter().enumerate() {
-        check_binding(filter, limits)
-            .map_err(|what| CoreError::invalid(format!("queue.bindings[{at}]"), what))?;
+        let field = format!("queue.bindings[{at}]");
+        limits.check_filter(&field, filter)?;
+        if COMMANDS.contains(&filter.first_level()) {
+            let what = format!("`{}/…` is not a topic that is published to", filter.first_level());
+            return Err(CoreError::invalid(field, what));
+        }
     }
     if spec.labels.len() > limits.max_properties {
         return Err(limit("labels", limits.max_properties));
@@ -289,19 +293,6 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
             let what = format!("keys have 1 to {LABEL_BYTES} bytes, values at most {LABEL_BYTES}");
             return Err(CoreError::invalid(format!("queue.labels[{key:?}]"), what));
         }
-    }
-    Ok(())
-}
-
-fn check_binding(filter: &TopicFilter, limits: &Limits) -> Result<(), String> {
-    if filter.as_str().len() > limits.max_topic_bytes {
-        return Err(format!("has more than {} bytes", limits.max_topic_bytes));
-    }
-    if filter.level_count() > limits.max_topic_levels {
-        return Err(format!("has more than {} levels", limits.max_topic_levels));
-    }
-    if COMMANDS.contains(&filter.first_level()) {
-        return Err(format!("`{}/…` is not a topic that is published to", filter.first_level()));
     }
     Ok(())
 }

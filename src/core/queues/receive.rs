@@ -45,8 +45,7 @@ impl Broker {
         let mut messages = Vec::new();
         {
             let consumer = self.engine.consumer(queue.id, options).map_err(|error| of_queue(queue, error))?;
-            let over = tokio::time::sleep(receive.wait);
-            tokio::pin!(over);
+            let mut over = std::pin::pin!(tokio::time::sleep(receive.wait));
             loop {
                 consumer
                     .take(receive.max, receive.max_bytes, &mut messages)
@@ -56,7 +55,7 @@ impl Broker {
                 }
                 tokio::select! {
                     () = consumer.ready().notified() => {}
-                    () = &mut over => break,
+                    () = over.as_mut() => break,
                     () = self.draining.cancelled() => break,
                 }
             }

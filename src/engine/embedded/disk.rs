@@ -26,6 +26,8 @@ const SEGMENT_BYTES: usize = 8 << 20;
 /// The most logical bytes between two syncs, under every policy.
 pub(super) const SYNC_BYTES: u64 = 2 << 20;
 
+/// Where sled's files are in the data directory.
+pub(super) const STORE: &str = "store";
 /// How long to wait for another process to let go of the store.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// The name of the ballast.
@@ -64,7 +66,7 @@ fn damaged(path: &Path, what: impl ToString) -> OpenError {
 }
 
 /// What a caught panic said.
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     panic
         .downcast_ref::<String>()
         .cloned()
@@ -88,8 +90,46 @@ impl Disk {
     fn open_once(path: &Path, cache_bytes: u64, ballast_bytes: u64) -> Result<Self, OpenError> {
         make_directory(path)?;
         let lock = lock(path)?;
-        let dir = path.join("store");
-        let fresh = !dir.join("db").exists();
+        let fresh = !path.join(STORE).join("db").exists();
+        let mut disk = Self::open_locked(path, cache_bytes, lock)?;
+        disk.ballast_bytes = ballast_bytes;
+        check_format(path, &disk.trees, fresh)?;
+        disk.sync().map_err(|e| unusable(path, e))?;
+        if fresh {
+            for made in [&path.join(STORE), &disk.path] {
+                File::open(made).and_then(|f| f.sync_all()).map_err(|e| unusable(path, e))?;
+            }
+        }
+        Ok(disk)
+    }
+
+    /// Opens a store that is there, whatever its format, and writes nothing of its own.
+    pub(super) fn open_existing(path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
+        let is_directory = std::fs::metadata(path).map_err(|e| unusable(path, e))?.is_dir();
+        if !is_directory {
+            return Err(unusable(path, "it is a file, not a directory"));
+        }
+        if !path.join(STORE).join("db").is_file() {
+            return Err(unusable(path, "there is no store in it"));
+        }
+        let lock = lock(path)?;
+        Self::open_locked(path, cache_bytes, lock)
+    }
+
+    /// Opens a copy, in `scratch`, of a store that sled does not open: without sled's snapshots it reads its log from
+    /// the beginning and takes what stands before the damage.
+    pub(super) fn open_copy(path: &Path, scratch: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
+        let lock = lock(path)?;
+        let (from, to) = (path.join(STORE), scratch.join(STORE));
+        std::fs::create_dir_all(&to).map_err(|e| unusable(scratch, e))?;
+        for file in ["conf", "db"] {
+            std::fs::copy(from.join(file), to.join(file)).map_err(|e| unusable(scratch, e))?;
+        }
+        Self::open_locked(scratch, cache_bytes, lock)
+    }
+
+    fn open_locked(path: &Path, cache_bytes: u64, lock: File) -> Result<Self, OpenError> {
+        let dir = path.join(STORE);
         let config = sled::Config::new()
             .path(&dir)
             .segment_size(SEGMENT_BYTES)
@@ -106,16 +146,8 @@ impl Disk {
         let trees = catch_unwind(AssertUnwindSafe(|| open_trees(&db)))
             .map_err(|panic| damaged(path, panic_text(&*panic)))?
             .map_err(|e| damaged(path, e))?;
-        check_format(path, &trees, fresh)?;
         let file = File::open(dir.join("db")).map_err(|e| unusable(path, e))?;
-        let disk = Self { trees, path: path.to_owned(), db, file, ballast_bytes, _lock: lock };
-        disk.sync().map_err(|e| unusable(path, e))?;
-        if fresh {
-            for made in [&dir, &disk.path] {
-                File::open(made).and_then(|f| f.sync_all()).map_err(|e| unusable(path, e))?;
-            }
-        }
-        Ok(disk)
+        Ok(Self { trees, path: path.to_owned(), db, file, ballast_bytes: 0, _lock: lock })
     }
 
     /// Makes what was inserted durable.

@@ -1,8 +1,11 @@
 //! `QueueService`.
 //!
-//! The unary calls are here; `definition` has a queue's settings, `deliver` what a delivery says, `produce` and
-//! `consume` the two streams. Invariant: nothing is kept here but the broker.
+//! `service` has the methods, `calls` what the unary ones do, `definition` a queue's settings, `deliver` what a delivery
+//! says, `produce` and `consume` the two streams. Invariant: nothing is kept here but the broker.
 
+mod batch;
+mod browse;
+mod calls;
 mod consume;
 mod definition;
 mod deliver;

@@ -11,7 +11,7 @@ use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::produce_request::Action;
 use crate::grpc::proto::v1::produce_response;
 
-use super::service::enqueue_of;
+use super::batch::enqueue_of;
 
 /// Where the batches of one stream go.
 pub(super) struct Produce(Pipeline<Commit>);

@@ -1,5 +1,12 @@
 //! Publishing, subscribing, sessions, share groups and retained values, on the embedded engine.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "helpers of tests are not seen as tests, and what they spawn ends with them"
+)]
+
 mod bed;
 mod publish;
 mod queue_topics;

@@ -1,0 +1,81 @@
+//! What is promised holds over a crash.
+
+use stafett::grpc::proto::v1;
+use tonic_types::RpcStatusExt;
+
+use super::{Queues, got, message, named, payloads, reason, seconds};
+use crate::harness::Broker;
+
+#[tokio::test]
+async fn messages_definitions_and_tokens_survive_a_kill() {
+    let broker = Broker::start().await;
+    let mut queues = Queues::of(&broker).await;
+    queues.create(named("dead")).await;
+    let defined = v1::Queue {
+        lease: seconds(60),
+        max_deliveries: 3,
+        dead_letter_queue: "dead".to_owned(),
+        bindings: vec!["a/#".to_owned()],
+        priorities: true,
+        labels: [("team".to_owned(), "a".to_owned())].into(),
+        ..named("q")
+    };
+    let defined = queues.create(defined).await;
+    queues.fill("q", &["kept", "settled", "leased 1", "leased 2"]).await;
+    let later = v1::Message {
+        schedule: Some(v1::message::Schedule::Delay(seconds(3600).unwrap())),
+        ..message("later")
+    };
+    queues.enqueue("q", later).await;
+    let mut leased = queues.receive("q", 4).await;
+    let (second, first) = (leased.pop().unwrap(), leased.pop().unwrap());
+    assert_eq!(queues.acknowledge("q", vec![leased[1].lease_token.clone()]).await, []);
+
+    let data = broker.data();
+    broker.kill9().await;
+    let broker = Broker::start_in(data, &[]).await;
+    let mut queues = Queues::of(&broker).await;
+    let get = v1::GetQueueRequest { name: "q".to_owned() };
+    assert_eq!(got(queues.0.get_queue(get)).await.queue, Some(defined));
+    let stats = queues.stats("q").await;
+    assert_eq!((stats.ready, stats.delayed, stats.leased), (3, 1, 0));
+
+    // A lease of before the crash is good as long as nobody else has the message.
+    assert_eq!(queues.acknowledge("q", vec![first.lease_token.clone()]).await, []);
+    let mut messages = queues.receive("q", 10).await;
+    if messages.len() < 2 {
+        messages.extend(queues.receive("q", 10).await);
+    }
+    assert_eq!(payloads(&messages), ["kept", "leased 2"]);
+    for old in [first, second] {
+        let failures = queues.acknowledge("q", vec![old.lease_token]).await;
+        let error = failures[0].error.as_ref().unwrap();
+        assert_eq!(reason(&error.get_error_details()), "LEASE_EXPIRED");
+    }
+    assert_eq!(queues.acknowledge("q", super::tokens(&messages)).await, []);
+
+    let data = broker.data();
+    let ended = broker.terminate().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let broker = Broker::start_in(data, &[]).await;
+    let mut queues = Queues::of(&broker).await;
+    assert!(queues.is_empty("q").await);
+    assert_eq!(queues.stats("q").await.delayed, 1);
+}
+
+#[tokio::test]
+async fn a_deleted_queue_stays_deleted() {
+    let (broker, mut queues) = Queues::start().await;
+    queues.fill("q", &["x"]).await;
+    let delete = v1::DeleteQueueRequest { name: "q".to_owned(), only_if_empty: false };
+    got(queues.0.delete_queue(delete)).await;
+    queues.create(named("r")).await;
+    let data = broker.data();
+    broker.kill9().await;
+    let broker = Broker::start_in(data, &[]).await;
+    let mut queues = Queues::of(&broker).await;
+    let listed = got(queues.0.list_queues(v1::ListQueuesRequest::default())).await.queues;
+    assert_eq!(listed.iter().map(|queue| queue.name.as_str()).collect::<Vec<_>>(), ["r"]);
+    queues.create(named("q")).await;
+    assert!(queues.is_empty("q").await);
+}

@@ -1,0 +1,230 @@
+#!/usr/bin/env python3
+"""Our broker against the peer to beat, row by row: the runs of a block alternate between the two, each on a fresh
+server. Prints the table of docs/benchmarks.md.
+
+  compare.py run [--only REGEX] [--runs 5] [--secs 3] [--quiet 120]    raw lines go to $LG_OUT/compare.jsonl
+  compare.py table                                                     the table of that file again
+
+Environment as in baseline.py. What has no door or no binary here is skipped and listed.
+"""
+import argparse, json, os, platform, re, resource, statistics, subprocess, sys, time
+
+import baseline
+from baseline import EXE, OUT, Server, Skip, measure, wait_quiet
+
+FILES = 20000  # ulimit -n of every server and of the generator: two processes, 10,000 connections each
+
+
+def scenarios(secs):
+    """name -> (system, arguments of the generator)"""
+    t = ["--secs", str(secs)]
+    ours = ["stafett", "--addr", "{grpc}"]
+    S = {}
+    for w in ("1", "64", "1024"):
+        p = ["--phase", "enqueue-drain", "--window", w, *t]
+        # 4,096 deliveries may be unsettled, as JetStream's max_ack_pending of four pulls of 1,024
+        S[f"stafett produce w{w}"] = ("stafett", ours + ["--mode", "queue", "--prefetch", "4096", *p])
+        S[f"redis streams w{w}"] = ("redis-always", ["redis", "--url", "redis://127.0.0.1:26379/", *p])
+    S["jetstream w1024"] = ("nats", ["nats", "--addr", "127.0.0.1:24222", "--mode", "js", "--phase", "enqueue-drain",
+                                     "--window", "1024", *t])
+    for system in ("stafett", "rumqttd", "mosquitto"):
+        addr = "{mqtt}" if system == "stafett" else "127.0.0.1:21883"
+        m = ["mqtt", "--addr", addr, *t]
+        S[f"{system} mqtt q0 1-1"] = (system, m + ["--e2e-window", "1000"])
+        S[f"{system} mqtt q0 1-10"] = (system, m + ["--subs", "10", "--fanout", "all", "--e2e-window", "1000"])
+        S[f"{system} mqtt q1"] = (system, m + ["--qos", "1", "--window", "100"])
+        S[f"{system} mqtt q2"] = (system, m + ["--qos", "2", "--window", "100"])
+        S[f"{system} conns"] = (system, ["mqtt-conns", "--addr", addr, "--conns", "10000"])
+    S["stafett unary publish"] = ("stafett", ours + ["--mode", "publish", "--qos", "1", "--window", "64", *t])
+    S["echo unary"] = ("grpc-echo", ["grpc-echo", "--addr", "127.0.0.1:25099", "--window", "64", *t])
+    for b in ("1", "16"):
+        # nothing is lost at the bound of 4,096 under way; the echo has 1,024
+        stream = ["--mode", "pubsub", "--qos", "1", "--window", "1024", "--batch", b, *t]
+        S[f"stafett stream b{b}"] = ("stafett", ours + stream + ["--e2e-window", "4096"])
+        S[f"stafett stream b{b} alone"] = ("stafett", ours + stream + ["--subs", "0", "--phase", "enqueue"])
+        S[f"echo bidi b{b}"] = ("grpc-echo", ["grpc-echo", "--addr", "127.0.0.1:25099", "--mode", "bidi",
+                                              "--window", "1024", "--batch", b, *t])
+    return S
+
+
+IN, OUT_, RSS = "pub_msgs_s", "msgs_s", "rss_per_conn_bytes"
+# (what, our scenario, metric, the peer's scenario, metric, how the peer is called)
+ROWS = [
+    *[(f"Produce, acknowledged after sync, {w} in flight", f"stafett produce w{w}", IN, f"redis streams w{w}", IN,
+       "Redis Streams, appendfsync always") for w in ("1", "64", "1024")],
+    ("Consume + ack of that backlog", "stafett produce w1024", OUT_, "jetstream w1024", OUT_, "JetStream, file"),
+    *[(f"MQTT QoS 0, {n.replace('-', ' → ')}", f"stafett mqtt q0 {n}", OUT_, f"{p} mqtt q0 {n}", OUT_, p)
+      for n in ("1-1", "1-10") for p in ("rumqttd", "mosquitto")],
+    *[(f"MQTT QoS {q}, 100 in flight", f"stafett mqtt q{q}", OUT_, f"rumqttd mqtt q{q}", OUT_, "rumqttd")
+      for q in ("1", "2")],
+    ("Publish (unary), at least once, one subscriber, 64 callers", "stafett unary publish", IN, "echo unary", IN,
+     "bare unary echo"),
+    *[(f"PublishStream, 1 024 in flight, {b} a frame, {what}", f"stafett stream b{b}{s}", m, f"echo bidi b{b}", OUT_,
+       "bare stream echo") for b in ("1", "16") for what, s, m in
+      (("one subscriber", "", OUT_), ("no subscriber", " alone", IN))],
+    *[("10 000 idle MQTT connections, bytes of RSS each (less is better)", "stafett conns", RSS, f"{p} conns", RSS, p)
+      for p in ("mosquitto", "rumqttd")],
+]
+
+
+def blocks(only):
+    """Rows that share a scenario are measured together: lists of scenario names, in order."""
+    rows = [r for r in ROWS if not only or re.search(only, f"{r[0]}: {r[5]}")]
+    result = []
+    for what, ours, _, theirs, _, _ in rows:
+        block = next((b for b in result if ours in b or theirs in b), None)
+        if block is None:
+            result.append(block := [])
+        block += [name for name in (ours, theirs) if name not in block]
+    return result
+
+
+# ---- running ------------------------------------------------------------------------------------
+def one(system, argv, left):
+    server = Server(system)
+    try:
+        left = wait_quiet(left)
+        return measure(server, argv), left
+    finally:
+        server.stop()
+
+
+def run(o):
+    os.makedirs(OUT, exist_ok=True)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if limit != resource.RLIM_INFINITY and limit < FILES:
+        raise SystemExit(f"ulimit -Hn is {limit}, {FILES} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
+    table = scenarios(o.secs)
+    left = o.quiet
+    out = open(f"{OUT}/compare.jsonl", "w")
+    put = lambda rec: (out.write(json.dumps(rec) + "\n"), out.flush())
+    put(dict(about=about(), runs=o.runs, secs=o.secs))
+    for block in blocks(o.only):
+        skipped = set()
+        for i in range(o.runs):
+            for name in block:
+                if name in skipped:
+                    continue
+                system, argv = table[name]
+                try:
+                    rec, left = one(system, argv, left)
+                except Skip as why:
+                    skipped.add(name)
+                    print(f"skipped {name}: {why}", file=sys.stderr, flush=True)
+                    put(dict(scenario=name, skipped=str(why)))
+                    continue
+                put({**rec, "scenario": name, "run": i})
+                shown = rec.get("rss_per_conn_bytes") or f"{rec.get('pub_msgs_s', '-')} in, {rec.get('msgs_s', '-')} out"
+                print(f"{time.strftime('%H:%M:%S')} {name}: {shown}{' NOISY' if rec['noisy'] else ''} "
+                      f"{rec.get('stderr', '')[-200:]}", flush=True)
+    out.close()
+    print()
+    show(o)
+
+
+# ---- the table ----------------------------------------------------------------------------------
+def first_line(*argv):
+    try:
+        r = subprocess.run(argv, capture_output=True, text=True, timeout=10)
+        return next((l.strip() for l in (r.stdout + r.stderr).splitlines() if l.strip()), "?")
+    except (OSError, subprocess.TimeoutExpired):
+        return "?"
+
+
+def about():
+    """The machine and what was measured on it."""
+    cpuinfo = open("/proc/cpuinfo").read()
+    cpu = re.search(r"model name\s*:\s*(.*)", cpuinfo)
+    memory = int(re.search(r"MemTotal:\s*(\d+)", open("/proc/meminfo").read())[1]) / 2**20
+    os.makedirs(baseline.WORK, exist_ok=True)
+    lines = [f"{os.cpu_count()} × {cpu[1] if cpu else platform.machine()}, {memory:.0f} GiB, "
+             f"Linux {platform.release()}, data on {first_line('findmnt', '-n', '-o', 'FSTYPE', '-T', baseline.WORK)}"]
+    said = dict(STAFETT=["--version"], REDIS=["--version"], NATS=["--version"], MOSQUITTO=["-h"])
+    lines += [first_line(EXE[k], *a) for k, a in said.items() if EXE[k]]
+    if EXE["RUMQTTD"]:  # its --version starts it
+        lines.append("rumqttd " + version_of_rumqttd())
+    return lines
+
+
+def version_of_rumqttd():
+    """cargo install writes beside the binary what it has installed."""
+    path = os.path.join(os.path.dirname(EXE["RUMQTTD"]), "..", ".crates.toml")
+    found = re.search(r'"rumqttd (\S+)', open(path).read()) if os.path.exists(path) else None
+    return found[1] if found else "of unknown version"
+
+
+def amount(x):
+    if x >= 999_500:
+        return f"{x / 1e6:.2f} M"
+    if x >= 9_950:
+        return f"{x / 1e3:.0f} k"
+    return f"{x / 1e3:.1f} k" if x >= 1_000 else f"{x:.0f}"
+
+
+def cell(recs, metric):
+    values = [r[metric] for r in recs if not r.get("failed") and metric in r]
+    if not values:
+        return None, "failed" if recs else "not run"
+    mid = statistics.median(values)
+    return mid, f"{amount(mid)} ({amount(min(values))}–{amount(max(values))})"
+
+
+def remarks(recs):
+    """What a reader must know of these runs: nothing, as a rule."""
+    notes = []
+    for key, word in (("lost", "lost"), ("duplicates", "repeated"), ("reordered", "out of order"), ("garbage", "broken"),
+                      ("pub_errors", "refused"), ("unacked", "unacknowledged"), ("left_in_server", "left"),
+                      ("failed", "failed")):
+        worst = max((int(r.get(key) or 0) for r in recs), default=0)
+        if worst:
+            notes.append(f"{worst} {word}")
+    if any(r.get("client_cpu_s", 0) > 0.9 * r.get("wall_s", 1) for r in recs):
+        notes.append("generator at its limit")
+    if noisy := sum(r.get("noisy", False) for r in recs):
+        notes.append(f"{noisy} of {len(recs)} runs noisy")
+    return notes
+
+
+def show(o):
+    runs, skipped, head = {}, {}, {}
+    for line in open(f"{OUT}/compare.jsonl"):
+        rec = json.loads(line)
+        if "about" in rec:
+            head = rec
+        elif "skipped" in rec:
+            skipped[rec["scenario"]] = rec["skipped"]
+        else:
+            runs.setdefault(rec["scenario"], []).append(rec)
+    print("\n".join(f"- {l}" for l in head.get("about", [])))
+    print(f"- median (min–max) of {head.get('runs')} alternating runs of {head.get('secs'):g} s; messages per second\n")
+    print("| what | Stafett | peer | peer's figure | ratio | remarks |\n|---|---|---|---|---|---|")
+    only = getattr(o, "only", None)
+    for what, ours, metric, theirs, their_metric, peer in ROWS:
+        if only and not re.search(only, f"{what}: {peer}"):
+            continue
+        a, shown_a = cell(runs.get(ours, []), metric)
+        b, shown_b = cell(runs.get(theirs, []), their_metric)
+        shown_a = "skipped" if ours in skipped else shown_a
+        shown_b = "skipped" if theirs in skipped else shown_b
+        notes = [f"ours: {n}" for n in remarks(runs.get(ours, []))] + [f"peer: {n}" for n in remarks(runs.get(theirs, []))]
+        ratio = f"{a / b:.2f}" if a is not None and b else "–"
+        print(f"| {what} | {shown_a} | {peer} | {shown_b} | {ratio} | {'; '.join(notes)} |")
+    for name, why in skipped.items():
+        print(f"\nSkipped: {name}: {why}.")
+
+
+if __name__ == "__main__":
+    ap = argparse.ArgumentParser()
+    sub = ap.add_subparsers(dest="cmd", required=True)
+    r = sub.add_parser("run")
+    r.add_argument("--only", help="a regular expression on \"what: peer\"")
+    r.add_argument("--runs", type=int, default=5)
+    r.add_argument("--secs", type=float, default=3)
+    r.add_argument("--quiet", type=float, default=120, help="seconds of waiting for a quiet machine, in all")
+    r.set_defaults(f=run)
+    t = sub.add_parser("table")
+    t.add_argument("--only")
+    t.set_defaults(f=show)
+    o = ap.parse_args()
+    o.f(o)
