@@ -29,6 +29,9 @@ pub(super) struct Held {
     pub(super) clean: bool,
 }
 
+/// Completes when what was settled is gone for good.
+pub(super) type Durable = SmallVec<[Ticket<()>; 1]>;
+
 /// One delivery.
 struct Delivered {
     what: What,
@@ -111,7 +114,7 @@ impl Held {
         &mut self,
         ack_id: u64,
         numbers: Vec<u64>,
-    ) -> Result<(Vec<v1::AckFailure>, SmallVec<[Ticket<()>; 1]>), CoreError> {
+    ) -> Result<(Vec<v1::AckFailure>, Durable), CoreError> {
         let failure = |delivery_id: u64, error: &CoreError| v1::AckFailure {
             ack_id,
             delivery_id,
@@ -132,7 +135,7 @@ impl Held {
             }
         }
         self.mailbox.set_unsettled(self.deliveries.len());
-        let mut durable = SmallVec::new();
+        let mut durable = Durable::new();
         for (source, Leases { numbers, sequences }) in sources {
             match self.session.settle(source, &sequences) {
                 Ok(Settled { failed, durable: ticket }) => {
