@@ -7,7 +7,7 @@
 //! seq    [target u32 BE]                  next sequence u64 BE, written before the packs that prove it go
 //! head   [pack u64 BE]                    [version u8][flags u8][crc32 u32 LE of all else]
 //!                                         [boot u64 LE][records u32 LE][record bytes u32 LE][records][bodies if inline]
-//! body   [pack u64 BE]                    [crc32 u32 LE of what follows][bodies]
+//! body   [pack u64 BE]                    [crc32 u32 LE of what follows][bodies], or nothing: reserved
 //! part   [pack u64 BE][slot u16 BE][n u32 BE]  a large body, in rows of PART_BYTES; its crc32 stands in ADD
 //! done   [pack u64 BE]                    [crc32 u32 LE of what follows][settled bits and marks of a pack's ADDs]
 //! ```

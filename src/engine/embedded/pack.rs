@@ -40,8 +40,17 @@ pub(super) struct Packer {
     pub(super) written: u64,
     /// Of these, not synced.
     pub(super) unsynced: u64,
+    /// Body rows below this pack are there, if only as empty ones.
+    reserved: u64,
     spare: (Vec<u8>, Vec<u8>, Vec<u64>),
 }
+
+/// Body rows are made empty, so many at once, before the first of them is filled. sled splits a leaf of 17 rows by
+/// writing all of them again, and ascending rows fill the upper half alone: full rows would be written almost three
+/// times. Empty ones are split for nothing, and filling them splits no leaf.
+const RESERVE_PACKS: u64 = 64;
+/// The newest leaf has at most so many rows, and none of them may be filled when it is split.
+const LEAF_ROWS: u64 = 17;
 
 /// A row could not be written.
 pub(super) type Failed = String;
@@ -60,7 +69,16 @@ fn row(result: sled::Result<Option<sled::IVec>>) -> Result<(), Failed> {
 
 impl Packer {
     pub(super) fn new(boot: u64, next_pack: u64) -> Self {
-        Self { boot, next_pack, open: None, chain: None, written: 0, unsynced: 0, spare: Default::default() }
+        Self {
+            boot,
+            next_pack,
+            open: None,
+            chain: None,
+            written: 0,
+            unsynced: 0,
+            reserved: 0,
+            spare: Default::default(),
+        }
     }
 
     /// The newest pack that was sealed, or 0.
@@ -197,6 +215,19 @@ impl Packer {
         Ok(())
     }
 
+    /// Makes sure that there are rows for the bodies of this pack and of those that fill its leaf.
+    fn reserve(&mut self, books: &Books<'_>, pack: u64) -> Result<(), Failed> {
+        if pack + LEAF_ROWS < self.reserved {
+            return Ok(());
+        }
+        let first = self.reserved.max(pack);
+        self.reserved = first + RESERVE_PACKS;
+        for pack in first..self.reserved {
+            row(books.disk.trees.body.insert(pack.to_be_bytes(), &[]))?;
+        }
+        self.note_written(books.disk, RESERVE_PACKS as usize * 64)
+    }
+
     /// Writes the open pack: bodies, then the head that implies them.
     pub(super) fn seal(&mut self, books: &mut Books<'_>, flags: u8) -> Result<(), Failed> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
@@ -207,6 +238,7 @@ impl Packer {
         if !inline && !open.bodies.is_empty() {
             let body = encode_checked(&open.bodies);
             bytes += body.len();
+            self.reserve(books, open.pack)?;
             row(trees.body.insert(key, body))?;
         }
         let here: &[u8] = if inline { &open.bodies } else { &[] };
