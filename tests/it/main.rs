@@ -7,5 +7,6 @@ mod configuration;
 mod grpc_door;
 mod harness;
 mod process;
+mod pubsub;
 mod queue;
 mod store;
