@@ -1,9 +1,11 @@
 //! Taking messages as they come.
 
 use std::io::Write;
+use std::pin::pin;
 use std::time::Duration;
 
 use clap::Args;
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
@@ -103,9 +105,16 @@ impl Taking {
         idle: Duration,
         json: bool,
     ) -> Result<(), Failure> {
+        // One for all rounds, listening from here on: a ctrl-c in between is not lost.
+        let mut interrupted = pin!(tokio::signal::ctrl_c());
+        let mut stopped = interrupted.as_mut().now_or_never();
         let mut until = Instant::now() + idle;
         let mut enough = false;
         loop {
+            if let Some(interrupted) = stopped.take() {
+                interrupted.map_err(Failure::failed)?;
+                enough = true;
+            }
             if enough && self.done == self.frames {
                 // What came beyond it goes back uncounted.
                 self.send = None;
@@ -129,10 +138,7 @@ impl Taking {
                     }
                 }
                 () = sleep_until(until), if !enough => enough = true,
-                interrupted = tokio::signal::ctrl_c(), if !enough => {
-                    interrupted.map_err(Failure::failed)?;
-                    enough = true;
-                }
+                interrupted = interrupted.as_mut(), if !enough => stopped = Some(interrupted),
             }
         }
     }
