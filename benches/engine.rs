@@ -328,7 +328,7 @@ fn backlog(messages: usize) {
     let content = Content::new(100);
     for left in (1..=messages.div_ceil(1000)).rev() {
         engine.commit((0..1000).map(|_| content.op()).collect()).wait_blocking().expect("a commit");
-        if left % (messages / 4000).max(1) == 0 {
+        if (left - 1) % (messages / 4000).max(1) == 0 {
             let stats = engine.stats(QUEUE).expect("the queue");
             println!("{:9} wait                    {:7.1} MiB", stats.ready, mega(resident_bytes()));
         }

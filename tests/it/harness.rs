@@ -182,7 +182,7 @@ impl Broker {
     /// The same on the store in `data`, which another broker may have left.
     pub(crate) async fn start_in(data: Arc<TempDir>, flags: &[&str]) -> Self {
         let mut args = vec!["serve", "--data-dir", data.path().to_str().unwrap()];
-        for door in ["--grpc-listen"] {
+        for door in ["--grpc-listen", "--mqtt-listen"] {
             if !flags.contains(&door) {
                 args.extend([door, "127.0.0.1:0"]);
             }
