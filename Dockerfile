@@ -23,8 +23,9 @@ USER stafett
 WORKDIR /var/lib/stafett
 VOLUME /var/lib/stafett
 ENV STAFETT_DATA_DIR=/var/lib/stafett \
-    STAFETT_GRPC_LISTEN=0.0.0.0:50051
-EXPOSE 50051
+    STAFETT_GRPC_LISTEN=0.0.0.0:50051 \
+    STAFETT_MQTT_LISTEN=0.0.0.0:1883
+EXPOSE 50051 1883
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
     CMD ["stafett", "health", "--timeout", "3s"]
 STOPSIGNAL SIGTERM

@@ -15,7 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::engine::EngineSettings;
-use crate::{core, grpc, shutdown, telemetry};
+use crate::{core, grpc, mqtt, shutdown, telemetry};
 
 use entries::{ENTRIES, Entry};
 pub use value::Listen;
@@ -27,6 +27,8 @@ pub struct Settings {
     pub store: EngineSettings,
     /// `[grpc]`
     pub grpc: GrpcDoor,
+    /// `[mqtt]`
+    pub mqtt: MqttDoor,
     /// `[limits]`
     pub limits: Limits,
     /// `[log]`
@@ -47,6 +49,21 @@ pub struct GrpcDoor {
 impl Default for GrpcDoor {
     fn default() -> Self {
         Self { listen: Listen::at("127.0.0.1", 50051), settings: grpc::Settings::default() }
+    }
+}
+
+/// The MQTT door and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MqttDoor {
+    /// Where it listens.
+    pub listen: Listen,
+    /// How it serves.
+    pub settings: mqtt::Settings,
+}
+
+impl Default for MqttDoor {
+    fn default() -> Self {
+        Self { listen: Listen::at("127.0.0.1", 1883), settings: mqtt::Settings::default() }
     }
 }
 

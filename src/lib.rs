@@ -11,12 +11,15 @@
 //! | `telemetry` | what the process tells its operator on stderr |
 //! | `grpc` | the gRPC door |
 //! | `mqtt` | the MQTT codec |
+//! | `accept` | takes connections from a listening socket |
 //! | [`core`] | the broker: what all doors share |
 //! | [`connections`] | how many connections the process may hold |
 //! | [`shutdown`] | stop, drain, cut |
 //! | [`engine`] | what is asked of a store, and the embedded one |
 //! | [`types`] | names, ids, topics, messages, time |
 
+#[cfg(any(feature = "grpc", feature = "mqtt"))]
+pub mod accept;
 #[cfg(feature = "server")]
 pub mod cli;
 #[cfg(feature = "server")]

@@ -22,20 +22,21 @@ use crate::core::Broker;
 use crate::engine::embedded::Embedded;
 use crate::engine::{Engine, EngineError, Health, OpenError};
 use crate::grpc::{self, AdminService, CounterSource, HealthBoard, ServerFacts};
+use crate::mqtt;
 use crate::shutdown::{Drained, Shutdown};
 use crate::types::clock;
 
 use signals::Signals;
 
 /// What works in this build, as `GetServerInfo` lists it.
-const FEATURES: [&str; 4] = ["compression", "health", "queues", "reflection"];
+const FEATURES: [&str; 5] = ["compression", "health", "mqtt", "queues", "reflection"];
 
 /// Why the server did not start, or ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
     /// Every door is off.
-    #[error("no door is open: give --grpc-listen an address")]
+    #[error("no door is open: give --grpc-listen or --mqtt-listen an address")]
     NoDoor,
     /// The store cannot be opened.
     #[error(transparent)]
@@ -126,6 +127,7 @@ where
 
     let mut ready = Ready::default();
     let grpc_listener = bind(&settings.grpc.listen, "grpc", "--grpc-listen", &mut ready).await?;
+    let mqtt_listener = bind(&settings.mqtt.listen, "mqtt", "--mqtt-listen", &mut ready).await?;
     if ready.doors.is_empty() {
         return Err(ServerError::NoDoor);
     }
@@ -157,6 +159,13 @@ where
         };
         let door = grpc::serve(listener, settings.grpc.settings, offered, budget.clone(), shutdown.clone());
         services.start("grpc", async { Ok(door.await?) });
+    }
+    if let Some(listener) = mqtt_listener {
+        let door = mqtt::serve(listener, settings.mqtt.settings, broker, budget.clone(), shutdown.clone());
+        services.start("mqtt", async {
+            door.await;
+            Ok(())
+        });
     }
 
     announce(&ready).map_err(ServerError::Announce)?;

@@ -38,7 +38,7 @@ const EVERYWHERE: &[&str] = &[
     "ulid",
 ];
 
-const ADAPTER: &[&str] = &["core", "engine", "types", "connections", "shutdown"];
+const ADAPTER: &[&str] = &["core", "engine", "types", "accept", "connections", "shutdown"];
 
 /// The table. `engine` for others means its traits: the implementations are forbidden by [`IMPLEMENTATIONS`].
 const LAYERS: &[Layer] = &[
@@ -137,6 +137,7 @@ const LAYERS: &[Layer] = &[
         may: &["engine", "types"],
         external: &["async_nats", "tokio", "tokio_stream", "tokio_util"],
     },
+    Layer { module: "accept", may: &[], external: &["tokio::net", "tokio::time"] },
     Layer { module: "shutdown", may: &[], external: &["tokio", "tokio_util"] },
     Layer { module: "connections", may: &[], external: &[] },
     Layer { module: "types", may: &[], external: &[] },

@@ -17,6 +17,8 @@ pub enum Exit {
     Usage,
     /// 3: the broker cannot be reached, or the deadline passed.
     Unreachable,
+    /// 4: there was nothing to receive.
+    Nothing,
     /// 5: the store is locked, damaged or newer.
     Store,
 }
@@ -28,6 +30,7 @@ impl From<Exit> for ExitCode {
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::Unreachable => 3,
+            Exit::Nothing => 4,
             Exit::Store => 5,
         })
     }

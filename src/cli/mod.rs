@@ -7,8 +7,15 @@ mod client;
 pub mod exit;
 mod health;
 mod info;
+mod message;
+mod out;
+mod payload;
+mod publish;
+mod queue;
 mod serve;
 mod store;
+mod subscribe;
+mod taking;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -28,6 +35,11 @@ Examples:
   stafett serve --grpc-listen 0.0.0.0:50051 --log-format json
   stafett health --server http://127.0.0.1:50051
   stafett info --json
+  stafett sub 'sensors/#'
+  stafett pub sensors/7 21.5 --retain
+  stafett queue create orders
+  stafett queue send orders 'hello'
+  stafett queue receive orders --ack
   stafett store check ./stafett-data";
 
 /// A message broker in one process.
@@ -59,7 +71,7 @@ struct ClientOptions {
         value_parser = humantime::parse_duration, help_heading = "Client options"
     )]
     timeout: Duration,
-    /// Print the result as one JSON object
+    /// Print each result as one JSON object on a line of its own
     #[arg(long, global = true, help_heading = "Client options")]
     json: bool,
 }
@@ -72,6 +84,12 @@ enum Command {
     Info,
     /// Ask a running broker whether it serves (gRPC health check)
     Health(health::Health),
+    /// Publish messages
+    Pub(Box<publish::Publish>),
+    /// Subscribe, and print what comes
+    Sub(subscribe::Subscribe),
+    /// Make queues, put messages in, take them out, look after them
+    Queue(Box<queue::Queue>),
     /// Look after a store while no broker runs on it
     Store(store::Store),
 }
@@ -100,7 +118,9 @@ pub fn main() -> ExitCode {
     match result {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            eprintln!("error: {failure}");
+            if !out::reader_left(&failure) {
+                eprintln!("error: {failure}");
+            }
             failure.exit.into()
         }
     }
@@ -111,6 +131,9 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Serve(serve) => serve::run(&serve),
         Command::Info => client::block_on(info::run(&cli.client)),
         Command::Health(health) => client::block_on(health::run(&health, &cli.client)),
+        Command::Pub(publish) => client::block_on(publish.run(&cli.client)),
+        Command::Sub(subscribe) => client::block_on(subscribe.run(&cli.client)),
+        Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
         Command::Store(store) => store::run(store, cli.client.json),
     }
 }

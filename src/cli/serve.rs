@@ -12,7 +12,7 @@ use crate::{config, server, telemetry};
 use super::exit::{Exit, Failure};
 
 const READY: &str = "\
-When every configured door accepts, one line is written to stdout: ready grpc=ADDRESS
+When every configured door accepts, one line is written to stdout: ready grpc=ADDRESS mqtt=ADDRESS
 Everything else goes to stderr. SIGTERM and ctrl-c finish what is in flight and end with code 0; a second one cuts and \
 ends with code 1. A setting is taken from the flag, else from the environment, else from the file, else the default; \
 stafett.default.toml lists all of them.";
@@ -27,6 +27,9 @@ pub(super) struct Serve {
     /// gRPC: HOST:PORT, port 0 for any free one, or off [default: 127.0.0.1:50051] [env: STAFETT_GRPC_LISTEN]
     #[arg(long, value_name = "ADDR")]
     grpc_listen: Option<String>,
+    /// MQTT: HOST:PORT, port 0 for any free one, or off [default: 127.0.0.1:1883] [env: STAFETT_MQTT_LISTEN]
+    #[arg(long, value_name = "ADDR")]
+    mqtt_listen: Option<String>,
     /// What an acknowledgement waits for: fsync, interval or memory [default: fsync] [env: STAFETT_DURABILITY]
     #[arg(long, value_name = "POLICY")]
     durability: Option<String>,
@@ -50,6 +53,7 @@ impl Serve {
         [
             ("store.data_dir", &self.data_dir),
             ("grpc.listen", &self.grpc_listen),
+            ("mqtt.listen", &self.mqtt_listen),
             ("store.durability", &self.durability),
             ("log.level", &self.log_level),
             ("log.format", &self.log_format),

@@ -47,7 +47,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 36] = [
+pub static ENTRIES: [Entry; 47] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -75,6 +75,21 @@ pub static ENTRIES: [Entry; 36] = [
     entry("grpc.keepalive_timeout", |s| {
         Slot::Duration(&mut s.grpc.settings.keepalive_timeout, SECOND..=HOUR)
     }),
+    entry("grpc.outbox_messages", |s| Slot::count(&mut s.grpc.settings.outbox_messages, 16..=10_000_000)),
+    entry("grpc.outbox_bytes", |s| Slot::bytes(&mut s.grpc.settings.outbox_bytes, 64 * KIB..=16 * GIB)),
+    with_flag("mqtt.listen", "--mqtt-listen", |s| Slot::Listen(&mut s.mqtt.listen)),
+    entry("mqtt.max_packet_bytes", |s| {
+        Slot::bytes(&mut s.mqtt.settings.max_packet_bytes, 4 * KIB..=256 * MIB)
+    }),
+    entry("mqtt.connect_timeout", |s| Slot::Duration(&mut s.mqtt.settings.connect_timeout, SECOND..=HOUR)),
+    entry("mqtt.keep_alive_ceiling", |s| {
+        Slot::OptionalDuration(&mut s.mqtt.settings.keep_alive_ceiling, SECOND..=65_535 * SECOND)
+    }),
+    entry("mqtt.receive_maximum", |s| Slot::count(&mut s.mqtt.settings.receive_maximum, 1..=65_535)),
+    entry("mqtt.max_inflight", |s| Slot::count(&mut s.mqtt.settings.max_inflight, 1..=65_535)),
+    entry("mqtt.topic_alias_maximum", |s| Slot::count(&mut s.mqtt.settings.topic_alias_maximum, 0..=65_535)),
+    entry("mqtt.outbox_bytes", |s| Slot::bytes(&mut s.mqtt.settings.outbox_bytes, 64 * KIB..=GIB)),
+    entry("mqtt.outbox_messages", |s| Slot::count(&mut s.mqtt.settings.outbox_messages, 1..=10_000_000)),
     entry("limits.connections", |s| Slot::count(&mut s.limits.connections, 1..=1_000_000_000)),
     entry("limits.max_payload_bytes", |s| Slot::bytes(&mut s.limits.core.max_payload_bytes, KIB..=GIB)),
     entry("limits.max_topic_bytes", |s| Slot::bytes(&mut s.limits.core.max_topic_bytes, 64..=65_535)),

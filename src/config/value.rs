@@ -232,7 +232,8 @@ fn show_duration(duration: Duration) -> String {
 const UNITS: [(&str, u64); 5] =
     [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
-fn parse_bytes(text: &str) -> Option<u64> {
+/// A number of bytes, with or without a unit.
+pub(crate) fn parse_bytes(text: &str) -> Option<u64> {
     let (number, unit) =
         UNITS.iter().find_map(|(unit, size)| Some((text.strip_suffix(unit)?, *size))).unwrap_or((text, 1));
     number.trim_end().parse::<u64>().ok()?.checked_mul(unit)

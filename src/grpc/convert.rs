@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 
-use crate::core::{CoreError, Limits};
+use crate::core::{CoreError, Limits, Published};
 use crate::types::{Extras, Message, MessageIds, Priority, Qos, TopicName, UnixMillis};
 
 use super::proto::v1;
@@ -243,6 +243,16 @@ pub(super) fn message(message: Message, qos: Qos, now: UnixMillis) -> v1::Messag
     }
 }
 
+/// What became of a publish.
+pub(super) fn published(published: &Published) -> v1::PublishResponse {
+    v1::PublishResponse {
+        message_id: published.id.to_string(),
+        publish_time: Some(timestamp(published.id.time())),
+        matched_subscribers: published.subscribers,
+        matched_queues: published.queues,
+    }
+}
+
 /// What the broker added to a message.
 pub(super) fn origin(message: &Message) -> v1::Origin {
     let publisher = message.extras.as_ref().and_then(|extras| extras.publisher.as_ref());
@@ -253,7 +263,8 @@ pub(super) fn origin(message: &Message) -> v1::Origin {
     }
 }
 
-fn qos_of(qos: Qos) -> v1::Qos {
+/// The level as the contract carries it.
+pub(super) fn qos_of(qos: Qos) -> v1::Qos {
     match qos {
         Qos::AtMostOnce => v1::Qos::AtMostOnce,
         Qos::AtLeastOnce => v1::Qos::AtLeastOnce,

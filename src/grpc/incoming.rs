@@ -1,22 +1,18 @@
 //! Accepts connections within the budget.
 //!
-//! Invariant: a socket is served only while its permit is held; one beyond the budget is closed at once, unread. Accepting
-//! goes on after every error, so that a shortage (of file handles, say) ends when the shortage does.
+//! Invariant: a socket is served only while its permit is held; one beyond the budget is closed at once, unread.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_util::{Stream, stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use crate::accept::accept;
 use crate::connections::{ConnectionBudget, ConnectionPermit};
-
-/// How long accepting rests after an error that is not the fault of one peer.
-const REST_AFTER_ERROR: Duration = Duration::from_millis(50);
 
 /// The connections of `listener`, for ever.
 pub(super) fn connections(
@@ -31,36 +27,12 @@ pub(super) fn connections(
 
 async fn next(listener: &TcpListener, budget: &ConnectionBudget) -> Connection {
     loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let Some(permit) = budget.try_acquire() else {
-                    tracing::debug!(%peer, limit = budget.limit(), "connection refused: all are taken");
-                    continue;
-                };
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(%peer, %error, "cannot switch off Nagle's algorithm");
-                }
-                return Connection { stream, _permit: permit };
-            }
-            Err(error) if is_peers_fault(&error) => {
-                tracing::debug!(%error, "connection lost before it began")
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept connections; trying again");
-                tokio::time::sleep(REST_AFTER_ERROR).await;
-            }
+        let (stream, peer) = accept(listener).await;
+        match budget.try_acquire() {
+            Some(permit) => return Connection { stream, _permit: permit },
+            None => tracing::debug!(%peer, limit = budget.limit(), "connection refused: all are taken"),
         }
     }
-}
-
-fn is_peers_fault(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::Interrupted
-    )
 }
 
 /// A socket and the permit to hold it.

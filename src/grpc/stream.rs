@@ -13,8 +13,10 @@ use futures_util::{Stream, StreamExt, stream};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Extensions, Status};
+use tonic::{Code, Extensions, Status, Streaming};
 
+use crate::core::CoreError;
+use crate::core::queues::consumer::Window;
 use crate::types::clock;
 
 use super::convert::{duration_of, timestamp};
@@ -41,6 +43,8 @@ pub(super) struct Bounds {
     pub(super) max_age: Option<Duration>,
     /// Largest frame of a client, in bytes.
     pub(super) max_frame_bytes: u64,
+    /// What waits for one stream of deliveries; beyond it QoS 0 is dropped, and above QoS 0 the stream ends.
+    pub(super) mailbox: Window,
 }
 
 /// A stream that the broker serves: a machine that is turned when the peer can take more.
@@ -101,10 +105,68 @@ impl<T> Events<T> {
         self.ended = true;
     }
 
+    /// Says how it ends; `closing` makes the last event of what it is told.
+    pub(super) fn finish(&mut self, end: End, closing: impl FnOnce(v1::StreamClosing) -> T) {
+        match end {
+            End::Done => {}
+            End::Closing(why) => self.say(closing(why)),
+            End::Fault(status) => {
+                self.say(closing(closing_for(&status)));
+                return self.fail(status);
+            }
+        }
+        self.end();
+    }
+
     /// Whether there is something to say, or nothing any more.
     pub(super) fn is_due(&self) -> bool {
         self.ended || !self.queue.is_empty()
     }
+}
+
+/// Why a stream takes no more; said when all that it has taken is answered.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The client is done.
+    Done,
+    /// By plan.
+    Closing(v1::StreamClosing),
+    /// Something is wrong.
+    Fault(Status),
+}
+
+/// Why there was no first frame.
+#[derive(Debug)]
+pub(super) enum NotOpened {
+    /// The stream is over by plan before it began.
+    Closing(v1::StreamClosing),
+    /// It ends with this status.
+    Failed(Status),
+}
+
+/// Waits for the first frame of a client, which says nothing to heartbeats until then.
+pub(super) async fn first_frame<R>(frames: &mut Streaming<R>, life: &mut Life) -> Result<R, NotOpened> {
+    loop {
+        let tick = tokio::select! {
+            biased;
+            first = frames.message() => return match first {
+                Ok(Some(frame)) => Ok(frame),
+                Ok(None) => Err(NotOpened::Failed(must_open())),
+                Err(status) => Err(NotOpened::Failed(status)),
+            },
+            tick = life.next(None) => tick,
+        };
+        match tick {
+            Tick::Heartbeat(_) | Tick::Due => {}
+            Tick::Closing(closing) => return Err(NotOpened::Closing(closing)),
+            Tick::Deadline(status) => return Err(NotOpened::Failed(status)),
+        }
+    }
+}
+
+/// What a stream ends with that begins with another frame.
+pub(super) fn must_open() -> Status {
+    super::status::status(&CoreError::invalid("open", "must be the first frame"))
 }
 
 /// What the time or the operator wants of a stream.
@@ -192,7 +254,7 @@ impl Life {
 }
 
 /// The last event of a stream that ends by the client's fault, or ours.
-pub(super) fn closing_for(status: &Status) -> v1::StreamClosing {
+fn closing_for(status: &Status) -> v1::StreamClosing {
     closing(super::status::of_status(status), None)
 }
 

@@ -1,5 +1,209 @@
 //! The MQTT door: 3.1.1 and 5.0 through one packet model.
 //!
-//! [`codec`] turns bytes into packets and back and knows nothing of the rest of the crate.
+//! ```text
+//! socket ⇄ connection ─ packets ─▶ state ─ effects ─▶ connection ─▶ core: Publisher, Session
+//!              ▲                                                         │
+//!              └───────────── outbox ◀──── deliveries ───────────────────┘
+//! ```
+//!
+//! - [`codec`]: bytes ⇄ packets; knows nothing of the rest of the crate;
+//! - `state`: the protocol without I/O: a packet or an event in, effects out;
+//! - `connection`: one task, the only reader and writer of its socket;
+//! - `outbox`, `frames`, `out`, `buffers`: deliveries on their way to the socket;
+//! - `translate`, `violation`: the one place each where words and errors are mapped;
+//! - `will`: wills that wait for their delay.
+//!
+//! Takes a socket that is already bound. Rules are cited by their number where they are enforced and where they are
+//! tested, with the version where the numbers differ.
+//!
+//! Invariant: holds no state that another door cannot see, beside wills on their way. Knows nothing of the other doors,
+//! of the store or of the configuration.
 
+mod buffers;
 pub mod codec;
+mod connection;
+mod frames;
+mod out;
+mod outbox;
+mod state;
+mod translate;
+mod violation;
+mod will;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::accept::accept;
+use crate::connections::ConnectionBudget;
+use crate::core::Broker;
+use crate::shutdown::Shutdown;
+
+use buffers::Buffers;
+use codec::ReasonCode;
+use outbox::{Bounds, Mailbox};
+use will::Wills;
+
+/// What the operator decides about this door.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Largest packet that is taken, in bytes.
+    pub max_packet_bytes: u64,
+    /// How long a new connection has to send its CONNECT.
+    pub connect_timeout: Duration,
+    /// The longest keep alive, told to 5.0 clients that ask for a longer one or none; `None` = as they ask.
+    pub keep_alive_ceiling: Option<Duration>,
+    /// How many publishes above QoS 0 a 5.0 client may have unacknowledged: 1 to 65535.
+    pub receive_maximum: u64,
+    /// How many deliveries above QoS 0 one client may have unacknowledged, if it does not ask for fewer: 1 to 65535.
+    pub max_inflight: u64,
+    /// How many topic aliases a 5.0 client may use: 0 to 65535. Each holds a topic.
+    pub topic_alias_maximum: u64,
+    /// Bytes that wait for one client; beyond it QoS 0 is dropped, and above QoS 0 the client is disconnected.
+    pub outbox_bytes: u64,
+    /// Deliveries above QoS 0 that wait for one client whose session ends with its connection; beyond it the client is
+    /// disconnected.
+    pub outbox_messages: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_packet_bytes: 4 << 20,
+            connect_timeout: Duration::from_secs(10),
+            keep_alive_ceiling: None,
+            receive_maximum: 1024,
+            max_inflight: 1024,
+            topic_alias_maximum: 16,
+            outbox_bytes: 4 << 20,
+            outbox_messages: 10_000,
+        }
+    }
+}
+
+impl Settings {
+    fn receive_maximum(&self) -> u16 {
+        u16::try_from(self.receive_maximum).unwrap_or(u16::MAX).max(1)
+    }
+
+    fn topic_alias_maximum(&self) -> u16 {
+        u16::try_from(self.topic_alias_maximum).unwrap_or(u16::MAX)
+    }
+
+    fn max_packet(&self) -> u32 {
+        u32::try_from(self.max_packet_bytes).unwrap_or(u32::MAX)
+    }
+
+    fn bounds(&self) -> Bounds {
+        let native = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        Bounds { bytes: native(self.outbox_bytes), messages: native(self.outbox_messages) }
+    }
+}
+
+/// Connections beyond the budget that are told so at the same time; more are closed unread.
+const TOLD_TO_GO: usize = 32;
+
+/// What the connections of this door share.
+#[derive(Debug)]
+struct Door {
+    settings: Settings,
+    broker: Arc<Broker>,
+    buffers: Arc<Buffers>,
+    wills: Wills,
+    shutdown: Shutdown,
+    connected: Mutex<FxHashMap<u64, Arc<Mailbox>>>,
+    next: AtomicU64,
+}
+
+/// A connection among those that are told of a stop.
+#[derive(Debug)]
+struct Connected {
+    door: Arc<Door>,
+    number: u64,
+}
+
+impl Door {
+    /// Notes a connection, to be told when the server stops.
+    fn join(self: &Arc<Self>, mailbox: &Arc<Mailbox>) -> Connected {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.connected.lock().insert(number, Arc::clone(mailbox));
+        if self.shutdown.stopping().is_cancelled() {
+            mailbox.end(ReasonCode::ServerShuttingDown);
+        }
+        Connected { door: Arc::clone(self), number }
+    }
+
+    fn stop(&self) {
+        let connected: Vec<_> = self.connected.lock().values().cloned().collect();
+        for mailbox in connected {
+            mailbox.end(ReasonCode::ServerShuttingDown);
+        }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.door.connected.lock().remove(&self.number);
+    }
+}
+
+/// Serves until `shutdown` stops, then tells every client to go. The connections end in tasks of `shutdown`.
+pub async fn serve(
+    listener: TcpListener,
+    settings: Settings,
+    broker: Arc<Broker>,
+    budget: ConnectionBudget,
+    shutdown: Shutdown,
+) {
+    let door = Arc::new(Door {
+        wills: Wills::new(Arc::clone(&broker), shutdown.clone()),
+        settings,
+        broker,
+        buffers: Arc::default(),
+        shutdown,
+        connected: Mutex::default(),
+        next: AtomicU64::new(0),
+    });
+    let told_to_go = Arc::new(Semaphore::new(TOLD_TO_GO));
+    loop {
+        let (stream, peer) = tokio::select! {
+            biased;
+            () = door.shutdown.stopping().cancelled() => break,
+            accepted = accept(&listener) => accepted,
+        };
+        keep_alive(&stream);
+        match budget.try_acquire() {
+            Some(permit) => {
+                let served = connection::run(Arc::clone(&door), stream, peer, permit);
+                door.shutdown.spawn(served);
+            }
+            None => {
+                tracing::debug!(%peer, limit = budget.limit(), "connection refused: all are taken");
+                if let Ok(place) = Arc::clone(&told_to_go).try_acquire_owned() {
+                    let refused = connection::refuse(Arc::clone(&door), stream);
+                    door.shutdown.spawn(async move {
+                        refused.await;
+                        drop(place);
+                    });
+                }
+            }
+        }
+    }
+    drop(listener);
+    door.stop();
+}
+
+/// A client without keep alive that vanishes is found by the system.
+fn keep_alive(stream: &TcpStream) {
+    let probes = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(300))
+        .with_interval(Duration::from_secs(60));
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_keepalive(&probes) {
+        tracing::debug!(%error, "cannot switch on TCP keepalive");
+    }
+}

@@ -3,6 +3,7 @@
 //! Nothing here sleeps: every wait is for an event and has a deadline. A child is killed when its handle is dropped.
 
 use std::ffi::OsStr;
+use std::io::{Seek, Write};
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -41,6 +42,20 @@ where
     S: AsRef<OsStr>,
 {
     Process::start(args).end().await
+}
+
+/// The same with `input` on stdin.
+pub(crate) async fn stafett_reading<I, S>(input: &str, args: I) -> Ended
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(input.as_bytes()).unwrap();
+    file.rewind().unwrap();
+    let mut command = command();
+    command.stdin(file);
+    Process::of(command, args).end().await
 }
 
 fn command() -> Command {
@@ -90,13 +105,32 @@ impl Process {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        let mut child = command().args(args).spawn().unwrap();
+        Self::of(command(), args)
+    }
+
+    fn of<I, S>(mut command: Command, args: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let mut child = command.args(args).spawn().unwrap();
         let mut captures = JoinSet::new();
         let (out, stdout) = watch::channel(Said::default());
         let (err, stderr) = watch::channel(Said::default());
         captures.spawn(capture(child.stdout.take().unwrap(), out));
         captures.spawn(capture(child.stderr.take().unwrap(), err));
         Self { child, stdout, stderr, _captures: captures }
+    }
+
+    /// Waits until stdout contains `text`.
+    pub(crate) async fn prints(&mut self, text: &str) {
+        let heard = self.stdout.wait_for(|said| said.text.contains(text) || said.ended);
+        let heard = timeout(DEADLINE, heard).await.is_ok();
+        assert!(
+            heard && self.stdout.borrow().text.contains(text),
+            "never printed {text:?}:\n{}",
+            self.stderr()
+        );
     }
 
     /// What it has said to stderr so far.
@@ -148,7 +182,7 @@ impl Broker {
     /// The same on the store in `data`, which another broker may have left.
     pub(crate) async fn start_in(data: Arc<TempDir>, flags: &[&str]) -> Self {
         let mut args = vec!["serve", "--data-dir", data.path().to_str().unwrap()];
-        for door in ["--grpc-listen"] {
+        for door in ["--grpc-listen", "--mqtt-listen"] {
             if !flags.contains(&door) {
                 args.extend([door, "127.0.0.1:0"]);
             }

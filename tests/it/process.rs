@@ -29,9 +29,9 @@ async fn open_stream(broker: &Broker) -> impl Sized + use<> {
 #[tokio::test]
 async fn the_ready_line_names_each_door_and_its_bound_address() {
     let broker = Broker::start().await;
-    let address = broker.address("grpc");
-    assert_ne!(address.port(), 0);
-    assert_eq!(broker.ready_line(), format!("ready grpc={address}"));
+    let (grpc, mqtt) = (broker.address("grpc"), broker.address("mqtt"));
+    assert!(grpc.port() != 0 && mqtt.port() != 0);
+    assert_eq!(broker.ready_line(), format!("ready grpc={grpc} mqtt={mqtt}"));
 }
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn after_a_crash_it_starts_again_in_the_same_place() {
 
 #[tokio::test]
 async fn with_every_door_off_nothing_starts() {
-    let ended = stafett(["serve", "--grpc-listen", "off"]).await;
+    let ended = stafett(["serve", "--grpc-listen", "off", "--mqtt-listen", "off"]).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
     assert!(ended.stderr.contains("no door is open"), "{}", ended.stderr);
 }

@@ -134,6 +134,9 @@ impl Session {
     /// Leases stored messages: at most `max`, and no more after `max_bytes` (one may overdraw). Retained values that
     /// did not fit in the outbox at once are offered to it, counted against `max`. Never waits.
     ///
+    /// When it gives less than asked, [`ready`](Self::ready) wakes as soon as there may be more. A connection that has
+    /// no room any more asks for 0 once: then what it would be woken for goes to other consumers.
+    ///
     /// # Errors
     /// [`CoreError::Engine`].
     pub fn take(
@@ -152,10 +155,9 @@ impl Session {
             rest.iter().chain(first).cloned().collect()
         };
         let mut taken: Vec<Leased> = Vec::new();
-        for source in &sources {
+        for (at, source) in sources.iter().enumerate() {
             if room == 0 || bytes == 0 {
-                // Not asked: it wakes nobody for what it has, so look again.
-                self.attachment.changed.notify_one();
+                self.pass_on(sources.get(at..).unwrap_or_default());
                 break;
             }
             match source.consumer.take(room, bytes, &mut taken) {
@@ -173,8 +175,19 @@ impl Session {
         Ok(())
     }
 
+    /// These are not asked for want of room: what they would be woken for goes to other consumers, and they are looked
+    /// at when there is room.
+    fn pass_on(&self, sources: &[Arc<Source>]) {
+        for source in sources.iter().filter(|source| !matches!(source.kind, Kind::Backlog)) {
+            // Gives nothing; that the target is gone is seen when there is room.
+            source.consumer.take(0, 0, &mut Vec::new()).ok();
+        }
+        self.attachment.changed.notify_one();
+    }
+
     /// Turns what was taken from one source into deliveries.
     fn tell(&self, source: &Source, taken: &mut Vec<Leased>, out: &mut Vec<SessionDelivery>) {
+        let mut dropped_before = self.dropped_since(source, taken);
         let state = self.entry.state.lock();
         let part = source.kind.part(&state);
         for mut leased in taken.drain(..) {
@@ -188,8 +201,19 @@ impl Session {
             if let Kind::Queue(_, attempts) = &source.kind {
                 attempts.lock().insert(leased.sequence, leased.attempt);
             }
-            out.push(SessionDelivery { source: source.target(), leased, identifiers });
+            let dropped_before = std::mem::take(&mut dropped_before);
+            out.push(SessionDelivery { source: source.target(), leased, identifiers, dropped_before });
         }
+    }
+
+    /// What the backlog has dropped and nobody was told of, if there is something to tell it with.
+    fn dropped_since(&self, source: &Source, taken: &[Leased]) -> u64 {
+        if taken.is_empty() || !matches!(source.kind, Kind::Backlog) {
+            return 0;
+        }
+        let Ok(stats) = self.broker.engine.stats(source.target()) else { return 0 };
+        let told = self.entry.told_dropped.swap(stats.dropped_total, Ordering::Relaxed);
+        stats.dropped_total.saturating_sub(told)
     }
 
     /// Hands on retained values. Returns how many.

@@ -1,22 +1,17 @@
 //! Messages that come in together: some may go in, some may not, and each keeps its place.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tonic::{Status, Streaming};
 
 use crate::core::queues::QueueEntry;
-use crate::core::queues::enqueue::{Enqueue, Enqueued, EnqueuedBatch, Pipeline};
+use crate::core::queues::enqueue::{Enqueue, Pipeline};
 use crate::core::{Broker, CoreError};
+use crate::grpc::bounds::{Refused, Sum, intake, merged};
 use crate::grpc::convert::{Accepted, Intake};
 use crate::grpc::proto::v1;
-use crate::grpc::status::{self, status};
+use crate::grpc::status::status;
 use crate::types::clock;
-
-use super::intake;
-
-/// Errors that a stream of many messages tells of.
-const FIRST_ERRORS: usize = 100;
 
 /// A message for a queue.
 ///
@@ -35,12 +30,12 @@ pub(super) fn enqueue_of(
 }
 
 /// Messages that may go in, and those that may not, each with its place.
-pub(super) type Sorted = (Vec<Enqueue>, VecDeque<(usize, CoreError)>);
+pub(super) type Sorted = (Vec<Enqueue>, Refused);
 
 /// Parts messages.
 pub(super) fn sort(queue: &QueueEntry, intake: Intake<'_>, messages: Vec<v1::Message>) -> Sorted {
     let mut items = Vec::with_capacity(messages.len());
-    let mut refused = VecDeque::new();
+    let mut refused = Refused::new();
     for (place, message) in messages.into_iter().enumerate() {
         match enqueue_of(queue, intake, message) {
             Ok(item) => items.push(item),
@@ -48,44 +43,6 @@ pub(super) fn sort(queue: &QueueEntry, intake: Intake<'_>, messages: Vec<v1::Mes
         }
     }
     (items, refused)
-}
-
-/// The results of a batch with those that never came in, in their places.
-pub(super) fn merged(
-    batch: &EnqueuedBatch,
-    mut refused: VecDeque<(usize, CoreError)>,
-) -> impl Iterator<Item = Result<Enqueued, CoreError>> {
-    let total = batch.len() + refused.len();
-    let mut results = batch.results();
-    (0..total).map(move |place| match refused.pop_front_if(|(at, _)| *at == place) {
-        Some((_, error)) => Err(error),
-        None => results.next().unwrap_or(Err(CoreError::Draining)),
-    })
-}
-
-/// The sum of a stream of messages.
-#[derive(Default)]
-struct Sum {
-    response: v1::EnqueueManyResponse,
-    seen: u64,
-}
-
-impl Sum {
-    fn add(&mut self, batch: &EnqueuedBatch, refused: VecDeque<(usize, CoreError)>) {
-        for result in merged(batch, refused) {
-            let index = self.seen;
-            self.seen += 1;
-            let Err(error) = result else {
-                self.response.accepted += 1;
-                continue;
-            };
-            self.response.rejected += 1;
-            if self.response.first_errors.len() < FIRST_ERRORS {
-                let error = Some(status::item(&error));
-                self.response.first_errors.push(v1::IndexedError { index, error });
-            }
-        }
-    }
 }
 
 /// Takes a stream of messages to its end. Batches are on their way while the next is read.
@@ -111,16 +68,17 @@ pub(super) async fn enqueue_many(
                 biased;
                 done = pipeline.completed() => {
                     let (batch, refused) = done.map_err(engine)?;
-                    sum.add(&batch, refused);
+                    sum.add(merged(batch.results(), refused));
                 }
                 next = frames.message(), if pipeline.accepts() => match next? {
                     Some(frame) => break frame,
                     None => {
                         while !pipeline.is_empty() {
                             let (batch, refused) = pipeline.completed().await.map_err(engine)?;
-                            sum.add(&batch, refused);
+                            sum.add(merged(batch.results(), refused));
                         }
-                        return Ok(sum.response);
+                        let Sum { accepted, rejected, first_errors } = sum;
+                        return Ok(v1::EnqueueManyResponse { accepted, rejected, first_errors });
                     }
                 },
             }

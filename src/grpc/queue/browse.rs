@@ -5,10 +5,11 @@ use std::sync::Arc;
 use crate::core::queues::QueueEntry;
 use crate::core::{Broker, CoreError};
 use crate::engine::View;
+use crate::grpc::bounds::{FRAME_BYTES, MAX_PAGE};
 use crate::grpc::proto::v1;
 use crate::types::{Sequence, clock};
 
-use super::{FRAME_BYTES, MAX_PAGE, deliver};
+use super::deliver;
 
 /// Messages that are looked at at once, at first.
 const BROWSE_MESSAGES: usize = 16;

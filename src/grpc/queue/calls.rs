@@ -9,18 +9,16 @@ use crate::core::CoreError;
 use crate::core::queues::enqueue::Enqueued;
 use crate::core::queues::receive::Receive;
 use crate::engine::{QueueSpec, View};
+use crate::grpc::bounds::{FRAME_BYTES, MAX_ITEMS, MAX_PAGE, count, merged, page_size, some_items};
 use crate::grpc::convert::{at_most, duration_of, optional_duration};
 use crate::grpc::proto::v1;
 use crate::grpc::status;
 use crate::types::{Sequence, clock};
 
-use super::batch::{enqueue_of, merged, sort};
+use super::batch::{enqueue_of, sort};
 use super::browse::Pages;
 use super::definition::{fields_of, queue_name, queue_of, set, spec_of};
-use super::{
-    CONSUMER_ID_BYTES, DEFAULT_PAGE, FRAME_BYTES, MAX_PAGE, MAX_WAIT, QueueService, count, deliver,
-    failures_of, leases, nack_of, some_items, view_of,
-};
+use super::{CONSUMER_ID_BYTES, MAX_WAIT, QueueService, deliver, failures_of, leases, nack_of, view_of};
 
 fn enqueued(stored: Enqueued) -> v1::EnqueueResponse {
     v1::EnqueueResponse { message_id: stored.id.to_string(), sequence: stored.sequence.0 }
@@ -52,9 +50,7 @@ impl QueueService {
     }
 
     pub(super) fn list(&self, request: &v1::ListQueuesRequest) -> Result<v1::ListQueuesResponse, CoreError> {
-        let asked = u32::try_from(request.page_size)
-            .map_err(|_| CoreError::invalid("page_size", "must not be negative"))?;
-        let size = count("page_size", asked.min(1000), DEFAULT_PAGE, MAX_PAGE)?;
+        let size = page_size(request.page_size)?;
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(queue_name("page_token", token)?),
@@ -83,14 +79,14 @@ impl QueueService {
         request: v1::EnqueueBatchRequest,
     ) -> Result<v1::EnqueueBatchResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
-        some_items("messages", request.messages.len())?;
+        some_items("messages", request.messages.len(), MAX_ITEMS)?;
         let (items, refused) = sort(&queue, self.intake(), request.messages);
         let batch = self.broker.enqueue(&queue, items).await.await?;
         let outcome = |result: Result<Enqueued, CoreError>| match result {
             Ok(stored) => v1::enqueue_result::Outcome::Ok(enqueued(stored)),
             Err(error) => v1::enqueue_result::Outcome::Error(status::item(&error)),
         };
-        let results = merged(&batch, refused)
+        let results = merged(batch.results(), refused)
             .map(|result| v1::EnqueueResult { outcome: Some(outcome(result)) })
             .collect();
         Ok(v1::EnqueueBatchResponse { results })
@@ -133,14 +129,14 @@ impl QueueService {
         request: v1::AcknowledgeRequest,
     ) -> Result<v1::AcknowledgeResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
-        some_items("lease_tokens", request.lease_tokens.len())?;
+        some_items("lease_tokens", request.lease_tokens.len(), MAX_ITEMS)?;
         let failures = self.broker.acknowledge(&queue, &request.lease_tokens).await?;
         Ok(v1::AcknowledgeResponse { failures: failures_of(&request.lease_tokens, failures) })
     }
 
     pub(super) fn nack_all(&self, request: v1::NackRequest) -> Result<v1::NackResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
-        some_items("lease_tokens", request.lease_tokens.len())?;
+        some_items("lease_tokens", request.lease_tokens.len(), MAX_ITEMS)?;
         let (kind, limits) = (request.kind(), self.broker.limits());
         let (how, delay) = nack_of(&queue, limits, kind, request.delay.as_ref(), request.reason)?;
         let failures = self.broker.nack(&queue, &request.lease_tokens, how, delay)?;
@@ -152,7 +148,7 @@ impl QueueService {
         request: v1::ExtendLeaseRequest,
     ) -> Result<v1::ExtendLeaseResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
-        some_items("lease_tokens", request.lease_tokens.len())?;
+        some_items("lease_tokens", request.lease_tokens.len(), MAX_ITEMS)?;
         let lease = optional_duration("lease", request.lease.as_ref(), leases(self.broker.limits()))?;
         let failures = self.broker.extend(&queue, &request.lease_tokens, lease)?;
         Ok(v1::ExtendLeaseResponse { failures: failures_of(&request.lease_tokens, failures) })

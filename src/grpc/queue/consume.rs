@@ -3,7 +3,6 @@
 //! Deliveries that are there together leave as one frame; frames that settle are answered together, in their order,
 //! when they are durable. Invariant: `acked_through` never passes a frame that is not done.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -12,31 +11,24 @@ use futures_util::{FutureExt, Stream};
 use tokio::time::Instant;
 use tonic::{Request, Status, Streaming};
 
-use crate::core::queues::consumer::{Handle, QueueConsumer, StreamFailures, Window};
+use crate::core::queues::consumer::{Handle, QueueConsumer, StreamFailures};
 use crate::core::{Broker, CoreError};
-use crate::engine::{EngineError, Leased, Ticket};
+use crate::engine::{Leased, Ticket};
+use crate::grpc::acks::Acks;
+use crate::grpc::bounds::{FRAME, told_window, window_of};
 use crate::grpc::convert::{at_most, optional_duration};
 use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::consume_request::Action;
 use crate::grpc::proto::v1::consume_response::Event;
 use crate::grpc::status::{self, status};
-use crate::grpc::stream::{Bounds, Events, Life, Served, Tick, closing_for, run};
+use crate::grpc::stream::{Bounds, End, Events, Life, NotOpened, Served, Tick, first_frame, must_open, run};
 use crate::types::clock;
 
 use super::definition::queue_of;
-use super::{CONSUMER_ID_BYTES, FRAME_BYTES, MAX_ITEMS, deliver, leases, nack_of};
+use super::{CONSUMER_ID_BYTES, deliver, leases, nack_of};
 
-/// The window when the client does not say.
-const WINDOW: Window = Window { messages: 1000, bytes: 16 << 20 };
-/// The widest window, in messages.
-const WINDOW_MESSAGES: u32 = 65_535;
-/// What one frame carries at most.
-const FRAME: Window = Window { messages: 1000, bytes: FRAME_BYTES };
 /// Frames of the client that are taken before deliveries have their turn.
 const FRAMES: usize = 64;
-/// Frames that settle and are not durable yet; beyond it the client is not read.
-const PENDING: usize = 1024;
-
 /// Serves one stream.
 pub(super) fn serve(
     broker: &Arc<Broker>,
@@ -68,29 +60,8 @@ struct Open {
     /// There may be something to take.
     hungry: bool,
     taken: Vec<Leased>,
-    last_ack: u64,
-    pending: VecDeque<Pending>,
-    /// What is done and not said yet.
-    results: Option<v1::AckResults>,
-    through: u64,
+    acks: Acks,
     end: Option<End>,
-}
-
-/// A frame that settles, until it is durable.
-struct Pending {
-    ack_id: u64,
-    failures: Vec<v1::AckFailure>,
-    durable: Option<Ticket<()>>,
-}
-
-/// Why it takes and reads no more; said when all answers are given.
-enum End {
-    /// The client is done.
-    Done,
-    /// By plan.
-    Closing(v1::StreamClosing),
-    /// Something is wrong.
-    Fault(Status),
 }
 
 impl Served for Consuming {
@@ -112,7 +83,7 @@ impl Served for Consuming {
             return;
         }
         let Some(open) = &mut self.open else { return };
-        if open.pending.is_empty() {
+        if open.acks.is_empty() {
             if let Some(end) = open.end.take() {
                 return self.end(end);
             }
@@ -120,14 +91,14 @@ impl Served for Consuming {
                 return self.end(End::Done);
             }
         }
-        let reading = open.end.is_none() && open.pending.len() < PENDING;
+        let reading = open.end.is_none() && !open.acks.is_full();
         let room = open.consumer.room(FRAME);
         let wanting = open.end.is_none() && room.messages > 0 && room.bytes > 0;
         let expiry = open.consumer.next_expiry().map(|at| Instant::now() + at.since(clock::unix_now()));
         tokio::select! {
             biased;
             frame = self.frames.message(), if reading => self.incoming(frame),
-            done = first(&mut open.pending), if !open.pending.is_empty() => {
+            done = open.acks.progress() => {
                 if let Err(error) = done {
                     self.events.fail(status(&CoreError::Engine(error)));
                 }
@@ -146,18 +117,6 @@ impl Served for Consuming {
     }
 }
 
-/// Waits until the oldest frame is durable. Cancel safe.
-async fn first(pending: &mut VecDeque<Pending>) -> Result<(), EngineError> {
-    if let Some(oldest) = pending.front_mut()
-        && let Some(durable) = &mut oldest.durable
-    {
-        let result = durable.await;
-        oldest.durable = None;
-        return result;
-    }
-    Ok(())
-}
-
 impl Consuming {
     fn say(&mut self, event: Event) {
         self.life.said();
@@ -165,27 +124,13 @@ impl Consuming {
     }
 
     async fn opening(&mut self) {
-        let first = tokio::select! {
-            biased;
-            first = self.frames.message() => first,
-            tick = self.life.next(None) => {
-                match tick {
-                    Tick::Heartbeat(_) | Tick::Due => {}
-                    Tick::Closing(closing) => {
-                        self.say(Event::Closing(closing));
-                        self.events.end();
-                    }
-                    Tick::Deadline(status) => self.events.fail(status),
-                }
-                return;
-            }
-        };
-        let opened = match first {
-            Ok(Some(v1::ConsumeRequest { action: Some(Action::Open(open)) })) => {
+        let opened = match first_frame(&mut self.frames, &mut self.life).await {
+            Ok(v1::ConsumeRequest { action: Some(Action::Open(open)) }) => {
                 self.opened(&open).map_err(|error| status(&error))
             }
-            Ok(_) => Err(status(&CoreError::invalid("open", "must be the first frame"))),
-            Err(status) => Err(status),
+            Ok(_) => Err(must_open()),
+            Err(NotOpened::Closing(closing)) => return self.end(End::Closing(closing)),
+            Err(NotOpened::Failed(status)) => Err(status),
         };
         if let Err(status) = opened {
             self.events.fail(status);
@@ -203,16 +148,10 @@ impl Consuming {
             want_tokens: open.want_tokens,
             hungry: true,
             taken: Vec::new(),
-            last_ack: 0,
-            pending: VecDeque::new(),
-            results: None,
-            through: 0,
+            acks: Acks::default(),
             end: None,
         });
-        let window = v1::Window {
-            max_outstanding_messages: u32::try_from(window.messages).unwrap_or(u32::MAX),
-            max_outstanding_bytes: window.bytes as u64,
-        };
+        let window = told_window(window);
         let queue = Some(queue_of(&queue.spec()));
         self.say(Event::Opened(v1::ConsumeOpened { queue, window: Some(window) }));
         Ok(())
@@ -222,7 +161,7 @@ impl Consuming {
     fn read(&mut self) {
         for _ in 0..FRAMES {
             let Some(open) = &self.open else { return };
-            if open.end.is_some() || open.pending.len() >= PENDING {
+            if open.end.is_some() || open.acks.is_full() {
                 return;
             }
             match self.frames.message().now_or_never() {
@@ -249,25 +188,10 @@ impl Consuming {
     /// Says which frames that settle are done.
     fn answer(&mut self) {
         let Some(open) = &mut self.open else { return };
-        while let Some(oldest) = open.pending.front_mut() {
-            match oldest.durable.as_mut().map_or(Some(Ok(())), Ticket::try_now) {
-                None => break,
-                Some(Err(error)) => {
-                    self.events.fail(status(&CoreError::Engine(error)));
-                    return;
-                }
-                Some(Ok(())) => {}
-            }
-            let Some(Pending { ack_id, failures, .. }) = open.pending.pop_front() else { break };
-            if ack_id > 0 || !failures.is_empty() {
-                open.through = open.through.max(ack_id);
-                let results = open.results.get_or_insert_default();
-                results.acked_through = open.through;
-                results.failures.extend(failures);
-            }
-        }
-        if let Some(results) = open.results.take() {
-            self.say(Event::Results(results));
+        match open.acks.results() {
+            Ok(Some(results)) => self.say(Event::Results(results)),
+            Ok(None) => {}
+            Err(error) => self.events.fail(status(&CoreError::Engine(error))),
         }
     }
 
@@ -319,17 +243,7 @@ impl Consuming {
         if let Some(open) = &mut self.open {
             open.consumer.end_clean();
         }
-        match end {
-            End::Done => self.events.end(),
-            End::Closing(closing) => {
-                self.say(Event::Closing(closing));
-                self.events.end();
-            }
-            End::Fault(status) => {
-                self.say(Event::Closing(closing_for(&status)));
-                self.events.fail(status);
-            }
-        }
+        self.events.finish(end, |closing| v1::ConsumeResponse { event: Some(Event::Closing(closing)) });
         // What is outstanding goes back now, not when the client has read the end.
         self.open = None;
     }
@@ -350,7 +264,7 @@ impl Open {
                 self.hungry = true;
             }
             Some(Action::Ack(which)) => {
-                self.number("ack", &which, false)?;
+                self.acks.check("ack", &which, false)?;
                 let v1::AckBatch { ack_id, delivery_ids, lease_tokens } = which;
                 let (failures, durable) = self.consumer.acknowledge(&delivery_ids, &lease_tokens)?;
                 self.done(ack_id, failures, &lease_tokens, Some(durable));
@@ -358,7 +272,7 @@ impl Open {
             Some(Action::Nack(nack)) => {
                 let kind = nack.kind();
                 let which = nack.which.unwrap_or_default();
-                self.number("nack.which", &which, true)?;
+                self.acks.check("nack.which", &which, true)?;
                 let queue = self.consumer.queue();
                 let how = nack_of(queue, broker.limits(), kind, nack.delay.as_ref(), nack.reason);
                 let (how, delay) = how.map_err(|error| error.within("nack"))?;
@@ -368,7 +282,7 @@ impl Open {
             }
             Some(Action::Extend(extend)) => {
                 let which = extend.which.unwrap_or_default();
-                self.number("extend.which", &which, true)?;
+                self.acks.check("extend.which", &which, true)?;
                 let lease =
                     optional_duration("extend.lease", extend.lease.as_ref(), leases(broker.limits()))?;
                 let v1::AckBatch { ack_id, delivery_ids, lease_tokens } = which;
@@ -376,25 +290,6 @@ impl Open {
                 self.done(ack_id, failures, &lease_tokens, None);
             }
         }
-        Ok(())
-    }
-
-    /// Checks the number and the size of a frame that settles.
-    fn number(&mut self, field: &str, which: &v1::AckBatch, may_be_zero: bool) -> Result<(), CoreError> {
-        let v1::AckBatch { ack_id, delivery_ids, lease_tokens } = which;
-        let count = delivery_ids.len() + lease_tokens.len();
-        if count > MAX_ITEMS {
-            let (field, len, max) = (field.to_owned(), count as u64, MAX_ITEMS as u64);
-            return Err(CoreError::TooLarge { field, len, max, unit: "deliveries" });
-        }
-        if *ack_id == 0 && may_be_zero {
-            return Ok(());
-        }
-        if *ack_id <= self.last_ack {
-            let what = format!("{ack_id} is not more than {}, that of the frame before", self.last_ack);
-            return Err(CoreError::invalid(format!("{field}.ack_id"), what));
-        }
-        self.last_ack = *ack_id;
         Ok(())
     }
 
@@ -408,23 +303,6 @@ impl Open {
             v1::AckFailure { ack_id, delivery_id, lease_token, error: Some(status::item(&error)) }
         };
         let failures = failures.into_iter().map(failure).collect();
-        self.pending.push_back(Pending { ack_id, failures, durable });
+        self.acks.push(ack_id, failures, durable);
     }
-}
-
-fn window_of(field: &str, window: Option<&v1::Window>) -> Result<Window, CoreError> {
-    let Some(window) = window else { return Ok(WINDOW) };
-    let messages = match window.max_outstanding_messages {
-        0 => WINDOW.messages,
-        messages if messages <= WINDOW_MESSAGES => messages as usize,
-        messages => {
-            let field = format!("{field}.max_outstanding_messages");
-            return Err(CoreError::invalid(field, format!("{messages} is more than {WINDOW_MESSAGES}")));
-        }
-    };
-    let bytes = match window.max_outstanding_bytes {
-        0 => WINDOW.bytes,
-        bytes => usize::try_from(bytes).unwrap_or(usize::MAX),
-    };
-    Ok(Window { messages, bytes })
 }

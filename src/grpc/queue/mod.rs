@@ -23,22 +23,14 @@ use crate::core::queues::QueueEntry;
 use crate::core::queues::receive::Failures;
 use crate::core::{Broker, CoreError, Limits};
 use crate::engine::{Nack, View};
-use crate::types::UnixMillis;
 use crate::types::clock;
 
+use super::bounds::intake;
 use super::convert::{Intake, at_most, optional_duration};
 use super::proto::v1;
 use super::status;
 use super::stream::Bounds;
 
-/// Items of one request that names deliveries, and messages of one batch.
-const MAX_ITEMS: usize = 10_000;
-/// Messages of one answer or page.
-const MAX_PAGE: usize = 1_000;
-/// Queues of a page when nobody says.
-const DEFAULT_PAGE: usize = 100;
-/// Bytes of messages in one answer or frame; one message may overdraw. Most clients take 4 MiB.
-const FRAME_BYTES: usize = 1 << 20;
 /// The longest wait for a first message.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 /// Bytes of a reason that is kept with a dead letter.
@@ -66,31 +58,6 @@ impl QueueService {
     fn intake(&self) -> Intake<'_> {
         intake(&self.broker, clock::unix_now())
     }
-}
-
-fn intake(broker: &Broker, now: UnixMillis) -> Intake<'_> {
-    Intake { limits: broker.limits(), ids: broker.ids(), now }
-}
-
-/// The number of things asked for: 0 is `default`, what is too much is refused.
-fn count(field: &str, asked: u32, default: usize, max: usize) -> Result<usize, CoreError> {
-    match usize::try_from(asked).unwrap_or(usize::MAX) {
-        0 => Ok(default),
-        asked if asked <= max => Ok(asked),
-        asked => Err(CoreError::invalid(field, format!("{asked} is more than {max}"))),
-    }
-}
-
-/// A list that must have something, but not too much.
-fn some_items(field: &str, len: usize) -> Result<(), CoreError> {
-    if len == 0 {
-        return Err(CoreError::invalid(field, "is empty"));
-    }
-    if len > MAX_ITEMS {
-        let (field, len, max) = (field.to_owned(), len as u64, MAX_ITEMS as u64);
-        return Err(CoreError::TooLarge { field, len, max, unit: "entries" });
-    }
-    Ok(())
 }
 
 fn leases(limits: &Limits) -> RangeInclusive<Duration> {

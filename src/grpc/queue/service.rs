@@ -8,6 +8,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::core::CoreError;
 use crate::engine::View;
+use crate::grpc::bounds::{Answer, MAX_ITEMS, MAX_PAGE, answer, some_items};
+use crate::grpc::feed;
 use crate::grpc::proto::v1;
 use crate::grpc::status::status;
 use crate::types::Sequence;
@@ -15,14 +17,9 @@ use crate::types::Sequence;
 use super::batch::enqueue_many;
 use super::browse::Pages;
 use super::definition::{filters, queue_name, queue_of};
-use super::{MAX_PAGE, QueueService, consume, produce, some_items, view_of};
+use super::{QueueService, consume, produce, view_of};
 
-type Answer<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-fn answer<T>(result: Result<T, CoreError>) -> Answer<T> {
-    result.map(Response::new).map_err(|error| status(&error))
-}
 
 #[tonic::async_trait]
 impl v1::queue_service_server::QueueService for QueueService {
@@ -56,7 +53,7 @@ impl v1::queue_service_server::QueueService for QueueService {
         let request = request.into_inner();
         let changed = async {
             let name = queue_name("queue", &request.queue)?;
-            some_items("filters", request.filters.len())?;
+            some_items("filters", request.filters.len(), MAX_ITEMS)?;
             self.broker.bind_queue(&name, filters("filters", &request.filters)?).await
         };
         answer(changed.await.map(|spec| v1::AddBindingsResponse { queue: Some(queue_of(&spec)) }))
@@ -69,7 +66,7 @@ impl v1::queue_service_server::QueueService for QueueService {
         let request = request.into_inner();
         let changed = async {
             let name = queue_name("queue", &request.queue)?;
-            some_items("filters", request.filters.len())?;
+            some_items("filters", request.filters.len(), MAX_ITEMS)?;
             self.broker.unbind_queue(&name, filters("filters", &request.filters)?).await
         };
         answer(changed.await.map(|spec| v1::RemoveBindingsResponse { queue: Some(queue_of(&spec)) }))
@@ -108,7 +105,7 @@ impl v1::queue_service_server::QueueService for QueueService {
     type ProduceStream = Events<v1::ProduceResponse>;
 
     async fn produce(&self, request: Request<Streaming<v1::ProduceRequest>>) -> Answer<Self::ProduceStream> {
-        Ok(Response::new(produce::serve(&self.broker, self.streams, request)))
+        Ok(Response::new(feed::serve::<produce::Produce>(&self.broker, self.streams, request)))
     }
 
     async fn receive(&self, request: Request<v1::ReceiveRequest>) -> Answer<v1::ReceiveResponse> {

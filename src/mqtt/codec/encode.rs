@@ -121,6 +121,23 @@ pub(super) fn encode<B: Body>(body: &B, version: Version, out: &mut BytesMut) ->
     body.write(version, out)
 }
 
+/// A packet whose last `left_out` bytes are sent from elsewhere.
+pub(super) fn encode_head<B: Body>(
+    body: &B,
+    left_out: usize,
+    version: Version,
+    out: &mut BytesMut,
+) -> Result<(), EncodeError> {
+    let mut count = Count::default();
+    body.write(version, &mut count)?;
+    let here = count.0;
+    let len = Count(here.saturating_add(left_out)).remaining_length()?;
+    out.reserve(here + 5);
+    out.put_u8(body.first_byte());
+    out.varint(len)?;
+    body.write(version, out)
+}
+
 #[inline]
 pub(super) fn encoded_len<B: Body>(body: &B, version: Version) -> Result<usize, EncodeError> {
     let mut count = Count::default();

@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use bytes::BytesMut;
 
 use super::{
-    encode::{Body, Sink, encode, encoded_len, write_set},
+    encode::{Body, Sink, encode, encode_head, encoded_len, write_set},
     error::EncodeError,
     frame::PacketType,
     packet::{Publish, Qos, Version},
@@ -54,6 +54,16 @@ impl PublishRef<'_> {
     #[inline]
     pub fn encode(&self, version: Version, out: &mut BytesMut) -> Result<(), EncodeError> {
         encode(self, version, out)
+    }
+
+    /// As [`PublishRef::encode`], but leaves the payload itself out, for a caller that sends a large one from where
+    /// it lies.
+    ///
+    /// # Errors
+    /// Those of [`PublishRef::encode`]; `out` is then as it was.
+    pub fn encode_head(&self, version: Version, out: &mut BytesMut) -> Result<(), EncodeError> {
+        let head = PublishRef { payload: &[], ..*self };
+        encode_head(&head, self.payload.len(), version, out)
     }
 
     /// Bytes that [`PublishRef::encode`] would append.

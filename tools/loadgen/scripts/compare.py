@@ -210,8 +210,11 @@ def show(o):
         notes = [f"ours: {n}" for n in remarks(runs.get(ours, []))] + [f"peer: {n}" for n in remarks(runs.get(theirs, []))]
         ratio = f"{a / b:.2f}" if a is not None and b else "–"
         print(f"| {what} | {shown_a} | {peer} | {shown_b} | {ratio} | {'; '.join(notes)} |")
+    reasons = {}
     for name, why in skipped.items():
-        print(f"\nSkipped: {name}: {why}.")
+        reasons.setdefault(why.removeprefix(f"{name.split()[0]}: "), []).append(name)
+    for why, names in reasons.items():
+        print(f"\nSkipped ({why}): {', '.join(names)}.")
 
 
 if __name__ == "__main__":

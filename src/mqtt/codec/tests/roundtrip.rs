@@ -67,6 +67,10 @@ proptest! {
         let view = PublishRef::from(&publish);
         prop_assert_eq!(view.encode(version, &mut borrowed), Ok(()));
         prop_assert_eq!(view.encoded_len(version), Ok(borrowed.len()));
+        let mut head = BytesMut::new();
+        view.encode_head(version, &mut head).unwrap();
+        head.extend_from_slice(&publish.payload);
+        prop_assert_eq!(&head, &borrowed);
         prop_assert_eq!(borrowed, encoded(&Packet::Publish(publish), version));
     }
 }

@@ -16,6 +16,9 @@ use super::api::queue_service_client::QueueServiceClient;
 use super::{Stafett, closed, message};
 use crate::pattern::*;
 
+/// Bytes of a message in a frame beside topic and payload, more than enough.
+const FIELDS: usize = 32;
+
 /// What the two streams that take batches have in common.
 pub enum Event {
     Opened(api::PublishStreamOpened),
@@ -83,7 +86,10 @@ pub struct BatchPublisher<D: Door> {
     topics: Vec<String>,
     qos: api::Qos,
     batch: usize,
+    batch_bytes: usize,
     next: Vec<api::Message>,
+    /// of `next`, as encoded, at most
+    next_bytes: usize,
     batch_id: u64,
     /// (batch, how many messages) of those that are not acknowledged
     open: VecDeque<(u64, u64)>,
@@ -140,6 +146,8 @@ impl<D: Door> BatchPublisher<D> {
             topics,
             qos: system.qos(),
             batch: system.a.batch,
+            batch_bytes: opened.max_batch_bytes.try_into().unwrap_or(usize::MAX),
+            next_bytes: 0,
             next: Vec::with_capacity(system.a.batch),
             batch_id: 0,
             open: VecDeque::new(),
@@ -174,7 +182,14 @@ impl<D: Door> BatchPublisher<D> {
 
 impl<D: Door> Publisher for BatchPublisher<D> {
     async fn send(&mut self, topic: u32, payload: Bytes) -> Result<Ack> {
-        self.next.push(message(&self.topics[topic as usize], payload, self.qos));
+        let name = &self.topics[topic as usize];
+        let bytes = FIELDS + name.len() + payload.len();
+        let message = message(name, payload, self.qos);
+        if self.next_bytes + bytes > self.batch_bytes {
+            self.flush().await?;
+        }
+        self.next.push(message);
+        self.next_bytes += bytes;
         if self.next.len() >= self.batch {
             self.flush().await?;
         }
@@ -186,6 +201,7 @@ impl<D: Door> Publisher for BatchPublisher<D> {
             return Ok(());
         }
         let messages = std::mem::replace(&mut self.next, Vec::with_capacity(self.batch));
+        self.next_bytes = 0;
         self.batch_id += 1;
         self.open.push_back((self.batch_id, messages.len() as u64));
         let batch = api::PublishBatch { batch_id: self.batch_id, messages };

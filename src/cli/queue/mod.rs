@@ -1,0 +1,192 @@
+//! `stafett queue`: make queues, put messages in, take them out, look after them.
+
+mod consume;
+mod define;
+mod inspect;
+mod receive;
+mod send;
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+use tonic::transport::Channel;
+
+use crate::grpc::proto::v1;
+use crate::grpc::proto::v1::queue_service_client::QueueServiceClient;
+
+use super::ClientOptions;
+use super::client::connect;
+use super::exit::{Exit, Failure};
+use super::message::{message_json, show_duration, show_time, show_token};
+use super::out::{line, text};
+
+const EXAMPLES: &str = "\
+Examples:
+  stafett queue create orders --max-deliveries 5 --dead-letter-queue dead
+  stafett queue send orders '{\"id\":7}' --content-type application/json
+  stafett queue receive orders --wait 10s
+  stafett queue ack orders TOKEN
+  stafett queue consume orders --json
+  stafett queue redrive dead";
+
+/// The arguments of `stafett queue`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES, subcommand_required = true)]
+pub(super) struct Queue {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a queue
+    Create(define::Create),
+    /// List the queues
+    List(define::List),
+    /// Show the settings of a queue
+    Info(define::Info),
+    /// Change settings of a queue
+    Update(define::Update),
+    /// Delete a queue with its messages
+    Delete(define::Delete),
+    /// Copy every publish that matches a filter into a queue
+    Bind(define::Bind),
+    /// End bindings of a queue
+    Unbind(define::Unbind),
+    /// Put messages into a queue
+    Send(send::Send),
+    /// Take messages out of a queue, each leased for a while
+    Receive(receive::Receive),
+    /// Take messages as they come, each settled when it is printed
+    Consume(consume::Consume),
+    /// Settle messages that were received
+    Ack(receive::Ack),
+    /// Give messages back that were received
+    Nack(receive::Nack),
+    /// Show the first messages of a queue without taking them
+    Peek(inspect::Peek),
+    /// Show all messages of a queue without taking them
+    Browse(inspect::Browse),
+    /// Delete messages of a queue
+    Purge(inspect::Purge),
+    /// Move messages of a dead letter queue back to where they came from
+    Redrive(inspect::Redrive),
+    /// Show the counts of a queue
+    Stats(inspect::Stats),
+}
+
+type Client = QueueServiceClient<Channel>;
+
+pub(super) async fn run(queue: &Queue, options: &ClientOptions) -> Result<Exit, Failure> {
+    let unlimited = usize::MAX;
+    let client = QueueServiceClient::new(connect(options).await?)
+        .max_decoding_message_size(unlimited)
+        .max_encoding_message_size(unlimited);
+    match &queue.command {
+        Command::Create(create) => create.run(client, options).await,
+        Command::List(list) => list.run(client, options).await,
+        Command::Info(info) => info.run(client, options).await,
+        Command::Update(update) => update.run(client, options).await,
+        Command::Delete(delete) => delete.run(client, options).await,
+        Command::Bind(bind) => bind.run(client, options).await,
+        Command::Unbind(unbind) => unbind.run(client, options).await,
+        Command::Send(send) => send.run(client, options).await,
+        Command::Receive(receive) => receive.run(client, options).await,
+        Command::Consume(consume) => consume.run(client, options).await,
+        Command::Ack(ack) => ack.run(client, options).await,
+        Command::Nack(nack) => nack.run(client, options).await,
+        Command::Peek(peek) => peek.run(client, options).await,
+        Command::Browse(browse) => browse.run(client, options).await,
+        Command::Purge(purge) => purge.run(client, options).await,
+        Command::Redrive(redrive) => redrive.run(client, options).await,
+        Command::Stats(stats) => stats.run(client, options).await,
+    }
+}
+
+/// Prints a number of things that were done.
+fn print_count(options: &ClientOptions, name: &str, count: u64) -> Result<(), Failure> {
+    if options.json { line(json!({ name: count })) } else { line(format_args!("{name} {count}")) }
+}
+
+/// A message of a queue as one JSON object.
+fn leased_json(leased: &v1::LeasedMessage) -> Value {
+    let empty = v1::Message::default();
+    let mut object = message_json(leased.message.as_ref().unwrap_or(&empty), leased.origin.as_ref());
+    object.insert("sequence".to_owned(), json!(leased.sequence));
+    object.insert("delivery_attempt".to_owned(), json!(leased.delivery_attempt));
+    if !leased.lease_token.is_empty() {
+        object.insert("lease_token".to_owned(), json!(show_token(&leased.lease_token)));
+    }
+    if let Some(at) = &leased.lease_expires {
+        object.insert("lease_expires".to_owned(), json!(show_time(at)));
+    }
+    if let Some(dead) = &leased.dead_letter {
+        let mut why = Map::new();
+        why.insert("source_queue".to_owned(), json!(dead.source_queue));
+        why.insert("reason".to_owned(), json!(dead.reason));
+        why.insert("attempts".to_owned(), json!(dead.attempts));
+        if let Some(at) = &dead.time {
+            why.insert("time".to_owned(), json!(show_time(at)));
+        }
+        object.insert("dead_letter".to_owned(), why.into());
+    }
+    object.into()
+}
+
+/// What was asked of deliveries and could not be done is said on stderr.
+fn report(failures: &[v1::AckFailure]) -> Exit {
+    for failure in failures {
+        let why = failure.error.as_ref().map(|error| error.message.as_str()).unwrap_or_default();
+        eprintln!("error: {}: {why}", show_token(&failure.lease_token));
+    }
+    if failures.is_empty() { Exit::Done } else { Exit::Failed }
+}
+
+/// The settings of a queue as one JSON object.
+fn queue_json(queue: &v1::Queue) -> Value {
+    let labels: std::collections::BTreeMap<_, _> = queue.labels.iter().collect();
+    json!({
+        "name": queue.name,
+        "bindings": queue.bindings,
+        "lease": queue.lease.as_ref().map(show_duration),
+        "max_deliveries": queue.max_deliveries,
+        "dead_letter_queue": queue.dead_letter_queue,
+        "default_ttl": queue.default_ttl.as_ref().map(show_duration),
+        "max_messages": queue.max_messages,
+        "max_bytes": queue.max_bytes,
+        "priorities": queue.priorities,
+        "labels": labels,
+    })
+}
+
+/// The settings of a queue for people.
+fn queue_text(queue: &v1::Queue) -> String {
+    let or = |text: String, none: &str| if text.is_empty() { none.to_owned() } else { text };
+    let time = |time: Option<&prost_types::Duration>| time.map(show_duration).unwrap_or_default();
+    let deliveries = match queue.max_deliveries {
+        0 => "without end".to_owned(),
+        max => max.to_string(),
+    };
+    let mut text = format!(
+        "name               {}\nlease              {}\nmax deliveries     {deliveries}\ndead letter queue  {}\n\
+         default ttl        {}\nmax messages       {}\nmax bytes          {}\npriorities         {}\n",
+        queue.name,
+        time(queue.lease.as_ref()),
+        or(queue.dead_letter_queue.clone(), "none"),
+        or(time(queue.default_ttl.as_ref()), "none"),
+        queue.max_messages,
+        queue.max_bytes,
+        if queue.priorities { "yes" } else { "no" },
+    );
+    for binding in &queue.bindings {
+        text.push_str(&format!("binding            {binding}\n"));
+    }
+    for (key, value) in queue.labels.iter().collect::<std::collections::BTreeMap<_, _>>() {
+        text.push_str(&format!("label              {key}={value}\n"));
+    }
+    text
+}
+
+/// Prints the settings of a queue.
+fn print_queue(options: &ClientOptions, queue: &v1::Queue) -> Result<(), Failure> {
+    if options.json { line(queue_json(queue)) } else { text(&queue_text(queue)) }
+}

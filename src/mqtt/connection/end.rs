@@ -1,0 +1,144 @@
+//! The end of a connection: what is owed to the peer, to the core and to other members of a share group.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::LINGER;
+use super::live::Live;
+use super::wire::Wire;
+use crate::core::{End, Session};
+use crate::engine::{Nack, Outgoing, OutgoingState};
+use crate::mqtt::Door;
+use crate::mqtt::codec::{Disconnect, DisconnectProperties, Packet, ReasonCode, Version};
+use crate::mqtt::state::{Ending, Flight, Origin, Step};
+use crate::types::{Sequence, TargetId};
+
+/// How long a server that stops waits for the store, so that publishes in flight are acknowledged.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Ends a connection. Returns when the peer has closed its side, or had the time to.
+pub(super) async fn end(door: &Arc<Door>, mut wire: Wire, mut live: Live, ending: Ending, peer: SocketAddr) {
+    let client = live.client_id().clone();
+    let stops = matches!(&ending.tell, Some((ReasonCode::ServerShuttingDown, _)));
+    if stops {
+        let acknowledged = live.acknowledge_rest(&mut wire);
+        tokio::select! {
+            acknowledged = timeout(ACKNOWLEDGED_WITHIN, acknowledged) => drop(acknowledged),
+            () = door.shutdown.cutting().cancelled() => {}
+        }
+    }
+    let lingers = match &ending.tell {
+        Some((code, why)) => {
+            tracing::debug!(%peer, %client, %code, why, "connection ended");
+            live.tell(*code, why, &mut wire);
+            true
+        }
+        None => {
+            tracing::debug!(%peer, %client, how = ?ending.how, "disconnected");
+            false
+        }
+    };
+    give_back(door, &mut wire, live, &ending).await;
+    if lingers {
+        linger(door, &mut wire).await;
+    }
+}
+
+/// Writes what waits, closes our side and waits for the peer to close its own, within bounds.
+pub(super) async fn linger(door: &Door, wire: &mut Wire) {
+    let lingering = async {
+        if matches!(timeout(LINGER, wire.finish()).await, Ok(Ok(()))) {
+            drop(timeout(LINGER, wire.drain(&door.buffers)).await);
+        }
+    };
+    tokio::select! {
+        () = lingering => {}
+        () = door.shutdown.cutting().cancelled() => {}
+    }
+}
+
+impl Live {
+    /// Acknowledges what the store still completes.
+    async fn acknowledge_rest(&mut self, wire: &mut Wire) {
+        while self.publisher.pending() > 0 {
+            self.receive().await;
+            self.carry_out(wire);
+        }
+    }
+
+    /// Queues DISCONNECT, where the version has one from the server [5: MQTT-3.14.0-1].
+    fn tell(&mut self, code: ReasonCode, why: &str, wire: &mut Wire) {
+        let form = self.mailbox.form();
+        if form.version == Version::V311 {
+            return;
+        }
+        let reason_string = Some(why).filter(|why| !why.is_empty()).map(Into::into);
+        let properties = DisconnectProperties { reason_string, ..DisconnectProperties::default() };
+        let properties = properties.reason_string.is_some().then(|| Box::new(properties));
+        wire.send(Packet::Disconnect(Disconnect { reason: code, properties }), form);
+    }
+}
+
+/// Gives the will, the leases and the session back.
+async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Ending) {
+    let Live { mut state, session, mailbox, frames, mut publisher, errands, mut expiry, .. } = live;
+    drop(errands);
+    let mut handed_back: Vec<_> = frames.into_shared().chain(mailbox.shut().into_shared()).collect();
+    let mut failed: Vec<(TargetId, Sequence)> = Vec::new();
+    for (id, Flight { origin, step, at }) in state.window().drain() {
+        match origin {
+            Origin::Live => {}
+            Origin::Share(share) => handed_back.push(*share),
+            // What was written is a failed delivery; what was not was never there.
+            Origin::Stored(stored) if stored.queue => {
+                if ending.how == End::Lost && at < wire.out.written() {
+                    failed.push((stored.source, stored.sequence));
+                }
+            }
+            // At QoS 1 the number is stored now, at QoS 2 it was before.
+            Origin::Stored(stored)
+                if step == Step::Acknowledge && session.target() == Some(stored.source) =>
+            {
+                let outgoing = Outgoing { packet_id: id.get(), state: OutgoingState::Sent };
+                drop(session.outgoing(stored.source, stored.sequence, outgoing));
+            }
+            Origin::Stored(_) => {}
+        }
+    }
+    failed.sort_unstable();
+    for failed in failed.chunk_by(|a, b| a.0 == b.0) {
+        let sequences: Vec<Sequence> = failed.iter().map(|(_, sequence)| *sequence).collect();
+        if let Some((source, _)) = failed.first()
+            && let Err(error) = session.nack(*source, &sequences, Nack::Failed, Duration::ZERO)
+        {
+            tracing::debug!(client = %session.client_id(), %error, "deliveries not given back");
+        }
+    }
+    if !handed_back.is_empty() {
+        session.hand_back(handed_back);
+    }
+    if let Some(changed) = ending.expiry {
+        if let Err(error) = session.set_expiry(changed).await {
+            tracing::debug!(client = %session.client_id(), %error, "the session's expiry is not changed");
+        }
+        expiry = changed;
+    }
+    if ending.will
+        && let Some(will) = state.take_will()
+    {
+        door.wills.lost(session.client_id(), will, expiry, &mut publisher);
+    }
+    // What waits for the store is seen to by the broker.
+    drop(publisher);
+    close(session, ending.how).await;
+}
+
+async fn close(session: Arc<Session>, how: End) {
+    match Arc::into_inner(session) {
+        Some(session) => session.close(how).await,
+        None => tracing::error!("a session is still in use when its connection ends"),
+    }
+}

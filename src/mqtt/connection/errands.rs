@@ -1,0 +1,89 @@
+//! What a connection waits for besides its socket and its deliveries: answers of the core and of the store.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::num::NonZeroU16;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_util::stream::{FuturesOrdered, Stream};
+
+use crate::core::{CoreError, SessionDelivery};
+use crate::engine::{Outcome, Ticket};
+use crate::mqtt::state::Input;
+
+/// A future of the core with its answer.
+pub(super) type Errand<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Errands {
+    /// SUBSCRIBE or UNSUBSCRIBE: the next packet waits for it.
+    asked: Option<Errand<Input>>,
+    /// How far deliveries are, on its way to the store. Tickets complete in order.
+    notes: VecDeque<Note>,
+    /// Packet ids of the client that are released.
+    released: FuturesOrdered<Errand<(NonZeroU16, Result<(), CoreError>)>>,
+}
+
+/// A step of a delivery on its way to the store.
+pub(super) struct Note {
+    pub(super) packet_id: NonZeroU16,
+    /// To be sent after that; none: PUBREL is.
+    pub(super) delivery: Option<Box<SessionDelivery>>,
+    pub(super) ticket: Ticket<Vec<Outcome>>,
+}
+
+/// What came to its end.
+pub(super) enum Done {
+    Asked(Input),
+    Noted(NonZeroU16, Option<Box<SessionDelivery>>, Result<Vec<Outcome>, CoreError>),
+    Released(NonZeroU16, Result<(), CoreError>),
+}
+
+impl Errands {
+    pub(super) fn is_empty(&self) -> bool {
+        self.asked.is_none() && self.notes.is_empty() && self.released.is_empty()
+    }
+
+    /// Whether the next packet has to wait.
+    pub(super) fn asks(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    pub(super) fn ask(&mut self, errand: Errand<Input>) {
+        self.asked = Some(errand);
+    }
+
+    pub(super) fn note(&mut self, note: Note) {
+        self.notes.push_back(note);
+    }
+
+    pub(super) fn release(&mut self, errand: Errand<(NonZeroU16, Result<(), CoreError>)>) {
+        self.released.push_back(errand);
+    }
+
+    /// The next that ends. Cancel safe. Waits for ever when there is nothing to wait for.
+    pub(super) async fn next(&mut self) -> Done {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
+        if let Some(asked) = &mut self.asked
+            && let Poll::Ready(input) = asked.as_mut().poll(cx)
+        {
+            self.asked = None;
+            return Poll::Ready(Done::Asked(input));
+        }
+        if let Some(note) = self.notes.front_mut()
+            && let Poll::Ready(result) = Pin::new(&mut note.ticket).poll(cx)
+            && let Some(Note { packet_id, delivery, .. }) = self.notes.pop_front()
+        {
+            return Poll::Ready(Done::Noted(packet_id, delivery, result.map_err(CoreError::Engine)));
+        }
+        if let Poll::Ready(Some((packet_id, result))) = Pin::new(&mut self.released).poll_next(cx) {
+            return Poll::Ready(Done::Released(packet_id, result));
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,461 @@
+//! A connection between CONNACK and its end.
+//!
+//! One turn: decode all that one read brought, hand its publishes to the core as one batch, answer what is answered, fill
+//! the room in the client's window; then write all of it at once and wait for whatever comes next.
+//!
+//! Bounds: the socket is not read while the core has as many open publishes of this connection as it may, while the
+//! answer to a SUBSCRIBE is awaited, or while the client does not take what it is sent.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::num::NonZeroU16;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use tokio::time::{Sleep, sleep_until};
+
+use super::errands::{Done, Errands, Note};
+use super::wire::{Io, Wire};
+use crate::core::{CoreError, Opened, Publisher, PublisherInfo, Receipt, Session, SessionDelivery};
+use crate::engine::Outcome;
+use crate::mqtt::codec::{Ack, Packet, ReasonCode};
+use crate::mqtt::frames::{Form, Frames, encode};
+use crate::mqtt::outbox::Mailbox;
+use crate::mqtt::state::{Ask, Effects, Ending, Hello, Input, Start, State, Stored};
+use crate::mqtt::translate::Delivery;
+use crate::mqtt::{Connected, Door};
+use crate::types::{ClientId, Qos, Sequence, UnixMillis, clock};
+
+/// While more waits to be written, no more deliveries are taken.
+const LOW_WATER: usize = 256 << 10;
+/// While more waits to be written, the peer is not read: it does not take the answers.
+const HIGH_WATER: usize = 1 << 20;
+/// Stored messages taken at once.
+const TAKE_MESSAGES: usize = 256;
+/// Bytes of stored messages taken at once.
+const TAKE_BYTES: usize = 256 << 10;
+/// When no time is limited.
+const LONG: Duration = Duration::from_secs(86_400);
+
+/// See the module.
+pub(super) struct Live {
+    pub(super) state: State,
+    pub(super) session: Arc<Session>,
+    pub(super) publisher: Publisher,
+    pub(super) mailbox: Arc<Mailbox>,
+    form: Form,
+    /// Taken from the mailbox.
+    pub(super) frames: Frames,
+    pub(super) effects: Effects,
+    receipts: Vec<Receipt>,
+    pub(super) errands: Option<Box<Errands>>,
+    taken: Vec<SessionDelivery>,
+    /// Their packet id is in use, or there is no room.
+    parked: VecDeque<Box<SessionDelivery>>,
+    /// The session may have more.
+    more: bool,
+    /// The end that comes when this time is over; until then the peer is not read.
+    later: Option<(Instant, Box<Ending>)>,
+    pub(super) expiry: Duration,
+    max_pending: usize,
+    _connected: Connected,
+}
+
+/// What a connection was woken by.
+enum Wake {
+    Io(std::io::Result<Io>),
+    Mail,
+    Receipts,
+    Room,
+    Stored,
+    Done(Done),
+    Time,
+}
+
+impl Live {
+    pub(super) fn new(door: &Arc<Door>, hello: Hello, opened: Opened, mailbox: Arc<Mailbox>) -> Self {
+        let Opened { session, incoming, expiry, .. } = opened;
+        let limits = door.broker.limits();
+        let publisher = door.broker.publisher(PublisherInfo {
+            client_id: Some(session.client_id().clone()),
+            session: session.target(),
+            no_local: Some(session.key()),
+        });
+        let state = State::new(
+            hello,
+            session.target(),
+            incoming,
+            &door.settings,
+            limits.max_topic_bytes,
+            clock::now(),
+        );
+        Self {
+            state,
+            session: Arc::new(session),
+            publisher,
+            form: mailbox.form(),
+            frames: Frames::default(),
+            effects: Effects::default(),
+            receipts: Vec::new(),
+            errands: None,
+            taken: Vec::new(),
+            parked: VecDeque::new(),
+            more: true,
+            later: None,
+            expiry,
+            max_pending: limits.publish_pending,
+            _connected: door.join(&mailbox),
+            mailbox,
+        }
+    }
+
+    pub(super) fn client_id(&self) -> &ClientId {
+        self.session.client_id()
+    }
+
+    /// Serves until the end, and says which.
+    pub(super) async fn serve(&mut self, door: &Door, wire: &mut Wire) -> Box<Ending> {
+        let mut timer = pin!(sleep_until(clock::now().into()));
+        loop {
+            if let Some(ending) = self.turn(wire) {
+                return ending;
+            }
+            self.set(timer.as_mut());
+            let input = match self.wait(door, wire, timer.as_mut()).await {
+                Wake::Io(Ok(Io::Read | Io::Wrote)) | Wake::Mail | Wake::Receipts | Wake::Room => continue,
+                Wake::Stored => {
+                    self.more = true;
+                    continue;
+                }
+                Wake::Io(Ok(Io::Eof) | Err(_)) => Input::Lost,
+                Wake::Time => {
+                    if let Some((at, _)) = &self.later
+                        && *at <= clock::now()
+                        && let Some((_, ending)) = self.later.take()
+                    {
+                        return ending;
+                    }
+                    Input::Deadline
+                }
+                Wake::Done(done) => match self.done(done, wire) {
+                    Some(input) => input,
+                    None => continue,
+                },
+            };
+            self.handle(input);
+        }
+    }
+
+    /// Waits for receipts. Cancel safe.
+    pub(super) async fn receive(&mut self) {
+        self.publisher.completed(&mut self.receipts).await;
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.state.handle(input, clock::now(), clock::unix_now(), &mut self.effects);
+    }
+
+    /// Sets the one timer, if it rings later than anything is due. One that rings too early does no harm, so what is
+    /// heard of the client does not move it.
+    fn set(&mut self, timer: std::pin::Pin<&mut Sleep>) {
+        let due = [self.state.deadline(), self.later.as_ref().map(|(at, _)| *at)].into_iter().flatten().min();
+        let due = due.unwrap_or_else(|| clock::now() + LONG);
+        let armed = timer.deadline().into_std();
+        if timer.is_elapsed() || due < armed {
+            timer.reset(due.into());
+        }
+    }
+
+    async fn wait(&mut self, door: &Door, wire: &mut Wire, timer: std::pin::Pin<&mut Sleep>) -> Wake {
+        let asks = self.errands.as_ref().is_some_and(|errands| errands.asks());
+        let may_read = !asks
+            && self.later.is_none()
+            && wire.out.len() < HIGH_WATER
+            && self.publisher.pending() < self.max_pending;
+        let has_room = may_read && self.publisher.room().now_or_never().is_some();
+        let drained = wire.out.len() <= LOW_WATER;
+        let takes = drained && !self.more && self.parked.is_empty() && self.state.window().room() > 0;
+        if wire.input.is_empty() && wire.out.is_empty() {
+            self.rest(door);
+        }
+        let Self { mailbox, publisher, receipts, session, errands, .. } = self;
+        let publishing = async {
+            if publisher.pending() > 0 {
+                publisher.completed(receipts).await;
+                Wake::Receipts
+            } else if may_read && !has_room {
+                publisher.room().await;
+                Wake::Room
+            } else {
+                pending().await
+            }
+        };
+        let errand = async {
+            match errands {
+                Some(errands) => errands.next().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            io = wire.io(&door.buffers, has_room, LOW_WATER) => Wake::Io(io),
+            () = mailbox.woken() => Wake::Mail,
+            wake = publishing => wake,
+            () = session.ready(), if takes => Wake::Stored,
+            done = errand => Wake::Done(done),
+            () = timer => Wake::Time,
+        }
+    }
+
+    /// Gives back what only a busy connection needs.
+    fn rest(&mut self, door: &Door) {
+        self.receipts = Vec::new();
+        self.taken = Vec::new();
+        self.effects.packets = Vec::new();
+        self.effects.settled = Vec::new();
+        self.frames.release(&door.buffers);
+        self.state.release();
+        self.errands.take_if(|errands| errands.is_empty());
+    }
+
+    /// Everything that can be done without waiting.
+    fn turn(&mut self, wire: &mut Wire) -> Option<Box<Ending>> {
+        self.decode(wire);
+        loop {
+            self.carry_out(wire);
+            if let Err(error) = self.deliver(wire) {
+                tracing::debug!(client = %self.client_id(), %error, "the connection cannot go on");
+                self.handle(Input::Closed(ReasonCode::UnspecifiedError));
+            }
+            if let Some(ending) = self.effects.ending.take() {
+                if ending.after.is_zero() {
+                    return Some(ending);
+                }
+                self.later.get_or_insert((clock::now() + ending.after, ending));
+            }
+            if self.effects.packets.is_empty() && self.effects.settled.is_empty() {
+                return None;
+            }
+        }
+    }
+
+    fn decode(&mut self, wire: &mut Wire) {
+        let asks = self.errands.as_ref().is_some_and(|errands| errands.asks());
+        if wire.input.is_empty() || asks || self.later.is_some() {
+            return;
+        }
+        let (now, wall) = (clock::now(), clock::unix_now());
+        while !self.effects.halts() {
+            match wire.decoder.decode(&mut wire.input) {
+                Ok(Some(packet)) => {
+                    self.state.handle(Input::Packet(packet), now, wall, &mut self.effects);
+                }
+                Ok(None) => return,
+                Err(error) => self.state.handle(Input::Malformed(error), now, wall, &mut self.effects),
+            }
+        }
+    }
+
+    /// Does what the state machine says.
+    pub(super) fn carry_out(&mut self, wire: &mut Wire) {
+        if !self.effects.publishes.is_empty() {
+            self.publisher.publish(std::mem::take(&mut self.effects.publishes));
+        }
+        self.publisher.completed_now(&mut self.receipts);
+        if !self.receipts.is_empty() {
+            let (now, wall) = (clock::now(), clock::unix_now());
+            for receipt in self.receipts.drain(..) {
+                self.state.handle(Input::Receipt(receipt), now, wall, &mut self.effects);
+            }
+        }
+        for packet in self.effects.packets.drain(..) {
+            wire.send(packet, self.form);
+        }
+        self.settle();
+        for (stored, how) in std::mem::take(&mut self.effects.failed) {
+            drop(self.session.nack(stored.source, &[stored.sequence], how, Duration::ZERO));
+        }
+        for (stored, outgoing) in std::mem::take(&mut self.effects.notes) {
+            let ticket = self.session.outgoing(stored.source, stored.sequence, outgoing);
+            if let Some(packet_id) = NonZeroU16::new(outgoing.packet_id) {
+                self.errands().note(Note { packet_id, delivery: None, ticket });
+            }
+        }
+        for packet_id in std::mem::take(&mut self.effects.release) {
+            let session = Arc::clone(&self.session);
+            self.errands().release(Box::pin(async move {
+                let released = session.release_incoming(packet_id.get()).await;
+                (packet_id, released)
+            }));
+        }
+        if let Some(ask) = self.effects.ask.take() {
+            let session = Arc::clone(&self.session);
+            self.errands().ask(match *ask {
+                Ask::Subscribe(asked, filters) => Box::pin(async move {
+                    let answers = session.subscribe(filters).await;
+                    Input::Subscribed(asked, answers)
+                }),
+                Ask::Unsubscribe(asked, filters) => Box::pin(async move {
+                    let answers = session.unsubscribe(filters).await;
+                    Input::Unsubscribed(asked, answers)
+                }),
+            });
+        }
+    }
+
+    fn errands(&mut self) -> &mut Errands {
+        self.errands.get_or_insert_default()
+    }
+
+    /// Settles what is done with, one call for each source in a row.
+    fn settle(&mut self) {
+        let mut sequences: Vec<Sequence> = Vec::new();
+        for settled in self.effects.settled.chunk_by(|a, b| a.source == b.source) {
+            let Some(Stored { source, .. }) = settled.first() else { continue };
+            sequences.clear();
+            sequences.extend(settled.iter().map(|stored| stored.sequence));
+            // Nobody waits for it; a lease that has ended is another's.
+            if let Err(error) = self.session.settle(*source, &sequences) {
+                tracing::debug!(client = %self.session.client_id(), %error, "not settled");
+            }
+        }
+        self.effects.settled.clear();
+    }
+
+    /// Fills the room in the client's window.
+    fn deliver(&mut self, wire: &mut Wire) -> Result<(), CoreError> {
+        let room = wire.out.len() <= LOW_WATER;
+        if let Some(code) = self.mailbox.take(&mut self.frames, room) {
+            self.handle(Input::Closed(code));
+            return Ok(());
+        }
+        if room {
+            for _ in 0..self.parked.len() {
+                if let Some(delivery) = self.parked.pop_front() {
+                    self.start(*delivery, wire);
+                }
+            }
+            self.take(wire)?;
+            // What held up the rest may have been sent: nobody wakes for what waits already.
+            while !self.frames.is_empty() {
+                self.frames.send(self.form, self.state.window(), &mut wire.out);
+                if !self.frames.is_empty() || wire.out.len() > LOW_WATER {
+                    break;
+                }
+                self.mailbox.take(&mut self.frames, true);
+            }
+        }
+        self.mailbox.set_in_flight(self.state.window().in_flight());
+        Ok(())
+    }
+
+    /// Takes and sends stored messages.
+    fn take(&mut self, wire: &mut Wire) -> Result<(), CoreError> {
+        while self.more && self.parked.is_empty() && wire.out.len() <= LOW_WATER {
+            let room = self.state.window().room();
+            if room == 0 {
+                break;
+            }
+            let mut taken = std::mem::take(&mut self.taken);
+            self.session.take(room.min(TAKE_MESSAGES), TAKE_BYTES, &mut taken)?;
+            self.more = !taken.is_empty();
+            // 3.1.1 and 5: [MQTT-4.4.0-1]: what has a number already comes first, so that no other gets it.
+            if taken.iter().any(|delivery| delivery.leased.outgoing.is_some()) {
+                taken.sort_by_key(|delivery| delivery.leased.outgoing.is_none());
+            }
+            for delivery in taken.drain(..) {
+                self.start(delivery, wire);
+            }
+            self.taken = taken;
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, delivery: SessionDelivery, wire: &mut Wire) {
+        match self.state.start(&delivery, wire.out.position()) {
+            Start::Unnumbered => {
+                self.send(&delivery, Qos::AtMostOnce, None, false, wire);
+                self.effects.settled.push(stored(&delivery));
+            }
+            Start::Publish { packet_id, dup } => {
+                self.send_numbered(&delivery, packet_id, dup, wire);
+            }
+            Start::Note(packet_id, outgoing) => {
+                let ticket = self.session.outgoing(delivery.source, delivery.leased.sequence, outgoing);
+                self.errands().note(Note { packet_id, delivery: Some(Box::new(delivery)), ticket });
+            }
+            Start::Release(packet_id) => {
+                self.effects.packets.push(Packet::PubRel(Ack::new(packet_id, ReasonCode::Success)));
+            }
+            Start::Wait => self.parked.push_back(Box::new(delivery)),
+        }
+    }
+
+    /// Sends a delivery above QoS 0. What is not sent, its time being over or its size too large, is done with
+    /// [MQTT-3.3.2-5, MQTT-3.1.2-25].
+    fn send_numbered(
+        &mut self,
+        delivery: &SessionDelivery,
+        packet_id: NonZeroU16,
+        dup: bool,
+        wire: &mut Wire,
+    ) {
+        if !self.send(delivery, delivery.leased.qos, Some(packet_id), dup, wire) {
+            self.state.window().forget(packet_id);
+            self.effects.settled.push(stored(delivery));
+        }
+    }
+
+    fn send(
+        &self,
+        delivery: &SessionDelivery,
+        qos: Qos,
+        packet_id: Option<NonZeroU16>,
+        dup: bool,
+        wire: &mut Wire,
+    ) -> bool {
+        let SessionDelivery { leased, identifiers, .. } = delivery;
+        let message = &leased.message;
+        let delivery = Delivery { message, qos, retain: leased.retain, dup, packet_id, identifiers };
+        let now = if message.expires_at.is_some() { clock::unix_now() } else { UnixMillis(0) };
+        // 5: [MQTT-4.3.3-7]: once it was sent at QoS 2, its time does not matter.
+        let remaining = match delivery.remaining(now) {
+            None if dup && qos == Qos::ExactlyOnce => Some(Some(0)),
+            remaining => remaining,
+        };
+        remaining.is_some_and(|expiry| encode(&delivery, expiry, self.form, &mut wire.out))
+    }
+
+    /// Takes in what came of an errand. What is left for the state machine is returned.
+    fn done(&mut self, done: Done, wire: &mut Wire) -> Option<Input> {
+        let (error, what) = match done {
+            Done::Asked(input) => return Some(input),
+            Done::Released(packet_id, Ok(())) => return Some(Input::Released(packet_id)),
+            Done::Noted(packet_id, delivery, Ok(outcomes)) => {
+                if let Some(Outcome::Refused(refusal)) = outcomes.first() {
+                    // It was purged, or its lease is another's.
+                    tracing::debug!(client = %self.client_id(), %refusal, "a delivery is gone");
+                    self.state.window().forget(packet_id);
+                    return None;
+                }
+                let Some(delivery) = delivery else { return Some(Input::Noted(packet_id)) };
+                self.state.started(packet_id, wire.out.position());
+                self.send_numbered(&delivery, packet_id, false, wire);
+                return None;
+            }
+            Done::Released(_, Err(error)) => (error, "a released packet id is not stored"),
+            Done::Noted(_, _, Err(error)) => (error, "the step of a delivery is not stored"),
+        };
+        tracing::debug!(client = %self.client_id(), %error, what);
+        Some(Input::Closed(ReasonCode::UnspecifiedError))
+    }
+}
+
+fn stored(delivery: &SessionDelivery) -> Stored {
+    Stored {
+        source: delivery.source,
+        sequence: delivery.leased.sequence,
+        queue: delivery.leased.lease_expires.is_some(),
+    }
+}

@@ -1,0 +1,178 @@
+//! One connection: the only task that reads and writes its socket.
+//!
+//! ```text
+//! CONNECT ─▶ session opened ─▶ CONNACK ─▶ served ─▶ told why ─▶ session given back ─▶ half closed ─▶ closed
+//! ```
+//!
+//! Invariants: a peer is told why, where its version has a word for it, before its connection is closed; the session is
+//! given back before the connection lingers for a slow peer; a peer's fault is logged at debug level.
+
+mod end;
+mod errands;
+mod live;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytestring::ByteString;
+use tokio::net::TcpStream;
+
+use super::Door;
+use super::codec::{ConnAck, Connect, DecodeError, Decoder, Limits, Packet, ReasonCode, Version};
+use super::frames::Form;
+use super::outbox::Mailbox;
+use super::state::{Hello, Refused, Session};
+use crate::connections::ConnectionPermit;
+use crate::core::{CoreError, OpenSession, Opened};
+
+use live::Live;
+use wire::{Io, Wire};
+
+/// What is read of a peer that has not shown who it is.
+const CONNECT_BYTES: u32 = 128 << 10;
+/// How long a peer has to take what it is told last, and to close its side after that.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long a peer beyond the budget has to say which version it speaks.
+const REFUSED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Serves one connection to its end.
+pub(super) async fn run(door: Arc<Door>, stream: TcpStream, peer: SocketAddr, permit: ConnectionPermit) {
+    let mut wire = new_wire(&door, stream);
+    // What comes before and after takes more room than what lasts: it is given back.
+    let Some(live) = Box::pin(begin(&door, &mut wire, peer)).await else { return };
+    let mut live = live;
+    let ending = live.serve(&door, &mut wire).await;
+    Box::pin(end::end(&door, wire, live, *ending, peer)).await;
+    drop(permit);
+}
+
+/// Tells a peer beyond the budget so, if its CONNECT is there soon.
+pub(super) async fn refuse(door: Arc<Door>, stream: TcpStream) {
+    let mut wire = new_wire(&door, stream);
+    let connect = tokio::time::timeout(REFUSED_WITHIN, read_connect(&door, &mut wire)).await;
+    if let Ok(Ok(connect)) = connect {
+        let why = "the server has as many connections as it may".to_owned();
+        let refused = Refused { code: ReasonCode::QuotaExceeded, why };
+        refuse_with(&mut wire, refused.connack(connect.version), connect.version);
+        end::linger(&door, &mut wire).await;
+    }
+}
+
+fn new_wire(door: &Door, stream: TcpStream) -> Wire {
+    let max_packet_size = door.settings.max_packet().min(CONNECT_BYTES);
+    Wire::new(stream, Decoder::server(Limits { max_packet_size, ..Limits::default() }))
+}
+
+/// Why there is no CONNECT.
+enum NoConnect {
+    /// The peer is gone.
+    Gone,
+    /// What came is none.
+    Bad(DecodeError),
+}
+
+/// Reads up to the first packet. Cancel safe.
+async fn read_connect(door: &Door, wire: &mut Wire) -> Result<Connect, NoConnect> {
+    loop {
+        match wire.decoder.decode(&mut wire.input) {
+            Ok(Some(Packet::Connect(connect))) => return Ok(*connect),
+            // [MQTT-3.1.0-1]; the codec sees to it that this is the first.
+            Ok(Some(_)) => return Err(NoConnect::Bad(DecodeError::FirstNotConnect)),
+            Err(error) => return Err(NoConnect::Bad(error)),
+            Ok(None) => {}
+        }
+        match wire.io(&door.buffers, true, usize::MAX).await {
+            Ok(Io::Read | Io::Wrote) => {}
+            Ok(Io::Eof) | Err(_) => return Err(NoConnect::Gone),
+        }
+    }
+}
+
+/// From the first byte to CONNACK. `None`: it came to nothing, and the peer was told what there was to tell.
+async fn begin(door: &Arc<Door>, wire: &mut Wire, peer: SocketAddr) -> Option<Live> {
+    let connect = tokio::select! {
+        connect = read_connect(door, wire) => connect,
+        () = tokio::time::sleep(door.settings.connect_timeout) => {
+            tracing::debug!(%peer, "no CONNECT within the time for it");
+            return None;
+        }
+        () = door.shutdown.stopping().cancelled() => return None,
+    };
+    let connect = match connect {
+        Ok(connect) => connect,
+        Err(NoConnect::Gone) => return None,
+        Err(NoConnect::Bad(error)) => {
+            tracing::debug!(%peer, %error, rule = error.rule(), "no CONNECT");
+            let version = wire.decoder.version();
+            if let Some((connack, version)) = answer(&error, version) {
+                refuse_with(wire, Some(connack), version);
+                end::linger(door, wire).await;
+            }
+            return None;
+        }
+    };
+    let version = connect.version;
+    match open(door, wire, connect).await {
+        Ok(live) => {
+            tracing::debug!(%peer, client = %live.client_id(), ?version, "connected");
+            Some(live)
+        }
+        Err(refused) => {
+            tracing::debug!(%peer, code = %refused.code, why = refused.why, "CONNECT refused");
+            refuse_with(wire, refused.connack(version), version);
+            end::linger(door, wire).await;
+            None
+        }
+    }
+}
+
+/// The CONNACK for a CONNECT that is none, where there is one.
+fn answer(error: &DecodeError, version: Option<Version>) -> Option<(ConnAck, Version)> {
+    let refused = Refused { code: error.reason_code(), why: format!("{error} ({})", error.rule()) };
+    let version = match (error, version) {
+        // Up to level 4 a peer understands return code 1 of 3.1.1 [3.1.1: MQTT-3.1.2-2], above it 0x84 [5: MQTT-3.1.2-2].
+        (DecodeError::UnsupportedVersion { level: 0..=4 }, _) => Version::V311,
+        (DecodeError::UnsupportedVersion { .. }, _) => Version::V5,
+        // 3.1.1: [MQTT-3.1.4-1]: closed without CONNACK.
+        (_, Some(Version::V5)) => Version::V5,
+        _ => return None,
+    };
+    Some((refused.connack(version)?, version))
+}
+
+fn refuse_with(wire: &mut Wire, connack: Option<ConnAck>, version: Version) {
+    if let Some(connack) = connack {
+        wire.send(Packet::ConnAck(Box::new(connack)), Form { version, max_packet: usize::MAX });
+    }
+}
+
+/// Opens the session and queues CONNACK, ahead of everything else [3.1.1 and 5: MQTT-3.2.0-1].
+async fn open(door: &Arc<Door>, wire: &mut Wire, connect: Connect) -> Result<Live, Refused> {
+    let mut hello = Hello::check(connect, &door.settings)?;
+    let mailbox = Mailbox::new(hello.form, door.settings.bounds(), Arc::clone(&door.buffers));
+    let opened = door.broker.open_session(OpenSession {
+        client_id: hello.client_id.clone(),
+        clean_start: hello.clean_start,
+        expiry: hello.expiry,
+        // Nobody is authenticated yet: all are the same.
+        principal: ByteString::new(),
+        outbox: Arc::clone(&mailbox) as _,
+    });
+    let opened: Result<Opened, CoreError> = opened.await;
+    let opened = opened?;
+    door.wills.came_back(opened.session.client_id(), opened.present);
+    let session =
+        Session { client_id: opened.session.client_id(), present: opened.present, expiry: opened.expiry };
+    let connack = hello.accepted(&session, &door.settings);
+    if !wire.send(Packet::ConnAck(Box::new(connack)), hello.form) {
+        let why = "the client's maximum packet size does not admit CONNACK".to_owned();
+        return Err(Refused { code: ReasonCode::PacketTooLarge, why });
+    }
+    wire.decoder.limits_mut().max_packet_size = door.settings.max_packet();
+    hello.expiry = opened.expiry.min(hello.expiry);
+    Ok(Live::new(door, hello, opened, mailbox))
+}

@@ -1,0 +1,151 @@
+//! The socket with what was read and is not decoded, and what is encoded and not written.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use crate::mqtt::buffers::{Buffers, READ_BYTES};
+use crate::mqtt::codec::{Decoder, Packet};
+use crate::mqtt::frames::Form;
+use crate::mqtt::out::Out;
+
+/// A part of a packet that is smaller is kept in a buffer of its own while the rest is awaited.
+const SMALL_PART: usize = 4 << 10;
+
+/// See the module.
+pub(super) struct Wire {
+    stream: TcpStream,
+    /// Has memory only while it has bytes.
+    pub(super) input: BytesMut,
+    pub(super) out: Out,
+    pub(super) decoder: Decoder,
+}
+
+/// What has happened on the socket.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Io {
+    /// There is more to decode.
+    Read,
+    /// The peer has closed its side.
+    Eof,
+    /// Enough was written that there is room again.
+    Wrote,
+}
+
+impl Wire {
+    pub(super) fn new(stream: TcpStream, decoder: Decoder) -> Self {
+        Self { stream, input: BytesMut::new(), out: Out::default(), decoder }
+    }
+
+    /// Writes what waits, and reads once if `reads`. Returns when something was read, or when no more than `low` bytes
+    /// wait after more had. Cancel safe: what was read is in `input`, what was written has left `out`.
+    pub(super) async fn io(&mut self, buffers: &Buffers, reads: bool, low: usize) -> io::Result<Io> {
+        poll_fn(|cx| self.poll_io(cx, buffers, reads, low)).await
+    }
+
+    fn poll_io(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffers: &Buffers,
+        reads: bool,
+        low: usize,
+    ) -> Poll<io::Result<Io>> {
+        let waited = self.out.len();
+        while !self.out.is_empty() {
+            match self.out.poll_write(cx, &mut self.stream)? {
+                Poll::Ready(()) => {}
+                Poll::Pending => break,
+            }
+        }
+        self.out.release(buffers);
+        let wrote = waited > low && self.out.len() <= low;
+        let read = if reads { self.poll_read(cx, buffers)? } else { Poll::Pending };
+        match read {
+            Poll::Ready(io) => Poll::Ready(Ok(io)),
+            Poll::Pending if wrote => Poll::Ready(Ok(Io::Wrote)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffers: &Buffers) -> Poll<io::Result<Io>> {
+        // Nothing is lent to a connection that has nothing to read.
+        if self.stream.poll_read_ready(cx)?.is_pending() {
+            self.stash(buffers);
+            return Poll::Pending;
+        }
+        if self.input.len() < SMALL_PART {
+            if self.input.capacity() - self.input.len() < READ_BYTES / 2 {
+                let mut buffer = buffers.to_read();
+                buffer.extend_from_slice(&self.input);
+                buffers.give_back(std::mem::replace(&mut self.input, buffer));
+            }
+        } else {
+            self.input.reserve(READ_BYTES);
+        }
+        let read = match pin!(self.stream.read_buf(&mut self.input)).poll(cx) {
+            Poll::Ready(read) => read?,
+            Poll::Pending => {
+                self.stash(buffers);
+                return Poll::Pending;
+            }
+        };
+        Poll::Ready(Ok(if read == 0 { Io::Eof } else { Io::Read }))
+    }
+
+    /// Gives the buffer back but for a small part of a packet.
+    fn stash(&mut self, buffers: &Buffers) {
+        if self.input.is_empty() {
+            buffers.give_back(std::mem::take(&mut self.input));
+        } else if self.input.len() < SMALL_PART && self.input.capacity() >= READ_BYTES / 2 {
+            let part = BytesMut::from(&self.input[..]);
+            buffers.give_back(std::mem::replace(&mut self.input, part));
+        }
+    }
+
+    /// Appends a packet, without what makes it larger than the receiver takes. False: it is too large nevertheless.
+    pub(super) fn send(&mut self, mut packet: Packet, form: Form) -> bool {
+        let fits = |packet: &Packet| {
+            form.max_packet == usize::MAX
+                || packet.encoded_len(form.version).is_ok_and(|len| len <= form.max_packet)
+        };
+        if !fits(&packet) {
+            packet.omit_diagnostics();
+            // 5: [MQTT-3.1.2-24].
+            if !fits(&packet) {
+                return false;
+            }
+        }
+        if let Err(error) = packet.encode(form.version, self.out.bytes()) {
+            tracing::error!(%error, packet = ?packet.packet_type(), "a packet of our own cannot be encoded");
+            return false;
+        }
+        true
+    }
+
+    /// Writes all that waits and closes our side.
+    pub(super) async fn finish(&mut self) -> io::Result<()> {
+        poll_fn(|cx| {
+            while !self.out.is_empty() {
+                ready!(self.out.poll_write(cx, &mut self.stream))?;
+            }
+            Poll::Ready(io::Result::Ok(()))
+        })
+        .await?;
+        poll_fn(|cx| tokio::io::AsyncWrite::poll_shutdown(Pin::new(&mut self.stream), cx)).await
+    }
+
+    /// Reads and drops what the peer still sends, until it closes its side: data that nobody reads would reset the
+    /// connection, and with it what it was told last.
+    pub(super) async fn drain(&mut self, buffers: &Buffers) {
+        let mut bytes = buffers.to_read();
+        while self.stream.read_buf(&mut bytes).await.is_ok_and(|read| read > 0) {
+            bytes.clear();
+        }
+        buffers.give_back(bytes);
+    }
+}

@@ -1,0 +1,144 @@
+//! Where publishers leave deliveries for one connection.
+//!
+//! Publishers' tasks append under a short lock and wake the connection once per batch, and only when nothing waited
+//! before: the connection takes all there is. Bounded in bytes, and above QoS 0 in messages: beyond it QoS 0 is dropped
+//! and counted, and above QoS 0 the connection is ended with 0x97, so that a slow subscriber slows nobody else.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::buffers::Buffers;
+use super::codec::ReasonCode;
+use super::frames::{Form, Frames};
+use super::violation;
+use crate::core::{CloseReason, Offer, Outbox};
+use crate::types::Qos;
+
+/// How much may wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) bytes: usize,
+    /// Above QoS 0.
+    pub(super) messages: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    form: Form,
+    bounds: Bounds,
+    buffers: Arc<Buffers>,
+    waiting: Mutex<Waiting>,
+    wake: Notify,
+    /// What the connection has taken and is not acknowledged.
+    in_flight: AtomicUsize,
+    /// Deliveries above QoS 0 that wait here.
+    above_qos0: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    frames: Frames,
+    closed: Option<ReasonCode>,
+}
+
+impl Mailbox {
+    pub(super) fn new(form: Form, bounds: Bounds, buffers: Arc<Buffers>) -> Arc<Self> {
+        Arc::new(Self {
+            form,
+            bounds,
+            buffers,
+            waiting: Mutex::default(),
+            wake: Notify::new(),
+            in_flight: AtomicUsize::new(0),
+            above_qos0: AtomicUsize::new(0),
+        })
+    }
+
+    /// How the receiver takes its packets.
+    pub(super) fn form(&self) -> Form {
+        self.form
+    }
+
+    /// Returns when there is something to [`take`](Self::take). Cancel safe.
+    pub(super) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Moves all that waits into `frames`, if these are empty and have `room`. Says why the connection is to end.
+    pub(super) fn take(&self, frames: &mut Frames, room: bool) -> Option<ReasonCode> {
+        let mut waiting = self.waiting.lock();
+        if room && frames.is_empty() && !waiting.frames.is_empty() {
+            std::mem::swap(frames, &mut waiting.frames);
+            self.above_qos0.store(0, Ordering::Relaxed);
+        }
+        waiting.closed
+    }
+
+    /// What the connection has taken and is not acknowledged.
+    pub(super) fn set_in_flight(&self, count: usize) {
+        self.in_flight.store(count, Ordering::Relaxed);
+    }
+
+    /// Ends the connection; the first reason holds.
+    pub(super) fn end(&self, reason: ReasonCode) {
+        self.waiting.lock().closed.get_or_insert(reason);
+        self.wake.notify_one();
+    }
+
+    /// Takes nothing any more. Returns what waits.
+    pub(super) fn shut(&self) -> Frames {
+        let mut waiting = self.waiting.lock();
+        waiting.closed.get_or_insert(ReasonCode::Success);
+        std::mem::take(&mut waiting.frames)
+    }
+}
+
+impl Outbox for Mailbox {
+    fn offer(&self, deliveries: &[Offer<'_>]) -> usize {
+        let mut waiting = self.waiting.lock();
+        let Waiting { frames, closed } = &mut *waiting;
+        if closed.is_some() {
+            return deliveries.len();
+        }
+        let was_empty = frames.is_empty();
+        let mut dropped = 0;
+        for (at, offer) in deliveries.iter().enumerate() {
+            let has_room = frames.weight() < self.bounds.bytes;
+            if offer.qos == Qos::AtMostOnce {
+                if has_room {
+                    frames.push(offer, self.form, &self.buffers);
+                } else {
+                    dropped += 1;
+                }
+            } else if has_room && frames.above_qos0() < self.bounds.messages {
+                frames.push(offer, self.form, &self.buffers);
+            } else {
+                *closed = Some(ReasonCode::QuotaExceeded);
+                dropped += deliveries.len() - at;
+                break;
+            }
+        }
+        self.above_qos0.store(frames.above_qos0(), Ordering::Relaxed);
+        let wake = closed.is_some() || was_empty && !frames.is_empty();
+        drop(waiting);
+        if wake {
+            self.wake.notify_one();
+        }
+        dropped
+    }
+
+    fn close(&self, reason: CloseReason) {
+        self.end(violation::closed(reason));
+    }
+
+    fn backlog(&self) -> usize {
+        self.above_qos0.load(Ordering::Relaxed) + self.in_flight.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,151 @@
+//! CONNECT and CONNACK: what is checked, what is agreed.
+
+use std::num::{NonZeroU16, NonZeroU32};
+use std::time::Duration;
+
+use crate::core::CoreError;
+use crate::mqtt::Settings;
+use crate::mqtt::codec::{ConnAck, ConnAckProperties, Connect, PacketType, ReasonCode, Version};
+use crate::mqtt::frames::Form;
+use crate::mqtt::translate::{self, Will};
+use crate::mqtt::violation;
+use crate::types::{ClientId, NameError};
+
+/// A CONNECT that was accepted so far: the session is still to be opened.
+#[derive(Debug)]
+pub(in crate::mqtt) struct Hello {
+    pub(in crate::mqtt) version: Version,
+    /// None: the server makes a name up.
+    pub(in crate::mqtt) client_id: Option<ClientId>,
+    pub(in crate::mqtt) clean_start: bool,
+    /// As asked for.
+    pub(in crate::mqtt) expiry: Duration,
+    /// The keep alive that holds, in seconds; 0: none.
+    pub(in crate::mqtt) keep_alive: u16,
+    /// It is not the one that was asked for.
+    server_keep_alive: bool,
+    /// Of the client, and within the server's own bound.
+    pub(in crate::mqtt) receive_maximum: u16,
+    pub(in crate::mqtt) form: Form,
+    pub(in crate::mqtt) problem_information: bool,
+    pub(in crate::mqtt) will: Option<Box<Will>>,
+}
+
+/// A CONNECT that is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::mqtt) struct Refused {
+    pub(in crate::mqtt) code: ReasonCode,
+    pub(in crate::mqtt) why: String,
+}
+
+impl From<CoreError> for Refused {
+    fn from(error: CoreError) -> Self {
+        Self { code: violation::refusal(&error, PacketType::ConnAck), why: error.to_string() }
+    }
+}
+
+/// What became of the session.
+#[derive(Debug)]
+pub(in crate::mqtt) struct Session<'a> {
+    pub(in crate::mqtt) client_id: &'a ClientId,
+    pub(in crate::mqtt) present: bool,
+    pub(in crate::mqtt) expiry: Duration,
+}
+
+impl Hello {
+    /// Checks a CONNECT that the codec has accepted.
+    ///
+    /// # Errors
+    /// [`Refused`] with the code for CONNACK.
+    pub(in crate::mqtt) fn check(connect: Connect, settings: &Settings) -> Result<Self, Refused> {
+        let Connect { version, clean_start, keep_alive, client_id, will, properties, .. } = connect;
+        // 5: [MQTT-4.12.0-1]: no method is supported.
+        if let Some(method) = properties.authentication_method {
+            let why = format!("the authentication method `{method}` is not supported");
+            return Err(Refused { code: ReasonCode::BadAuthenticationMethod, why });
+        }
+        let bad_client_id = |why: String| Refused { code: ReasonCode::ClientIdentifierNotValid, why };
+        // 3.1.1: [MQTT-3.1.3-7], [MQTT-3.1.3-8]. In 5 the client learns its name [5: MQTT-3.1.3-6].
+        if version == Version::V311 && client_id.is_empty() && !clean_start {
+            return Err(bad_client_id("a session that is to be kept needs a client id".to_owned()));
+        }
+        let client_id = match ClientId::parse(&*client_id) {
+            Ok(id) => Some(id),
+            Err(NameError::Empty { .. }) => None,
+            // 3.1.1: [MQTT-3.1.3-9]; 5: [MQTT-3.1.3-8].
+            Err(error) => return Err(bad_client_id(error.to_string())),
+        };
+        let will =
+            match will {
+                Some(will) => Some(Box::new(translate::will(will).map_err(|error| Refused {
+                    code: ReasonCode::TopicNameInvalid,
+                    why: error.to_string(),
+                })?)),
+                None => None,
+            };
+        let expiry = match version {
+            // 3.1.1: [MQTT-3.1.2-4], [MQTT-3.1.2-6].
+            Version::V311 if clean_start => Duration::ZERO,
+            Version::V311 => Duration::MAX,
+            Version::V5 => translate::session_expiry(properties.session_expiry.unwrap_or(0)),
+        };
+        let agreed = keep_alive_within(keep_alive, version, settings.keep_alive_ceiling);
+        let max_inflight = u16::try_from(settings.max_inflight).unwrap_or(u16::MAX);
+        Ok(Self {
+            version,
+            client_id,
+            clean_start,
+            expiry,
+            keep_alive: agreed,
+            server_keep_alive: agreed != keep_alive,
+            receive_maximum: properties.receive_maximum.map_or(u16::MAX, NonZeroU16::get).min(max_inflight),
+            form: Form {
+                version,
+                max_packet: properties.maximum_packet_size.map_or(usize::MAX, |size| size.get() as usize),
+            },
+            problem_information: properties.request_problem_information.unwrap_or(true),
+            will,
+        })
+    }
+
+    /// The CONNACK that tells what was agreed. What is not supported is never announced.
+    pub(in crate::mqtt) fn accepted(&self, session: &Session<'_>, settings: &Settings) -> ConnAck {
+        let mut properties = ConnAckProperties::default();
+        if self.version == Version::V5 {
+            if session.expiry != self.expiry {
+                properties.session_expiry = Some(translate::session_expiry_seconds(session.expiry));
+            }
+            properties.receive_maximum = NonZeroU16::new(settings.receive_maximum());
+            properties.maximum_packet_size = NonZeroU32::new(settings.max_packet());
+            properties.topic_alias_maximum = Some(settings.topic_alias_maximum()).filter(|max| *max > 0);
+            // 5: [MQTT-3.2.2-16], [MQTT-3.1.3-7].
+            if self.client_id.is_none() {
+                properties.assigned_client_id = Some(session.client_id.to_byte_string());
+            }
+            // 5: [MQTT-3.2.2-22].
+            properties.server_keep_alive = self.server_keep_alive.then_some(self.keep_alive);
+        }
+        // 3.1.1: [MQTT-3.2.2-1] to [MQTT-3.2.2-3]; 5: [MQTT-3.2.2-2], [MQTT-3.2.2-3].
+        ConnAck { session_present: session.present, reason: ReasonCode::Success, properties }
+    }
+}
+
+impl Refused {
+    /// The CONNACK that tells it; `None` when 3.1.1 has no code for it [3.1.1: MQTT-3.2.2-6].
+    pub(in crate::mqtt) fn connack(&self, version: Version) -> Option<ConnAck> {
+        if version == Version::V311 {
+            self.code.to_return_code()?;
+        }
+        let reason_string = Some(self.why.as_str().into());
+        let properties = ConnAckProperties { reason_string, ..ConnAckProperties::default() };
+        // 3.1.1: [MQTT-3.2.2-4]; 5: [MQTT-3.2.2-6].
+        Some(ConnAck { session_present: false, reason: self.code, properties })
+    }
+}
+
+/// The keep alive in seconds: the client's, or the operator's where that is shorter. 3.1.1 cannot be told another.
+fn keep_alive_within(asked: u16, version: Version, ceiling: Option<Duration>) -> u16 {
+    let Some(ceiling) = ceiling.filter(|_| version == Version::V5) else { return asked };
+    let ceiling = u16::try_from(ceiling.as_secs()).unwrap_or(u16::MAX).max(1);
+    if asked == 0 { ceiling } else { asked.min(ceiling) }
+}

@@ -1,0 +1,285 @@
+//! The protocol without I/O: a packet or an event in, effects out.
+//!
+//! One machine for both versions; what differs asks for the version. It awaits nothing, knows no socket and no clock, and
+//! is owned by one connection, which carries out the effects and says what came of them.
+//!
+//! Invariant: after [`Effects::end`] nothing but the end follows.
+
+mod connect;
+mod delivery;
+mod inbound;
+mod outbound;
+mod subscribe;
+#[cfg(test)]
+mod tests;
+
+use std::num::NonZeroU16;
+use std::time::{Duration, Instant};
+
+use super::Settings;
+use super::codec::{DecodeError, Disconnect, Packet, ReasonCode, Version};
+use super::translate::{self, Will};
+use super::violation::Violation;
+use crate::core::{CoreError, End, Inbound, Receipt};
+use crate::engine::{Nack, Outgoing};
+use crate::types::{Qos, TargetId, UnixMillis};
+
+pub(super) use connect::{Hello, Refused, Session};
+pub(super) use delivery::Start;
+pub(super) use outbound::{Flight, Origin, Step, Stored, Window};
+pub(super) use subscribe::{Ask, Subscribing, Unsubscribing};
+
+use inbound::Incoming;
+
+/// What happens to a connection.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// A packet came.
+    Packet(Packet),
+    /// What came is no packet.
+    Malformed(DecodeError),
+    /// The core has answered a publish.
+    Receipt(Receipt),
+    /// The core has answered the filters that were handed to it.
+    Subscribed(Subscribing, Vec<Result<Qos, CoreError>>),
+    /// The same for UNSUBSCRIBE.
+    Unsubscribed(Unsubscribing, Vec<Result<bool, CoreError>>),
+    /// How far the delivery with this packet id is, is stored.
+    Noted(NonZeroU16),
+    /// The end of this packet id of the client is stored.
+    Released(NonZeroU16),
+    /// The broker ends the connection.
+    Closed(ReasonCode),
+    /// The client is gone.
+    Lost,
+    /// [`State::deadline`] has passed.
+    Deadline,
+}
+
+/// What a connection is to do, beside what the packets say.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    /// To publish together, in order, before anything else here.
+    pub(super) publishes: Vec<Inbound>,
+    /// To send, in order.
+    pub(super) packets: Vec<Packet>,
+    /// Leases that are done with.
+    pub(super) settled: Vec<Stored>,
+    /// Leases of queues that failed, and how.
+    pub(super) failed: Vec<(Stored, Nack)>,
+    /// To store; then [`Input::Noted`].
+    pub(super) notes: Vec<(Stored, Outgoing)>,
+    /// To forget in the store; then [`Input::Released`].
+    pub(super) release: Vec<NonZeroU16>,
+    /// To ask the core, before the next packet is looked at.
+    pub(super) ask: Option<Box<Ask>>,
+    /// To end.
+    pub(super) ending: Option<Box<Ending>>,
+}
+
+/// How a connection ends.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Ending {
+    /// What the core is told.
+    pub(super) how: End,
+    /// What a 5.0 client is told.
+    pub(super) tell: Option<(ReasonCode, String)>,
+    /// Whether the will is published.
+    pub(super) will: bool,
+    /// The session's expiry, where DISCONNECT changed it.
+    pub(super) expiry: Option<Duration>,
+    /// So long the client is not read before.
+    pub(super) after: Duration,
+}
+
+impl Effects {
+    /// The first end holds.
+    fn end(&mut self, ending: Ending) {
+        self.ending.get_or_insert_with(|| Box::new(ending));
+    }
+
+    /// Whether the next packet has to wait.
+    pub(super) fn halts(&self) -> bool {
+        self.ask.is_some() || self.ending.is_some()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct State {
+    version: Version,
+    /// Whether acknowledgements may say more than their code [5: MQTT-3.1.2-29].
+    problem_information: bool,
+    /// One and a half keep alive periods.
+    silence: Option<Duration>,
+    heard: Instant,
+    incoming: Incoming,
+    window: Window,
+    /// The target of a session that outlives its connection.
+    backlog: Option<TargetId>,
+    /// CONNECT asked for a session that ends with the connection.
+    ends_with_connection: bool,
+    will: Option<Box<Will>>,
+}
+
+impl State {
+    /// The machine of a connection whose session is open. `stored` are the packet ids at QoS 2 that an earlier
+    /// connection has not released.
+    pub(super) fn new(
+        hello: Hello,
+        backlog: Option<TargetId>,
+        stored: Vec<u16>,
+        settings: &Settings,
+        max_topic_bytes: usize,
+        now: Instant,
+    ) -> Self {
+        Self {
+            version: hello.version,
+            problem_information: hello.problem_information,
+            silence: Some(Duration::from_secs(hello.keep_alive.into()) * 3 / 2)
+                .filter(|time| !time.is_zero()),
+            heard: now,
+            incoming: Incoming::new(
+                hello.version,
+                settings.receive_maximum(),
+                settings.topic_alias_maximum(),
+                max_topic_bytes,
+                stored,
+            ),
+            window: Window::new(hello.receive_maximum),
+            backlog,
+            ends_with_connection: hello.expiry.is_zero(),
+            will: hello.will,
+        }
+    }
+
+    /// Takes in one thing that happened.
+    pub(super) fn handle(&mut self, input: Input, now: Instant, wall: UnixMillis, effects: &mut Effects) {
+        let result = match input {
+            Input::Packet(packet) => {
+                self.heard = now;
+                self.packet(packet, wall, effects)
+            }
+            Input::Malformed(error) => Err(Violation::Decode(error)),
+            Input::Receipt(receipt) => {
+                self.receipt(receipt, effects);
+                Ok(())
+            }
+            Input::Subscribed(asked, answers) => {
+                self.subscribed(asked, answers, effects);
+                Ok(())
+            }
+            Input::Unsubscribed(asked, answers) => {
+                self.unsubscribed(asked, answers, effects);
+                Ok(())
+            }
+            Input::Noted(id) => {
+                self.noted(id, effects);
+                Ok(())
+            }
+            Input::Released(id) => {
+                self.release_stored(id, effects);
+                Ok(())
+            }
+            Input::Closed(code) => {
+                effects.end(self.closed(code));
+                Ok(())
+            }
+            Input::Lost => {
+                effects
+                    .end(Ending { tell: None, ..self.broken(ReasonCode::UnspecifiedError, String::new()) });
+                Ok(())
+            }
+            Input::Deadline if self.deadline().is_some_and(|at| at <= now) => Err(Violation::KeepAlive),
+            Input::Deadline => Ok(()),
+        };
+        if let Err(violation) = result {
+            effects.end(self.violated(&violation));
+        }
+    }
+
+    /// When [`Input::Deadline`] is due [3.1.1: MQTT-3.1.2-24; 5: MQTT-3.1.2-22].
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        Some(self.heard + self.silence?)
+    }
+
+    /// The deliveries to the client.
+    pub(super) fn window(&mut self) -> &mut Window {
+        &mut self.window
+    }
+
+    /// Whether the session outlives its connection.
+    pub(super) fn is_durable(&self) -> bool {
+        self.backlog.is_some()
+    }
+
+    /// The will, to be published.
+    pub(super) fn take_will(&mut self) -> Option<Box<Will>> {
+        self.will.take()
+    }
+
+    /// Gives memory back that helps a busy connection.
+    pub(super) fn release(&mut self) {
+        self.incoming.release();
+        self.window.release();
+    }
+
+    fn packet(&mut self, packet: Packet, wall: UnixMillis, effects: &mut Effects) -> Result<(), Violation> {
+        match packet {
+            Packet::Publish(publish) => return self.publish(publish, wall, effects),
+            Packet::PubAck(ack) => return self.acknowledged(&ack, effects),
+            Packet::PubRec(ack) => return self.received(&ack, effects),
+            Packet::PubComp(ack) => self.completed(&ack, effects),
+            Packet::PubRel(ack) => self.released(&ack, effects),
+            Packet::Subscribe(subscribe) => effects.ask = Some(Box::new(subscribe::ask(subscribe))),
+            Packet::Unsubscribe(unsubscribe) => {
+                effects.ask = Some(Box::new(subscribe::ask_to_end(unsubscribe)))
+            }
+            Packet::PingReq => effects.packets.push(Packet::PingResp), // [MQTT-3.12.4-1]
+            Packet::Disconnect(disconnect) => return self.disconnect(disconnect, effects),
+            // 5: [MQTT-4.12.0-7]: no method was agreed, as none is supported.
+            Packet::Auth(_) => return Err(Violation::Auth),
+            packet @ (Packet::Connect(_)
+            | Packet::ConnAck(_)
+            | Packet::SubAck(_)
+            | Packet::UnsubAck(_)
+            | Packet::PingResp) => return Err(Violation::FromServersAlone(packet.packet_type())),
+        }
+        Ok(())
+    }
+
+    /// DISCONNECT: 3.1.1: [MQTT-3.14.4-3]; 5: [MQTT-3.14.4-3], section 3.14.2.2.2.
+    fn disconnect(&mut self, packet: Disconnect, effects: &mut Effects) -> Result<(), Violation> {
+        let expiry = packet.properties.and_then(|properties| properties.session_expiry);
+        if expiry.is_some_and(|seconds| seconds > 0) && self.ends_with_connection {
+            return Err(Violation::SessionExpiryRaised);
+        }
+        let clean = packet.reason == ReasonCode::Success;
+        if clean {
+            self.will = None;
+        }
+        effects.end(Ending {
+            how: if clean { End::Clean } else { End::Lost },
+            tell: None,
+            will: !clean,
+            expiry: expiry.map(translate::session_expiry),
+            after: Duration::ZERO,
+        });
+        Ok(())
+    }
+
+    /// An end that is not the client's wish.
+    fn broken(&self, code: ReasonCode, why: String) -> Ending {
+        Ending { how: End::Lost, tell: Some((code, why)), will: true, expiry: None, after: Duration::ZERO }
+    }
+
+    fn violated(&self, violation: &Violation) -> Ending {
+        self.broken(violation.code(), format!("{violation} ({})", violation.rule()))
+    }
+
+    /// An end that the broker decided. When it stops, nothing counts as failed.
+    fn closed(&self, code: ReasonCode) -> Ending {
+        let how = if code == ReasonCode::ServerShuttingDown { End::Clean } else { End::Lost };
+        Ending { how, ..self.broken(code, code.name().to_owned()) }
+    }
+}

@@ -1,0 +1,376 @@
+//! Between the packets and the core's messages and subscriptions.
+//!
+//! User properties pass through unchanged and in order. Two of them mean something in a PUBLISH to `$queue/<name>`, as
+//! 5.0 has no field for it:
+//!
+//! | user property | value |
+//! |---|---|
+//! | `stafett-priority` | 0 (lowest) to 9, in queues with priorities; without it 4 |
+//! | `stafett-delay` | milliseconds until the message may be delivered |
+//!
+//! Knows neither connections nor sessions.
+
+use std::num::{NonZeroU16, NonZeroU32};
+use std::time::Duration;
+
+use bytestring::ByteString;
+use smallvec::SmallVec;
+
+use super::codec::{
+    self, PayloadFormat, PublishProperties, PublishRef, SubscribeFilter, SubscriptionId, WillProperties,
+};
+use crate::core::CoreError;
+use crate::engine::{RetainHandling, SubscribeOptions};
+use crate::types::topic::FilterSpec;
+use crate::types::{Extras, Message, MessageId, Priority, Qos, TopicName, UnixMillis};
+
+/// What begins the topic of a message that goes straight into a queue.
+const QUEUE_PREFIX: &str = "$queue/";
+/// The user property that gives a message its priority.
+const PRIORITY: &str = "stafett-priority";
+/// The user property that delays a message.
+const DELAY: &str = "stafett-delay";
+
+/// The core's word for a quality of service.
+pub(super) const fn qos(qos: codec::Qos) -> Qos {
+    match qos {
+        codec::Qos::AtMostOnce => Qos::AtMostOnce,
+        codec::Qos::AtLeastOnce => Qos::AtLeastOnce,
+        codec::Qos::ExactlyOnce => Qos::ExactlyOnce,
+    }
+}
+
+/// The protocol's word for a quality of service.
+pub(super) const fn wire_qos(qos: Qos) -> codec::Qos {
+    match qos {
+        Qos::AtMostOnce => codec::Qos::AtMostOnce,
+        Qos::AtLeastOnce => codec::Qos::AtLeastOnce,
+        Qos::ExactlyOnce => codec::Qos::ExactlyOnce,
+    }
+}
+
+/// The session expiry of 5.0: all ones is for ever.
+pub(super) const fn session_expiry(seconds: u32) -> Duration {
+    match seconds {
+        u32::MAX => Duration::MAX,
+        seconds => Duration::from_secs(seconds as u64),
+    }
+}
+
+/// The reverse, for what the server decided.
+pub(super) fn session_expiry_seconds(expiry: Duration) -> u32 {
+    u32::try_from(expiry.as_secs()).unwrap_or(u32::MAX)
+}
+
+/// A PUBLISH as a message. Its topic was resolved by the caller.
+pub(super) fn message(publish: codec::Publish, topic: TopicName, now: UnixMillis) -> Message {
+    let mut message = Message {
+        // The publisher gives it one.
+        id: MessageId::from_u128(0),
+        topic,
+        payload: publish.payload,
+        qos: qos(publish.qos),
+        retain: publish.retain,
+        expires_at: None,
+        extras: None,
+    };
+    if let Some(properties) = publish.properties {
+        let PublishProperties {
+            payload_format,
+            message_expiry,
+            topic_alias: _,
+            response_topic,
+            correlation_data,
+            subscription_ids: _,
+            content_type,
+            user_properties,
+        } = *properties;
+        message.expires_at = message_expiry.map(|seconds| now.after(Duration::from_secs(seconds.into())));
+        set_extras(
+            &mut message,
+            Extras {
+                payload_is_utf8: payload_format == Some(PayloadFormat::Utf8),
+                content_type,
+                reply_to: reply_to(response_topic),
+                correlation_data,
+                properties: user_properties,
+                ..Extras::default()
+            },
+        );
+    }
+    message
+}
+
+/// A will as the message to publish, with the delay that was asked for. It holds no part of the CONNECT's buffer.
+///
+/// # Errors
+/// [`CoreError::Invalid`].
+pub(super) fn will(will: codec::Will) -> Result<Will, CoreError> {
+    let topic = TopicName::parse(will.topic).map_err(|error| CoreError::topic("will topic", &error))?;
+    let mut message = Message {
+        id: MessageId::from_u128(0),
+        topic,
+        payload: will.payload,
+        qos: qos(will.qos),
+        retain: will.retain,
+        expires_at: None,
+        extras: None,
+    };
+    let WillProperties {
+        delay,
+        payload_format,
+        message_expiry,
+        content_type,
+        response_topic,
+        correlation_data,
+        user_properties,
+    } = will.properties;
+    set_extras(
+        &mut message,
+        Extras {
+            payload_is_utf8: payload_format == Some(PayloadFormat::Utf8),
+            content_type,
+            reply_to: reply_to(response_topic),
+            correlation_data,
+            properties: user_properties,
+            ..Extras::default()
+        },
+    );
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    Ok(Will {
+        message: message.detached(),
+        delay: delay.map_or(Duration::ZERO, seconds),
+        expiry: message_expiry.map(seconds),
+    })
+}
+
+/// What is published when a connection is lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Will {
+    message: Message,
+    /// After the connection's end.
+    pub(super) delay: Duration,
+    /// After the publishing.
+    expiry: Option<Duration>,
+}
+
+impl Will {
+    /// The message, published now.
+    pub(super) fn publish(self, now: UnixMillis) -> Message {
+        Message { expires_at: self.expiry.map(|expiry| now.after(expiry)), ..self.message }
+    }
+}
+
+fn set_extras(message: &mut Message, extras: Extras) {
+    if extras != Extras::default() {
+        message.extras = Some(Box::new(extras));
+    }
+}
+
+/// The codec has checked it: it is not empty and has no wildcard.
+fn reply_to(topic: Option<ByteString>) -> Option<TopicName> {
+    topic.and_then(|topic| TopicName::parse(topic).ok())
+}
+
+/// What a message that goes straight into a queue asks for: its priority, and when it is due.
+///
+/// # Errors
+/// [`CoreError::Invalid`] naming the user property.
+pub(super) fn queue_wishes(
+    message: &Message,
+    now: UnixMillis,
+) -> Result<(Priority, Option<UnixMillis>), CoreError> {
+    let mut wishes = (Priority::default(), None);
+    let Some(extras) = &message.extras else { return Ok(wishes) };
+    if !message.topic.as_str().starts_with(QUEUE_PREFIX) {
+        return Ok(wishes);
+    }
+    for (name, value) in &extras.properties {
+        match &**name {
+            PRIORITY => {
+                let level = value.parse().ok().and_then(Priority::new);
+                wishes.0 = level.ok_or_else(|| CoreError::invalid(PRIORITY, "must be 0 to 9"))?;
+            }
+            DELAY => {
+                let delay = value.parse().map_err(|_| CoreError::invalid(DELAY, "must be milliseconds"))?;
+                wishes.1 = Some(now.after(Duration::from_millis(delay)));
+            }
+            _ => {}
+        }
+    }
+    Ok(wishes)
+}
+
+/// A filter of SUBSCRIBE with its options and the packet's identifier.
+///
+/// # Errors
+/// [`CoreError::Invalid`].
+pub(super) fn subscription(
+    asked: &SubscribeFilter,
+    identifier: Option<SubscriptionId>,
+) -> Result<(FilterSpec, SubscribeOptions), CoreError> {
+    let options = SubscribeOptions {
+        max_qos: qos(asked.options.qos),
+        no_local: asked.options.no_local,
+        retain_as_published: asked.options.retain_as_published,
+        retain_handling: match asked.options.retain_handling {
+            codec::RetainHandling::Send => RetainHandling::Send,
+            codec::RetainHandling::SendIfNew => RetainHandling::SendIfNew,
+            codec::RetainHandling::DoNotSend => RetainHandling::DoNotSend,
+        },
+        identifier: identifier.and_then(|identifier| NonZeroU32::new(identifier.get())),
+    };
+    Ok((filter(&asked.filter)?, options))
+}
+
+/// A filter of SUBSCRIBE or UNSUBSCRIBE.
+///
+/// # Errors
+/// [`CoreError::Invalid`].
+pub(super) fn filter(text: &ByteString) -> Result<FilterSpec, CoreError> {
+    FilterSpec::parse(text).map_err(|error| CoreError::topic("filter", &error))
+}
+
+/// How one subscriber gets a message.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Delivery<'a> {
+    pub(super) message: &'a Message,
+    pub(super) qos: Qos,
+    pub(super) retain: bool,
+    pub(super) dup: bool,
+    pub(super) packet_id: Option<NonZeroU16>,
+    pub(super) identifiers: &'a [NonZeroU32],
+}
+
+impl Delivery<'_> {
+    /// Calls `with` with the PUBLISH. `expiry` is what is left of the message's time.
+    pub(super) fn with<T>(&self, expiry: Option<u32>, with: impl FnOnce(&PublishRef<'_>) -> T) -> T {
+        let Self { message, .. } = *self;
+        let mut publish = PublishRef {
+            dup: self.dup,
+            qos: wire_qos(self.qos),
+            retain: self.retain,
+            topic: message.topic.as_str(),
+            packet_id: self.packet_id,
+            message_expiry: expiry,
+            payload: &message.payload,
+            ..PublishRef::default()
+        };
+        let identifiers: SmallVec<[SubscriptionId; 4]>;
+        if !self.identifiers.is_empty() {
+            identifiers = self.identifiers.iter().filter_map(|id| SubscriptionId::new(id.get())).collect();
+            publish.subscription_ids = &identifiers;
+        }
+        if let Some(extras) = &message.extras {
+            publish.payload_format = extras.payload_is_utf8.then_some(PayloadFormat::Utf8);
+            publish.response_topic = extras.reply_to.as_ref().map(TopicName::as_str);
+            publish.correlation_data = extras.correlation_data.as_deref();
+            publish.content_type = extras.content_type.as_deref();
+            publish.user_properties = &extras.properties;
+        }
+        with(&publish)
+    }
+
+    /// What is left of the message's time, in seconds begun; `None` when it is over.
+    pub(super) fn remaining(&self, now: UnixMillis) -> Option<Option<u32>> {
+        let Some(at) = self.message.expires_at else { return Some(None) };
+        let left = at.since(now).as_millis();
+        (left > 0).then(|| Some(u32::try_from(left.div_ceil(1000)).unwrap_or(u32::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn publish(topic: &str, properties: PublishProperties) -> codec::Publish {
+        codec::Publish {
+            dup: true,
+            qos: codec::Qos::AtLeastOnce,
+            retain: true,
+            topic: topic.into(),
+            packet_id: NonZeroU16::new(7),
+            properties: Some(Box::new(properties)),
+            payload: Bytes::from_static(b"x"),
+        }
+    }
+
+    fn parsed(publish: codec::Publish, now: UnixMillis) -> Message {
+        let topic = TopicName::parse(publish.topic.clone()).unwrap();
+        message(publish, topic, now)
+    }
+
+    #[test]
+    fn properties_pass_through_in_order() {
+        let pair = |key: &str, value: &str| (ByteString::from(key), ByteString::from(value));
+        let properties = PublishProperties {
+            payload_format: Some(PayloadFormat::Utf8),
+            message_expiry: Some(60),
+            response_topic: Some("re/ply".into()),
+            correlation_data: Some(Bytes::from_static(&[1, 2])),
+            content_type: Some("text/plain".into()),
+            user_properties: vec![pair("b", "1"), pair("a", "2"), pair("b", "1")],
+            ..PublishProperties::default()
+        };
+        let now = UnixMillis(1_000_000);
+        let message = parsed(publish("a/b", properties.clone()), now);
+        assert_eq!((message.qos, message.retain), (Qos::AtLeastOnce, true));
+        let delivery = Delivery {
+            message: &message,
+            qos: Qos::AtMostOnce,
+            retain: false,
+            dup: false,
+            packet_id: None,
+            identifiers: &[NonZeroU32::MIN],
+        };
+        // [MQTT-3.3.2-4], [MQTT-3.3.2-15] to [MQTT-3.3.2-18], [MQTT-3.3.2-20], [MQTT-3.3.1-3]
+        // [MQTT-3.3.2-6]: 1.5 of 60 seconds have passed.
+        let left = delivery.remaining(UnixMillis(1_001_500)).unwrap();
+        delivery.with(left, |sent| {
+            assert_eq!((sent.dup, sent.retain, sent.qos), (false, false, codec::Qos::AtMostOnce));
+            assert_eq!(sent.message_expiry, Some(59));
+            assert_eq!(sent.payload_format, properties.payload_format);
+            assert_eq!(sent.response_topic, properties.response_topic.as_deref());
+            assert_eq!(sent.correlation_data, properties.correlation_data.as_deref());
+            assert_eq!(sent.content_type, properties.content_type.as_deref());
+            assert_eq!(sent.user_properties, properties.user_properties);
+            assert_eq!(sent.subscription_ids, [SubscriptionId::new(1).unwrap()]);
+        });
+        // [MQTT-3.3.2-5]
+        assert_eq!(delivery.remaining(UnixMillis(1_060_000)), None);
+    }
+
+    #[test]
+    fn a_plain_message_is_small() {
+        let message = parsed(publish("a/b", PublishProperties::default()), UnixMillis(1));
+        assert_eq!((message.extras, message.expires_at), (None, None));
+    }
+
+    #[test]
+    fn what_a_queue_is_asked_for() {
+        let asked = |topic: &str, name: &str, value: &str| {
+            let user_properties = vec![(name.into(), value.into())];
+            let properties = PublishProperties { user_properties, ..PublishProperties::default() };
+            queue_wishes(&parsed(publish(topic, properties), UnixMillis(0)), UnixMillis(1000))
+        };
+        let priority = |level| Priority::new(level).unwrap();
+        assert_eq!(asked("$queue/q", PRIORITY, "9").unwrap(), (priority(9), None));
+        assert_eq!(asked("$queue/q", DELAY, "1500").unwrap(), (priority(4), Some(UnixMillis(2500))));
+        assert_eq!(asked("$queue/q", "other", "x").unwrap(), (priority(4), None));
+        for (name, value) in [(PRIORITY, "10"), (PRIORITY, ""), (DELAY, "1s"), (DELAY, "-1")] {
+            assert!(asked("$queue/q", name, value).unwrap_err().to_string().starts_with(name));
+        }
+        // Elsewhere they are a publisher's own business.
+        assert_eq!(asked("a/b", PRIORITY, "x").unwrap(), (priority(4), None));
+    }
+
+    #[test]
+    fn session_expiry_for_ever_is_all_ones() {
+        for seconds in [0, 1, u32::MAX - 1, u32::MAX] {
+            assert_eq!(session_expiry_seconds(session_expiry(seconds)), seconds);
+        }
+        assert_eq!(session_expiry(u32::MAX), Duration::MAX);
+    }
+}
