@@ -1,5 +1,6 @@
 //! Messages on the command line: made from flags, shown as text or JSON.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -97,6 +98,11 @@ pub(super) fn parse_token(text: &str) -> anyhow::Result<Bytes> {
         Ok(token) => Ok(token.into()),
         Err(_) => bail!("{text:?} is not a lease token"),
     }
+}
+
+/// The payload for people.
+pub(super) fn payload_text(message: Option<&v1::Message>) -> Cow<'_, str> {
+    message.map(|message| String::from_utf8_lossy(&message.payload)).unwrap_or_default()
 }
 
 /// A message as members of a JSON object; what it does not have is left out.

@@ -9,9 +9,13 @@ mod health;
 mod info;
 mod message;
 mod out;
+mod payload;
+mod publish;
 mod queue;
 mod serve;
 mod store;
+mod subscribe;
+mod taking;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -31,6 +35,8 @@ Examples:
   stafett serve --grpc-listen 0.0.0.0:50051 --log-format json
   stafett health --server http://127.0.0.1:50051
   stafett info --json
+  stafett sub 'sensors/#'
+  stafett pub sensors/7 21.5 --retain
   stafett queue create orders
   stafett queue send orders 'hello'
   stafett queue receive orders --ack
@@ -78,6 +84,10 @@ enum Command {
     Info,
     /// Ask a running broker whether it serves (gRPC health check)
     Health(health::Health),
+    /// Publish messages
+    Pub(Box<publish::Publish>),
+    /// Subscribe, and print what comes
+    Sub(subscribe::Subscribe),
     /// Make queues, put messages in, take them out, look after them
     Queue(Box<queue::Queue>),
     /// Look after a store while no broker runs on it
@@ -121,6 +131,8 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Serve(serve) => serve::run(&serve),
         Command::Info => client::block_on(info::run(&cli.client)),
         Command::Health(health) => client::block_on(health::run(&health, &cli.client)),
+        Command::Pub(publish) => client::block_on(publish.run(&cli.client)),
+        Command::Sub(subscribe) => client::block_on(subscribe.run(&cli.client)),
         Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
         Command::Store(store) => store::run(store, cli.client.json),
     }

@@ -15,6 +15,7 @@ mod feed;
 mod health;
 mod incoming;
 pub mod proto;
+mod pubsub;
 mod queue;
 mod reflection;
 mod request;
@@ -30,6 +31,7 @@ use tonic::service::Routes;
 
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
+use crate::core::queues::consumer::Window;
 use crate::shutdown::Shutdown;
 
 pub use admin::{AdminService, CounterSource, ServerFacts};
@@ -37,7 +39,9 @@ pub use health::HealthBoard;
 
 use deadline::DeadlineLayer;
 use proto::v1::admin_service_server::AdminServiceServer;
+use proto::v1::pub_sub_service_server::PubSubServiceServer;
 use proto::v1::queue_service_server::QueueServiceServer;
+use pubsub::PubSubService;
 use queue::QueueService;
 use stream::Bounds;
 
@@ -56,6 +60,10 @@ pub struct Settings {
     pub keepalive_interval: Option<Duration>,
     /// A connection whose ping is not answered within this time is closed.
     pub keepalive_timeout: Duration,
+    /// Messages that wait for one stream of deliveries; beyond it QoS 0 is dropped, and above QoS 0 the stream ends.
+    pub outbox_messages: u64,
+    /// The same in bytes.
+    pub outbox_bytes: u64,
 }
 
 impl Default for Settings {
@@ -67,6 +75,8 @@ impl Default for Settings {
             max_connection_age: None,
             keepalive_interval: Some(Duration::from_secs(30)),
             keepalive_timeout: Duration::from_secs(20),
+            outbox_messages: 10_000,
+            outbox_bytes: 4 << 20,
         }
     }
 }
@@ -95,8 +105,11 @@ pub enum Error {
 }
 
 /// The services that are registered with health and listed by reflection, beside those two themselves.
-pub const SERVED: [&str; 2] =
-    [proto::v1::admin_service_server::SERVICE_NAME, proto::v1::queue_service_server::SERVICE_NAME];
+pub const SERVED: [&str; 3] = [
+    proto::v1::admin_service_server::SERVICE_NAME,
+    proto::v1::pub_sub_service_server::SERVICE_NAME,
+    proto::v1::queue_service_server::SERVICE_NAME,
+];
 
 /// Wraps a generated server with what holds for each of them: the decode limit, and compression both ways.
 macro_rules! tuned {
@@ -122,9 +135,15 @@ pub async fn serve(
     shutdown: Shutdown,
 ) -> Result<(), Error> {
     let Services { broker, admin, health } = services;
-    let streams = Bounds { max_age: settings.max_stream_age, max_frame_bytes: settings.max_message_bytes };
+    let native = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let streams = Bounds {
+        max_age: settings.max_stream_age,
+        max_frame_bytes: settings.max_message_bytes,
+        mailbox: Window { messages: native(settings.outbox_messages), bytes: native(settings.outbox_bytes) },
+    };
     let (v1, v1alpha) = reflection::services().map_err(Error::Reflection)?;
     let routes = Routes::new(tuned!(AdminServiceServer, admin, settings))
+        .add_service(tuned!(PubSubServiceServer, PubSubService::new(Arc::clone(&broker), streams), settings))
         .add_service(tuned!(QueueServiceServer, QueueService::new(broker, streams), settings))
         .add_service(health.into_service(shutdown.stopping().clone()))
         .add_service(v1)

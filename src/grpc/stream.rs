@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Extensions, Status, Streaming};
 
 use crate::core::CoreError;
+use crate::core::queues::consumer::Window;
 use crate::types::clock;
 
 use super::convert::{duration_of, timestamp};
@@ -42,6 +43,8 @@ pub(super) struct Bounds {
     pub(super) max_age: Option<Duration>,
     /// Largest frame of a client, in bytes.
     pub(super) max_frame_bytes: u64,
+    /// What waits for one stream of deliveries; beyond it QoS 0 is dropped, and above QoS 0 the stream ends.
+    pub(super) mailbox: Window,
 }
 
 /// A stream that the broker serves: a machine that is turned when the peer can take more.

@@ -8,5 +8,6 @@ mod grpc_door;
 mod harness;
 mod mqtt;
 mod process;
+mod pubsub;
 mod queue;
 mod store;

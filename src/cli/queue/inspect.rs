@@ -6,11 +6,11 @@ use serde_json::json;
 use crate::cli::ClientOptions;
 use crate::cli::client::{refused, request};
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::message::show_duration;
+use crate::cli::message::{payload_text, show_duration};
 use crate::cli::out::line;
 use crate::grpc::proto::v1;
 
-use super::{Client, leased_json, payload_text, print_count};
+use super::{Client, leased_json, print_count};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum View {
@@ -38,7 +38,7 @@ fn print_seen(options: &ClientOptions, messages: &[v1::LeasedMessage]) -> Result
         if options.json {
             line(leased_json(seen))?;
         } else {
-            line(format_args!("{}\t{}", seen.sequence, payload_text(seen)))?;
+            line(format_args!("{}\t{}", seen.sequence, payload_text(seen.message.as_ref())))?;
         }
     }
     Ok(())

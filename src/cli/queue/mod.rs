@@ -132,11 +132,6 @@ fn leased_json(leased: &v1::LeasedMessage) -> Value {
     object.into()
 }
 
-/// The payload for people.
-fn payload_text(leased: &v1::LeasedMessage) -> std::borrow::Cow<'_, str> {
-    leased.message.as_ref().map(|message| String::from_utf8_lossy(&message.payload)).unwrap_or_default()
-}
-
 /// What was asked of deliveries and could not be done is said on stderr.
 fn report(failures: &[v1::AckFailure]) -> Exit {
     for failure in failures {

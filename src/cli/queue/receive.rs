@@ -8,11 +8,11 @@ use clap::{Args, ValueEnum};
 use crate::cli::ClientOptions;
 use crate::cli::client::{refused, request};
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::message::{duration, parse_token, show_token};
+use crate::cli::message::{duration, parse_token, payload_text, show_token};
 use crate::cli::out::line;
 use crate::grpc::proto::v1;
 
-use super::{Client, leased_json, payload_text, report};
+use super::{Client, leased_json, report};
 
 /// The arguments of `stafett queue receive`.
 #[derive(Args, Debug)]
@@ -57,9 +57,13 @@ impl Receive {
             if options.json {
                 line(leased_json(leased))?;
             } else if self.ack {
-                line(payload_text(leased))?;
+                line(payload_text(leased.message.as_ref()))?;
             } else {
-                line(format_args!("{}\t{}", show_token(&leased.lease_token), payload_text(leased)))?;
+                line(format_args!(
+                    "{}\t{}",
+                    show_token(&leased.lease_token),
+                    payload_text(leased.message.as_ref())
+                ))?;
             }
         }
         Ok(if messages.is_empty() { Exit::Nothing } else { Exit::Done })

@@ -70,6 +70,8 @@ pub struct SessionDelivery {
     pub leased: Leased,
     /// The identifiers of all subscriptions that match.
     pub identifiers: SmallVec<[NonZeroU32; 1]>,
+    /// How many messages the full backlog has dropped since the last delivery that said so.
+    pub dropped_before: u64,
 }
 
 /// How a connection ended.

@@ -187,6 +187,7 @@ impl Session {
 
     /// Turns what was taken from one source into deliveries.
     fn tell(&self, source: &Source, taken: &mut Vec<Leased>, out: &mut Vec<SessionDelivery>) {
+        let mut dropped_before = self.dropped_since(source, taken);
         let state = self.entry.state.lock();
         let part = source.kind.part(&state);
         for mut leased in taken.drain(..) {
@@ -200,8 +201,19 @@ impl Session {
             if let Kind::Queue(_, attempts) = &source.kind {
                 attempts.lock().insert(leased.sequence, leased.attempt);
             }
-            out.push(SessionDelivery { source: source.target(), leased, identifiers });
+            let dropped_before = std::mem::take(&mut dropped_before);
+            out.push(SessionDelivery { source: source.target(), leased, identifiers, dropped_before });
         }
+    }
+
+    /// What the backlog has dropped and nobody was told of, if there is something to tell it with.
+    fn dropped_since(&self, source: &Source, taken: &[Leased]) -> u64 {
+        if taken.is_empty() || !matches!(source.kind, Kind::Backlog) {
+            return 0;
+        }
+        let Ok(stats) = self.broker.engine.stats(source.target()) else { return 0 };
+        let told = self.entry.told_dropped.swap(stats.dropped_total, Ordering::Relaxed);
+        stats.dropped_total.saturating_sub(told)
     }
 
     /// Hands on retained values. Returns how many.

@@ -144,7 +144,8 @@ fn slice(bytes: &Bytes, entry: &Entry) -> Option<Bytes> {
 /// The bodies of a pack, checked. Blocks.
 pub(super) fn read_pack(trees: &Trees, pack: u64) -> Result<Bytes, EngineError> {
     let damaged = |e: format::FormatError| EngineError::Damaged(format!("pack {pack}: {e}"));
-    if let Some(row) = trees.body.get(pack.to_be_bytes()).map_err(failed)? {
+    let row = trees.body.get(pack.to_be_bytes()).map_err(failed)?;
+    if let Some(row) = row.filter(|row| !row.is_empty()) {
         return format::decode_checked(&row, "a body row").map_err(damaged);
     }
     if let Some(row) = trees.head.get(pack.to_be_bytes()).map_err(failed)? {

@@ -55,6 +55,15 @@ struct StoredDeadLetter {
 
 /// Appends a message's stored form.
 pub(super) fn encode_message(message: &Message, out: &mut impl BufMut) {
+    stored(message).encode_raw(out);
+}
+
+/// A message's stored form, in memory of exactly its size.
+pub(super) fn encode_alone(message: &Message) -> Bytes {
+    stored(message).encode_to_vec().into()
+}
+
+fn stored(message: &Message) -> StoredMessage {
     let id = message.id.to_u128();
     let mut stored = StoredMessage {
         id_high: (id >> 64) as u64,
@@ -84,7 +93,7 @@ pub(super) fn encode_message(message: &Message, out: &mut impl BufMut) {
             at: dead.at.0,
         });
     }
-    stored.encode_raw(out);
+    stored
 }
 
 /// Reads a message's stored form; text and payload are slices of `bytes`.

@@ -118,6 +118,10 @@ fn bodies(
             }
         };
         report.body_bytes += row.len() as u64;
+        if row.is_empty() {
+            // Reserved.
+            continue;
+        }
         if !contents.packs.contains(&pack) {
             orphan(contents, pack, format!("the bodies of pack {pack}"));
             continue;

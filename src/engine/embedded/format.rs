@@ -7,7 +7,7 @@
 //! seq    [target u32 BE]                  next sequence u64 BE, written before the packs that prove it go
 //! head   [pack u64 BE]                    [version u8][flags u8][crc32 u32 LE of all else]
 //!                                         [boot u64 LE][records u32 LE][record bytes u32 LE][records][bodies if inline]
-//! body   [pack u64 BE]                    [crc32 u32 LE of what follows][bodies]
+//! body   [pack u64 BE]                    [crc32 u32 LE of what follows][bodies], or nothing: reserved
 //! part   [pack u64 BE][slot u16 BE][n u32 BE]  a large body, in rows of PART_BYTES; its crc32 stands in ADD
 //! done   [pack u64 BE]                    [crc32 u32 LE of what follows][settled bits and marks of a pack's ADDs]
 //! ```
@@ -349,7 +349,17 @@ pub(super) fn decode_head(row: &[u8]) -> Result<Head, FormatError> {
     Ok(Head { flags, boot, records, inline })
 }
 
-/// Puts a checksum before the bytes of a body or done row.
+/// The bytes before what a body or done row holds.
+pub(super) const CHECKSUM_BYTES: usize = 4;
+
+/// Writes the checksum of a row into the room that it has at its beginning.
+pub(super) fn put_checksum(row: &mut [u8]) {
+    if let Some((place, bytes)) = row.split_first_chunk_mut::<CHECKSUM_BYTES>() {
+        *place = crc32fast::hash(bytes).to_le_bytes();
+    }
+}
+
+/// Puts a checksum before the bytes of a done row.
 pub(super) fn encode_checked(bytes: &[u8]) -> Vec<u8> {
     let mut row = Vec::with_capacity(4 + bytes.len());
     row.put_u32_le(crc32fast::hash(bytes));

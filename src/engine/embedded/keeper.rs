@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 use parking_lot::{Condvar, Mutex};
+use smallvec::SmallVec;
 
 use super::body::{decode_message, encode_message};
 use super::entry::Entry;
@@ -214,7 +215,7 @@ fn bury(
         entries.iter().for_each(|(entry, _)| state.restore(entry.sequence, unix_now()));
         return Ok(());
     };
-    let mut ops = Vec::new();
+    let mut ops = SmallVec::new();
     let mut moved = Vec::new();
     for (entry, attempts) in entries {
         let mut message = match read(shared, entry) {

@@ -77,7 +77,7 @@ pub(super) enum SettleReply {
 /// What the writer does.
 #[derive(Debug)]
 pub(super) enum Work {
-    Commit { ops: Vec<Prepared>, reply: Reply<Vec<Outcome>> },
+    Commit { ops: SmallVec<[Prepared; 1]>, reply: Reply<Vec<Outcome>> },
     Settle { target: Arc<Target>, entries: Vec<(u64, Location, u32)>, reply: SettleReply },
     Mark { target: Arc<Target>, marks: Vec<(u64, Location, Mark)>, reply: Option<Reply<()>> },
 }

@@ -12,15 +12,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use self::bodies::Bodies;
-use self::body::{decode_message, encode_message};
+use self::body::{decode_message, encode_alone, encode_message};
 use self::consumer::EmbeddedConsumer;
 use self::disk::Disk;
 use self::entry::Entry;
+use self::format::LARGE_BYTES;
 use self::index::Waker;
 use self::keeper::{Job, Tasks};
 use self::lanes::{Lanes, Prepared, PreparedPublish, Retained, SettleReply, Work};
@@ -30,10 +31,10 @@ use self::writer::Writer;
 use super::settings::EngineSettings;
 use super::{
     Capabilities, Consumer, ConsumerOptions, Engine, EngineError, Health, LeaseError, LeaseRef, Nack, Op,
-    OpenError, Pending, Settled, Stored, TargetStats, Ticket, View,
+    OpenError, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
 };
 use crate::types::clock::unix_now;
-use crate::types::{Sequence, TargetId};
+use crate::types::{Message, Sequence, TargetId};
 
 mod bodies;
 mod body;
@@ -146,11 +147,9 @@ impl Embedded {
                 let message = &publish.message;
                 let clear = message.payload.is_empty();
                 let retained = publish.retain.then(|| Retained { topic: message.topic.clone(), clear });
-                if !publish.targets.is_empty() || (publish.retain && !clear) {
-                    encode_message(message, buffer);
-                }
+                let stores = !publish.targets.is_empty() || (publish.retain && !clear);
                 Prepared::Publish(Box::new(PreparedPublish {
-                    body: buffer.split().freeze(),
+                    body: if stores { body(message, buffer) } else { Bytes::new() },
                     targets: publish.targets,
                     expires_at: message.expires_at,
                     retained,
@@ -159,9 +158,8 @@ impl Embedded {
                 }))
             }
             Op::Move { from, sequence, to, message, priority } => {
-                encode_message(&message, buffer);
-                let expires_at = message.expires_at;
-                Prepared::Move { from, sequence, to, body: buffer.split().freeze(), priority, expires_at }
+                let (body, expires_at) = (body(&message, buffer), message.expires_at);
+                Prepared::Move { from, sequence, to, body, priority, expires_at }
             }
             Op::Outgoing { target, sequence, outgoing } => Prepared::Outgoing { target, sequence, outgoing },
             Op::ReleaseIncoming { session, packet_id } => Prepared::ReleaseIncoming { session, packet_id },
@@ -187,6 +185,30 @@ impl Embedded {
             }
         }
     }
+}
+
+/// What the stored form of a message has beside what [`Message::weight`] counts, about.
+const ENVELOPE_BYTES: usize = 64;
+
+/// The bytes of a ticket's bodies that lie in one buffer. What is alone has no need of one; what is large is kept in
+/// memory by itself, and must not keep its neighbours there.
+fn shared_bytes(ops: &[Op]) -> usize {
+    let shares = |op: &Op| match op {
+        Op::Publish(Publish { message, .. }) | Op::Move { message, .. } => {
+            Some(message.weight() + ENVELOPE_BYTES).filter(|&bytes| bytes <= LARGE_BYTES)
+        }
+        _ => None,
+    };
+    if ops.len() == 1 { 0 } else { ops.iter().filter_map(shares).sum() }
+}
+
+/// The stored form of a message.
+fn body(message: &Message, buffer: &mut BytesMut) -> Bytes {
+    if buffer.capacity() == 0 || message.weight() + ENVELOPE_BYTES > LARGE_BYTES {
+        return encode_alone(message);
+    }
+    encode_message(message, buffer);
+    buffer.split().freeze()
 }
 
 /// Counts this start and finds or makes the store's secret.
@@ -236,7 +258,7 @@ impl Engine for Embedded {
         if let Some(error) = self.shared.failure() {
             return Ticket::ready(Err(error));
         }
-        let mut buffer = BytesMut::new();
+        let mut buffer = BytesMut::with_capacity(shared_bytes(&ops));
         let ops = ops.into_iter().map(|op| Self::prepare(op, &mut buffer)).collect();
         let (reply, ticket) = Ticket::new();
         self.shared.lanes.push(Work::Commit { ops, reply });

@@ -1,12 +1,13 @@
 //! Builds the rows of a commit: records and bodies into packs, packs into rows of bounded size.
 
 use bytes::Bytes;
+use sled::IVec;
 
 use super::bodies::{Bodies, BodyKey};
 use super::disk::{Disk, SYNC_BYTES};
 use super::format::{
-    Add, CONTINUED, CONTINUES, HEAD_BYTES, INLINE, INLINE_BYTES, LARGE_BYTES, Location, PART_BYTES, Place,
-    ROW_BYTES, Record, encode_checked, encode_head, part_key,
+    Add, CHECKSUM_BYTES, CONTINUED, CONTINUES, HEAD_BYTES, INLINE, INLINE_BYTES, LARGE_BYTES, Location,
+    PART_BYTES, Place, ROW_BYTES, Record, encode_head, part_key, put_checksum,
 };
 use super::ledger::Ledger;
 
@@ -22,6 +23,7 @@ struct Open {
     flags: u8,
     records: Vec<u8>,
     count: u32,
+    /// As the row will be: behind room for its checksum.
     bodies: Vec<u8>,
     slots: u16,
     part_bytes: usize,
@@ -40,8 +42,17 @@ pub(super) struct Packer {
     pub(super) written: u64,
     /// Of these, not synced.
     pub(super) unsynced: u64,
+    /// Body rows below this pack are there, if only as empty ones.
+    reserved: u64,
     spare: (Vec<u8>, Vec<u8>, Vec<u64>),
 }
+
+/// Body rows are made empty, so many at once, before the first of them is filled. sled splits a leaf of 17 rows by
+/// writing all of them again, and ascending rows fill the upper half alone: full rows would be written almost three
+/// times. Empty ones are split for nothing, and filling them splits no leaf.
+const RESERVE_PACKS: u64 = 64;
+/// The newest leaf has at most so many rows, and none of them may be filled when it is split.
+const LEAF_ROWS: u64 = 17;
 
 /// A row could not be written.
 pub(super) type Failed = String;
@@ -54,18 +65,32 @@ pub(super) struct Books<'a> {
     pub(super) ledger: &'a mut Ledger,
 }
 
-fn row(result: sled::Result<Option<sled::IVec>>) -> Result<(), Failed> {
+fn row(result: sled::Result<Option<IVec>>) -> Result<(), Failed> {
     result.map(drop).map_err(|e| e.to_string())
 }
 
 impl Packer {
     pub(super) fn new(boot: u64, next_pack: u64) -> Self {
-        Self { boot, next_pack, open: None, chain: None, written: 0, unsynced: 0, spare: Default::default() }
+        Self {
+            boot,
+            next_pack,
+            open: None,
+            chain: None,
+            written: 0,
+            unsynced: 0,
+            reserved: 0,
+            spare: Default::default(),
+        }
     }
 
     /// The newest pack that was sealed, or 0.
     pub(super) fn last(&self) -> u64 {
         self.next_pack - 1
+    }
+
+    /// Whether all that was staged is in sled.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.open.is_none()
     }
 
     /// Bytes went to sled. Keeps the sync from lagging by more than sled allows.
@@ -88,7 +113,8 @@ impl Packer {
             let pack = *next_pack;
             *next_pack += 1;
             ledger.begin(pack, *written);
-            let (records, bodies, names) = std::mem::take(spare);
+            let (records, mut bodies, names) = std::mem::take(spare);
+            bodies.resize(CHECKSUM_BYTES, 0);
             Open { pack, flags, records, count: 0, bodies, slots: 0, part_bytes: 0, names }
         })
     }
@@ -108,7 +134,7 @@ impl Packer {
             self.chain = Some(pack);
         } else if self.open.as_ref().is_some_and(|open| {
             open.records.len() + need > RECORDS_BYTES
-                || open.bodies.len() + body > ROW_BYTES - 4
+                || open.bodies.len() + body > ROW_BYTES
                 || open.slots == u16::MAX
         }) {
             self.seal(books, 0)?;
@@ -130,7 +156,8 @@ impl Packer {
         let len = u32::try_from(body.len()).map_err(|_| "a message has more than 4 GiB".to_owned())?;
         if body.len() <= LARGE_BYTES {
             let open = self.open(books.ledger, 0);
-            let offset = u16::try_from(open.bodies.len()).map_err(|_| "a body row is too long".to_owned())?;
+            let offset = open.bodies.len() - CHECKSUM_BYTES;
+            let offset = u16::try_from(offset).map_err(|_| "a body row is too long".to_owned())?;
             open.bodies.extend_from_slice(body);
             return Ok(Place { pack: None, offset, len, crc: None });
         }
@@ -197,26 +224,44 @@ impl Packer {
         Ok(())
     }
 
+    /// Makes sure that there are rows for the bodies of this pack and of those that fill its leaf.
+    fn reserve(&mut self, books: &Books<'_>, pack: u64) -> Result<(), Failed> {
+        if pack + LEAF_ROWS < self.reserved {
+            return Ok(());
+        }
+        let first = self.reserved.max(pack);
+        self.reserved = first + RESERVE_PACKS;
+        for pack in first..self.reserved {
+            row(books.disk.trees.body.insert(pack.to_be_bytes(), &[]))?;
+        }
+        self.note_written(books.disk, RESERVE_PACKS as usize * 64)
+    }
+
     /// Writes the open pack: bodies, then the head that implies them.
     pub(super) fn seal(&mut self, books: &mut Books<'_>, flags: u8) -> Result<(), Failed> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
         let trees = &books.disk.trees;
         let key = open.pack.to_be_bytes();
-        let inline = open.records.len() + open.bodies.len() <= INLINE_BYTES;
-        let mut bytes = open.part_bytes;
-        if !inline && !open.bodies.is_empty() {
-            let body = encode_checked(&open.bodies);
+        let here = open.bodies.get(CHECKSUM_BYTES..).unwrap_or_default();
+        let has_bodies = !here.is_empty();
+        let inline = open.records.len() + here.len() <= INLINE_BYTES;
+        let here = if inline { here } else { &[] };
+        let flags = flags | open.flags | if inline { INLINE } else { 0 };
+        let head = IVec::from(encode_head(flags, self.boot, open.count, &open.records, here));
+        let mut bytes = open.part_bytes + head.len();
+        let mut kept = (inline && has_bodies).then(|| Bytes::copy_from_slice(here));
+        if !inline && has_bodies {
+            put_checksum(&mut open.bodies);
+            let body = IVec::from(open.bodies.as_slice());
             bytes += body.len();
+            // The row and what is kept in memory are the same bytes.
+            kept = Some(Bytes::from_owner(body.clone()).slice(CHECKSUM_BYTES..));
+            self.reserve(books, open.pack)?;
             row(trees.body.insert(key, body))?;
         }
-        let here: &[u8] = if inline { &open.bodies } else { &[] };
-        let flags = flags | open.flags | if inline { INLINE } else { 0 };
-        let head = encode_head(flags, self.boot, open.count, &open.records, here);
-        let head_bytes = head.len();
-        bytes += head_bytes;
         row(trees.head.insert(key, head))?;
-        if !open.bodies.is_empty() {
-            books.bodies.put(BodyKey::pack(open.pack), Bytes::copy_from_slice(&open.bodies));
+        if let Some(kept) = kept {
+            books.bodies.put(BodyKey::pack(open.pack), kept);
         }
         books.ledger.seal(open.pack, bytes, open.slots, &mut open.names);
         self.note_written(books.disk, bytes - open.part_bytes)?;

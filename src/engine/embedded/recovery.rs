@@ -165,6 +165,7 @@ impl<'a> Reading<'a> {
         }
         if continued && self.chain.is_empty() {
             // The first of its chain is gone, with all that the chain added: it was about to be removed too.
+            self.remove(&self.trees.body, &pack.to_be_bytes())?;
             self.remove(&self.trees.head, &pack.to_be_bytes())?;
             self.last_pack = self.last_pack.max(pack);
             return Ok(());

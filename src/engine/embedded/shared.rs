@@ -1,10 +1,12 @@
 //! What the threads of the engine share.
 
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHasher;
 use tokio::sync::watch;
 
 use super::bodies::Bodies;
@@ -19,7 +21,8 @@ use crate::types::{QueueName, TargetId};
 /// All targets, and queues by their name.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
-    by_id: HashMap<TargetId, Arc<Target>>,
+    /// The keys are numbers of our own: no peer can choose them to collide.
+    by_id: HashMap<TargetId, Arc<Target>, BuildHasherDefault<FxHasher>>,
     by_queue: HashMap<QueueName, TargetId>,
 }
 

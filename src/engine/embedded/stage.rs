@@ -88,13 +88,20 @@ impl Writer {
         {
             return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
         }
+        match op {
+            Prepared::Publish(publish) => self.stage_publish(*publish),
+            Prepared::Move { from, sequence, to, body, priority, expires_at } => {
+                self.stage_move(from, sequence, to, &body, priority, expires_at)
+            }
+            other => self.stage_rare(other),
+        }
+    }
+
+    fn stage_rare(&mut self, op: Prepared) -> Result<Outcome, Failed> {
         let trees = self.shared.disk.trees.clone();
         let row = |result: sled::Result<Option<sled::IVec>>| result.map(drop).map_err(|e| e.to_string());
         match op {
-            Prepared::Publish(publish) => return self.stage_publish(*publish),
-            Prepared::Move { from, sequence, to, body, priority, expires_at } => {
-                return self.stage_move(from, sequence, to, &body, priority, expires_at);
-            }
+            Prepared::Publish(_) | Prepared::Move { .. } => {}
             Prepared::Outgoing { target, sequence, outgoing } => {
                 let Ok(target) = self.shared.target(target) else {
                     return Ok(Outcome::Refused(Refusal::Gone(target)));

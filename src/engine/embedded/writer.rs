@@ -8,10 +8,12 @@
 //! - after a failed write or sync nothing is acknowledged any more.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::BuildHasherDefault;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxHasher;
 use smallvec::SmallVec;
 
 use super::disk::SYNC_BYTES;
@@ -61,7 +63,7 @@ pub(super) struct Writer {
     /// Packs to be removed, with the sync that must have happened before.
     pub(super) removable: VecDeque<(u64, u64)>,
     /// Targets whose next sequence is not written since it changed.
-    pub(super) dirty_sequences: HashSet<TargetId>,
+    pub(super) dirty_sequences: HashSet<TargetId, BuildHasherDefault<FxHasher>>,
     pub(super) syncs: u64,
     pub(super) upkeep: upkeep::Upkeep,
     pub(super) effects: Vec<Effect>,
@@ -89,7 +91,7 @@ impl Writer {
             retained,
             next_retained,
             removable: VecDeque::new(),
-            dirty_sequences: HashSet::new(),
+            dirty_sequences: HashSet::default(),
             syncs: 0,
             upkeep: upkeep::Upkeep::default(),
             effects: Vec::new(),
@@ -204,7 +206,8 @@ impl Writer {
     /// The commit is durable: the index learns of it, then who waited.
     fn apply(&mut self) {
         let at = unix_now();
-        let mut effects = std::mem::take(&mut self.effects).into_iter().peekable();
+        let mut done = std::mem::take(&mut self.effects);
+        let mut effects = done.drain(..).peekable();
         while let Some(effect) = effects.next() {
             match effect {
                 Effect::Push(target, entry, mark) => {
@@ -249,6 +252,8 @@ impl Writer {
                 }
             }
         }
+        drop(effects);
+        self.effects = done;
         for answer in self.answers.drain(..) {
             match answer {
                 Answer::Commit(reply, outcomes) => drop(reply.send(Ok(outcomes))),

@@ -1,10 +1,83 @@
 //! What is promised holds over a crash.
 
+use std::collections::BTreeSet;
+
 use stafett::grpc::proto::v1;
+use stafett::grpc::proto::v1::consume_request::Action as Ask;
+use stafett::grpc::proto::v1::consume_response::Event as Told;
+use stafett::grpc::proto::v1::produce_response::Event as Heard;
 use tonic_types::RpcStatusExt;
 
+use super::streams::{Consumer, Producer, opening, which};
 use super::{Queues, got, message, named, payloads, reason, seconds};
-use crate::harness::Broker;
+use crate::harness::{Broker, within};
+
+/// The numbers of all messages that are ready, in their order.
+async fn numbers(queues: &mut Queues) -> Vec<u64> {
+    let browse = v1::BrowseRequest { queue: "q".to_owned(), ..Default::default() };
+    let mut pages = got(queues.0.browse(browse)).await;
+    let mut numbers = Vec::new();
+    while let Some(page) = within("a page", pages.message()).await.unwrap() {
+        numbers.extend(payloads(&page.messages).iter().map(|payload| payload.parse::<u64>().unwrap()));
+    }
+    numbers
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_on_a_stream_holds_after_a_kill() {
+    const BATCH: u64 = 20;
+    let (broker, mut queues) = Queues::start().await;
+    let mut producer = Producer::open(&mut queues, "q").await;
+    let mut acknowledged = 0;
+    let mut sent = 0;
+    while acknowledged < 40 {
+        // Always some in flight, so that the kill comes in the midst of it.
+        while sent < acknowledged + 30 {
+            sent += 1;
+            let first = (sent - 1) * BATCH;
+            let messages = (first..first + BATCH).map(|number| message(&number.to_string())).collect();
+            producer.batch(sent, messages).await;
+        }
+        let Heard::Ack(ack) = producer.hear().await else { panic!("not an ack") };
+        assert_eq!(ack.errors, []);
+        acknowledged = ack.through_batch_id;
+    }
+    let data = broker.data();
+    broker.kill9().await;
+
+    let broker = Broker::start_in(data, &[]).await;
+    let mut queues = Queues::of(&broker).await;
+    let stored = numbers(&mut queues).await;
+    assert!(stored.len() as u64 >= acknowledged * BATCH, "{} of {acknowledged} batches", stored.len());
+    assert_eq!(stored, (0..stored.len() as u64).collect::<Vec<_>>());
+
+    let mut consumer = Consumer::open(&mut queues, opening("q", 200)).await;
+    let mut frames: Vec<Vec<u64>> = Vec::new();
+    let mut settled = 0;
+    while settled < 3 {
+        match consumer.next().await.unwrap().unwrap().event.unwrap() {
+            Told::Messages(frame) => {
+                let ids: Vec<_> = frame.messages.iter().map(|leased| leased.delivery_id).collect();
+                for ids in ids.chunks(10) {
+                    // Deliveries are numbered from 1, payloads from 0.
+                    frames.push(ids.iter().map(|id| id - 1).collect());
+                    consumer.ask(Ask::Ack(which(frames.len() as u64, ids))).await;
+                }
+            }
+            Told::Results(results) => settled = results.acked_through,
+            other => panic!("{other:?}"),
+        }
+    }
+    let data = broker.data();
+    broker.kill9().await;
+
+    let broker = Broker::start_in(data, &[]).await;
+    let left: BTreeSet<_> = numbers(&mut Queues::of(&broker).await).await.into_iter().collect();
+    let gone = &frames[..usize::try_from(settled).unwrap()];
+    assert!(gone.iter().flatten().all(|number| !left.contains(number)), "settled messages came again");
+    let asked: BTreeSet<_> = frames.iter().flatten().copied().collect();
+    assert!(stored.iter().all(|number| left.contains(number) || asked.contains(number)), "messages are lost");
+}
 
 #[tokio::test]
 async fn messages_definitions_and_tokens_survive_a_kill() {

@@ -17,7 +17,7 @@ use super::{Queues, field, got, message, millis, named, payloads, reason, second
 use crate::harness::{Broker, config_file, within};
 
 /// A stream of batches.
-struct Producer {
+pub(super) struct Producer {
     send: Option<mpsc::Sender<v1::ProduceRequest>>,
     events: Streaming<v1::ProduceResponse>,
 }
@@ -30,7 +30,7 @@ impl Producer {
         Self { send: Some(send), events }
     }
 
-    async fn open(queues: &mut Queues, queue: &str) -> Self {
+    pub(super) async fn open(queues: &mut Queues, queue: &str) -> Self {
         let open = v1::ProduceOpen { queue: queue.to_owned(), ..Default::default() };
         let mut producer = Self::start(queues, Say::Open(open)).await;
         assert!(matches!(producer.hear().await, Heard::Opened(_)));
@@ -42,15 +42,15 @@ impl Producer {
         within("room", send.send(v1::ProduceRequest { action: Some(action) })).await.unwrap();
     }
 
-    async fn batch(&self, batch_id: u64, messages: Vec<v1::Message>) {
+    pub(super) async fn batch(&self, batch_id: u64, messages: Vec<v1::Message>) {
         self.say(Say::Batch(v1::PublishBatch { batch_id, messages })).await;
     }
 
-    async fn next(&mut self) -> Result<Option<v1::ProduceResponse>, Status> {
+    pub(super) async fn next(&mut self) -> Result<Option<v1::ProduceResponse>, Status> {
         within("an event", self.events.message()).await
     }
 
-    async fn hear(&mut self) -> Heard {
+    pub(super) async fn hear(&mut self) -> Heard {
         self.next().await.unwrap().unwrap().event.unwrap()
     }
 
@@ -69,17 +69,17 @@ impl Producer {
 }
 
 /// A stream of deliveries.
-struct Consumer {
+pub(super) struct Consumer {
     send: Option<mpsc::Sender<v1::ConsumeRequest>>,
     events: Streaming<v1::ConsumeResponse>,
 }
 
-fn opening(queue: &str, max_outstanding_messages: u32) -> v1::ConsumeOpen {
+pub(super) fn opening(queue: &str, max_outstanding_messages: u32) -> v1::ConsumeOpen {
     let window = v1::Window { max_outstanding_messages, max_outstanding_bytes: 0 };
     v1::ConsumeOpen { queue: queue.to_owned(), window: Some(window), ..Default::default() }
 }
 
-fn which(ack_id: u64, delivery_ids: &[u64]) -> v1::AckBatch {
+pub(super) fn which(ack_id: u64, delivery_ids: &[u64]) -> v1::AckBatch {
     v1::AckBatch { ack_id, delivery_ids: delivery_ids.to_vec(), lease_tokens: vec![] }
 }
 
@@ -91,18 +91,18 @@ impl Consumer {
         Self { send: Some(send), events }
     }
 
-    async fn open(queues: &mut Queues, open: v1::ConsumeOpen) -> Self {
+    pub(super) async fn open(queues: &mut Queues, open: v1::ConsumeOpen) -> Self {
         let mut consumer = Self::start(queues, Ask::Open(open)).await;
         assert!(matches!(consumer.hear().await, Told::Opened(_)));
         consumer
     }
 
-    async fn ask(&self, action: Ask) {
+    pub(super) async fn ask(&self, action: Ask) {
         let send = self.send.as_ref().unwrap();
         within("room", send.send(v1::ConsumeRequest { action: Some(action) })).await.unwrap();
     }
 
-    async fn next(&mut self) -> Result<Option<v1::ConsumeResponse>, Status> {
+    pub(super) async fn next(&mut self) -> Result<Option<v1::ConsumeResponse>, Status> {
         within("an event", self.events.message()).await
     }
 
@@ -245,6 +245,35 @@ async fn many_batches_in_flight_all_arrive_in_order() {
     assert_eq!(seen, (10..3010).map(|at| at.to_string()).collect::<Vec<_>>());
     let stats = queues.stats("q").await;
     assert_eq!((stats.ready, stats.leased, stats.acked_total), (0, 0, 3000));
+}
+
+#[tokio::test]
+async fn producers_that_wait_for_room_let_each_other_in() {
+    let (_directory, config) = config_file("[limits]\ncommit_pending_bytes = \"1MiB\"\n");
+    let broker = Broker::start_with(&["--config", &config]).await;
+    let mut queues = Queues::of(&broker).await;
+    queues.create(named("q")).await;
+    let large = "x".repeat(60_000);
+    let mut producers = Vec::new();
+    for _ in 0..3 {
+        producers.push(Producer::open(&mut Queues::of(&broker).await, "q").await);
+    }
+    // One batch nearly fills the room, one is larger than it.
+    let feeding = producers.into_iter().map(async |mut producer| {
+        let send = producer.send.take().unwrap();
+        let feed = async {
+            for batch_id in 1..=12 {
+                let count = if batch_id % 4 == 0 { 20 } else { 12 };
+                let batch = v1::PublishBatch { batch_id, messages: vec![message(&large); count] };
+                let frame = v1::ProduceRequest { action: Some(Say::Batch(batch)) };
+                within("room", send.send(frame)).await.unwrap();
+            }
+        };
+        let ((), ack) = tokio::join!(feed, producer.acks(12));
+        assert_eq!(ack.errors, []);
+    });
+    futures_util::future::join_all(feeding).await;
+    assert_eq!(queues.stats("q").await.ready, 3 * (9 * 12 + 3 * 20));
 }
 
 #[tokio::test]

@@ -254,6 +254,8 @@ async fn a_full_backlog_drops_and_counts() {
     subscribe(&session, &[("a", options(Qos::AtLeastOnce))]).await;
     let got = publish(&mut bed.publisher(), (0..5).map(|n| qos1("a", &n.to_string())).collect()).await;
     assert!(got.iter().all(|receipt| receipt.result.is_ok()));
-    assert_eq!(texts(&take(&session, 2).await), ["0", "1"]);
+    let taken = take(&session, 2).await;
+    assert_eq!(texts(&taken), ["0", "1"]);
+    assert_eq!(taken.iter().map(|d| d.dropped_before).collect::<Vec<_>>(), [3, 0]);
     assert_eq!(bed.engine.stats(session.target().unwrap()).unwrap().dropped_total, 3);
 }

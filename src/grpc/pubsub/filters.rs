@@ -1,0 +1,121 @@
+//! Subscriptions as the contract writes them.
+
+use bytestring::ByteString;
+
+use crate::core::CoreError;
+use crate::engine::{RetainHandling, SubscribeOptions};
+use crate::grpc::convert::qos_of;
+use crate::grpc::proto::v1;
+use crate::grpc::status;
+use crate::types::Qos;
+use crate::types::topic::FilterSpec;
+
+/// The largest identifier that MQTT can carry.
+const MAX_IDENTIFIER: u32 = 268_435_455;
+
+/// A filter with what is wanted of it.
+pub(super) type Wanted = (FilterSpec, SubscribeOptions);
+
+/// A filter's name, plain or shared.
+///
+/// # Errors
+/// [`CoreError::Invalid`] naming the field.
+pub(super) fn spec_of(filter: &str, share_group: &str) -> Result<FilterSpec, CoreError> {
+    let text =
+        if share_group.is_empty() { filter.to_owned() } else { format!("$share/{share_group}/{filter}") };
+    let field = if share_group.is_empty() { "filter" } else { "share_group" };
+    FilterSpec::parse(&ByteString::from(text)).map_err(|error| CoreError::topic(field, &error))
+}
+
+/// A filter and its options.
+///
+/// # Errors
+/// [`CoreError::Invalid`] naming the field, [`CoreError::Unsupported`].
+pub(super) fn wanted_of(filter: &v1::TopicFilter) -> Result<Wanted, CoreError> {
+    let spec = spec_of(&filter.filter, &filter.share_group)?;
+    let max_qos = match filter.max_qos() {
+        v1::Qos::Unspecified | v1::Qos::AtLeastOnce => Qos::AtLeastOnce,
+        v1::Qos::AtMostOnce => Qos::AtMostOnce,
+        v1::Qos::ExactlyOnce => {
+            return Err(CoreError::invalid("max_qos", "exactly once is for MQTT sessions"));
+        }
+    };
+    let retain_handling = match filter.retain_handling() {
+        v1::RetainHandling::Unspecified | v1::RetainHandling::Send => RetainHandling::Send,
+        v1::RetainHandling::SendIfNew => RetainHandling::SendIfNew,
+        v1::RetainHandling::DoNotSend => RetainHandling::DoNotSend,
+    };
+    if filter.no_local && matches!(spec, FilterSpec::Shared { .. }) {
+        return Err(CoreError::invalid("no_local", "a shared subscription cannot leave out its own"));
+    }
+    if filter.no_local {
+        // What it would leave out cannot be told from the rest: never weakened in silence.
+        let what = "no_local: a publish over gRPC belongs to no session, so none can be left out";
+        return Err(CoreError::Unsupported(what.to_owned()));
+    }
+    if filter.subscription_id > MAX_IDENTIFIER {
+        let what = format!("{} is more than {MAX_IDENTIFIER}", filter.subscription_id);
+        return Err(CoreError::invalid("subscription_id", what));
+    }
+    let options = SubscribeOptions {
+        max_qos,
+        no_local: false,
+        retain_as_published: false,
+        retain_handling,
+        identifier: filter.subscription_id.try_into().ok(),
+    };
+    Ok((spec, options))
+}
+
+/// What became of a filter.
+pub(super) fn told(
+    filter: String,
+    share_group: String,
+    result: Result<Option<Qos>, CoreError>,
+) -> v1::FilterResult {
+    let (granted, error) = match result {
+        Ok(granted) => (granted.map_or(v1::Qos::Unspecified, qos_of), None),
+        Err(error) => (v1::Qos::Unspecified, Some(status::item(&error))),
+    };
+    v1::FilterResult { filter, granted_qos: granted.into(), error, share_group }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(change: impl FnOnce(&mut v1::TopicFilter)) -> String {
+        let mut filter = v1::TopicFilter { filter: "a/+".to_owned(), ..Default::default() };
+        change(&mut filter);
+        match wanted_of(&filter) {
+            Err(CoreError::Invalid { field, .. }) => field,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_field() {
+        assert_eq!(wrong(|f| f.filter.clear()), "filter");
+        assert_eq!(wrong(|f| f.filter = "a/#/b".to_owned()), "filter");
+        assert_eq!(wrong(|f| f.filter = "$share/g".to_owned()), "filter");
+        assert_eq!(wrong(|f| f.share_group = "a/b#".to_owned()), "share_group");
+        assert_eq!(wrong(|f| f.max_qos = v1::Qos::ExactlyOnce.into()), "max_qos");
+        assert_eq!(wrong(|f| f.subscription_id = 1 << 28), "subscription_id");
+        assert_eq!(
+            wrong(|f| {
+                f.no_local = true;
+                f.share_group = "g".to_owned();
+            }),
+            "no_local"
+        );
+    }
+
+    #[test]
+    fn a_share_is_written_either_way() {
+        let shared =
+            v1::TopicFilter { filter: "a".to_owned(), share_group: "g".to_owned(), ..Default::default() };
+        let mqtt = v1::TopicFilter { filter: "$share/g/a".to_owned(), ..Default::default() };
+        assert_eq!(wanted_of(&shared).unwrap(), wanted_of(&mqtt).unwrap());
+        assert_eq!(wanted_of(&shared).unwrap().1.max_qos, Qos::AtLeastOnce);
+    }
+}

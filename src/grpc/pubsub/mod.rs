@@ -1,0 +1,40 @@
+//! `PubSubService`.
+//!
+//! The unary calls are in `service`; `publish` is the stream of batches in, `receive` the streams of deliveries out,
+//! with the client's `session`, what waits for it in `mailbox` and what is unsettled in `held`. Invariant: nothing is kept here but the broker.
+
+mod filters;
+mod held;
+mod mailbox;
+mod publish;
+mod receive;
+mod service;
+mod session;
+mod voice;
+
+use std::sync::Arc;
+
+use bytestring::ByteString;
+
+use crate::core::Broker;
+
+use super::stream::Bounds;
+
+/// Filters of one frame.
+const MAX_FILTERS: usize = 1_000;
+/// Who acts: there is nobody else yet.
+const ANYONE: ByteString = ByteString::from_static("");
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct PubSubService {
+    broker: Arc<Broker>,
+    streams: Bounds,
+}
+
+impl PubSubService {
+    /// Serves the topics of `broker`.
+    pub(super) fn new(broker: Arc<Broker>, streams: Bounds) -> Self {
+        Self { broker, streams }
+    }
+}
