@@ -1,7 +1,7 @@
 //! `PubSubService`.
 //!
 //! The unary calls are in `service`; `publish` is the stream of batches in, `receive` the streams of deliveries out,
-//! with what waits for them in `mailbox`. Invariant: nothing is kept here but the broker.
+//! with the client's `session`, what waits for it in `mailbox` and what is unsettled in `held`. Invariant: nothing is kept here but the broker.
 
 mod filters;
 mod held;
@@ -9,6 +9,7 @@ mod mailbox;
 mod publish;
 mod receive;
 mod service;
+mod session;
 mod voice;
 
 use std::sync::Arc;

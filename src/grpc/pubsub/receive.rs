@@ -6,27 +6,24 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::{FutureExt, Stream};
 use tonic::{Extensions, Request, Status, Streaming};
 
 use crate::core::queues::consumer::Window;
-use crate::core::{Broker, CloseReason, CoreError, OpenSession, Opened, SessionDelivery};
-use crate::grpc::acks::Acks;
-use crate::grpc::bounds::{FRAME, at_most_items, some_items, told_window, window_of};
-use crate::grpc::convert::optional_duration;
+use crate::core::{Broker, CloseReason, CoreError};
+use crate::grpc::bounds::{at_most_items, some_items, told_window, window_of};
 use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::subscribe_stream_request::Action;
 use crate::grpc::status::status;
 use crate::grpc::stream::{Bounds, End, Events, Life, NotOpened, Served, Tick, first_frame, must_open, run};
-use crate::types::{ClientId, Qos, clock};
+use crate::types::Qos;
 
-use super::filters::{Wanted, spec_of, told, wanted_of};
-use super::held::Held;
-use super::mailbox::{Ended, Mailbox};
-use super::voice::{Said, Voice, live, stored};
-use super::{ANYONE, MAX_FILTERS};
+use super::MAX_FILTERS;
+use super::filters::{told, wanted_of};
+use super::mailbox::Ended;
+use super::session::{Open, open_session};
+use super::voice::{Said, Voice};
 
 /// Frames of the client that are taken before deliveries have their turn.
 const FRAMES: usize = 64;
@@ -85,18 +82,6 @@ struct Receiving<V> {
     frames: Option<Streaming<v1::SubscribeStreamRequest>>,
     open: Option<Open>,
     events: Events<V>,
-}
-
-/// What there is after the first frame.
-struct Open {
-    held: Held,
-    /// The session may have something to take.
-    hungry: bool,
-    /// The session may be woken for what comes next.
-    waiting: bool,
-    taken: Vec<SessionDelivery>,
-    acks: Acks,
-    end: Option<End>,
 }
 
 impl<V: Voice> Served for Receiving<V> {
@@ -285,176 +270,5 @@ impl<V: Voice> Receiving<V> {
         self.events.finish(end, |closing| V::say(Said::Closing(closing)));
         // What is outstanding goes back now, not when the client has read the end.
         self.open = None;
-    }
-}
-
-/// Opens the session that a client asks for.
-async fn open_session(
-    broker: &Arc<Broker>,
-    bounds: Bounds,
-    open: &v1::OpenSession,
-    window: Window,
-) -> Result<(v1::SubscribeOpened, Open), CoreError> {
-    let longest = broker.limits().max_session_expiry;
-    let given = open.session_expiry.as_ref();
-    let expiry =
-        optional_duration("open.session_expiry", given, Duration::ZERO..=longest)?.unwrap_or_default();
-    let client_id = match open.client_id.as_str() {
-        "" if expiry.is_zero() => None,
-        "" => {
-            return Err(CoreError::invalid(
-                "open.client_id",
-                "must be given for a session that outlives the stream",
-            ));
-        }
-        id => {
-            Some(ClientId::parse(id.to_owned()).map_err(|error| CoreError::name("open.client_id", &error))?)
-        }
-    };
-    let mailbox = Mailbox::new(bounds.mailbox);
-    let open = OpenSession {
-        client_id,
-        clean_start: open.clean_start,
-        expiry,
-        principal: ANYONE,
-        outbox: mailbox.clone(),
-    };
-    let Opened { session, present, .. } = broker.open_session(open).await?;
-    let opened = v1::SubscribeOpened {
-        session_id: session.client_id().to_string(),
-        session_present: present,
-        ..Default::default()
-    };
-    let held = Held::new(session, mailbox, window);
-    let open =
-        Open { held, hungry: true, waiting: false, taken: Vec::new(), acks: Acks::default(), end: None };
-    Ok((opened, open))
-}
-
-impl Open {
-    /// What goes out as one frame.
-    fn frame(&mut self) -> Result<Vec<v1::Delivery>, CoreError> {
-        let now = clock::unix_now();
-        let held = &mut self.held;
-        let mut deliveries = Vec::new();
-        let mut bytes = 0;
-        loop {
-            while deliveries.len() < FRAME.messages && bytes < FRAME.bytes {
-                let room = held.has_room();
-                let next = held.mailbox.take(|next| next.qos == Qos::AtMostOnce || room);
-                let Some(waiting) = next else { break };
-                if waiting.message.is_expired(now) {
-                    continue;
-                }
-                bytes += waiting.message.weight();
-                let number = held.live(&waiting);
-                deliveries.push(live(waiting, number, now));
-            }
-            let room = held.room();
-            let max = room.messages.min(FRAME.messages - deliveries.len()).min(held.mailbox.room());
-            let max_bytes = room.bytes.min(FRAME.bytes.saturating_sub(bytes));
-            if max == 0 || max_bytes == 0 {
-                if !held.has_room() && std::mem::take(&mut self.waiting) {
-                    held.session.take(0, 0, &mut self.taken)?;
-                }
-                return Ok(deliveries);
-            }
-            if !self.hungry {
-                return Ok(deliveries);
-            }
-            held.session.take(max, max_bytes, &mut self.taken)?;
-            self.waiting = self.taken.len() < max;
-            if self.taken.is_empty() && !held.mailbox.has_some() {
-                self.hungry = false;
-                return Ok(deliveries);
-            }
-            for delivery in self.taken.drain(..) {
-                bytes += delivery.leased.message.weight();
-                let number = held.stored(&delivery);
-                let SessionDelivery { leased, identifiers, dropped_before, .. } = delivery;
-                deliveries.push(stored(leased, identifiers, number, dropped_before, now));
-            }
-        }
-    }
-
-    /// Does what a frame says.
-    async fn action(&mut self, action: Option<Action>) -> Result<Option<v1::FiltersChanged>, CoreError> {
-        match action {
-            None => Err(CoreError::invalid("action", "must be given")),
-            Some(Action::Open(_)) => Err(CoreError::invalid("open", "the stream is open already")),
-            Some(Action::Heartbeat(_)) => Ok(None),
-            Some(Action::Add(add)) => {
-                some_items("add.filters", add.filters.len(), MAX_FILTERS)?;
-                let filters = self.add("add.filters", add.filters).await;
-                self.hungry = true;
-                Ok(Some(v1::FiltersChanged { filters }))
-            }
-            Some(Action::Remove(remove)) => {
-                some_items("remove.filters", remove.filters.len(), MAX_FILTERS)?;
-                let filters = self.remove(remove.filters).await;
-                Ok(Some(v1::FiltersChanged { filters }))
-            }
-            Some(Action::Ack(ack)) => {
-                self.acks.check("ack", &ack, false)?;
-                let v1::AckBatch { ack_id, delivery_ids, lease_tokens } = ack;
-                if !lease_tokens.is_empty() {
-                    let what = "a session's deliveries have numbers alone";
-                    return Err(CoreError::invalid("ack.lease_tokens", what));
-                }
-                let (failures, durable) = self.held.settle(ack_id, delivery_ids)?;
-                self.acks.push(ack_id, failures, durable);
-                self.hungry = true;
-                Ok(None)
-            }
-        }
-    }
-
-    /// Subscribes to what is well said, and tells of each what became of it.
-    async fn add(&self, field: &str, filters: Vec<v1::TopicFilter>) -> Vec<v1::FilterResult> {
-        let mut wanted: Vec<Wanted> = Vec::with_capacity(filters.len());
-        let mut refused = Vec::with_capacity(filters.len());
-        for (at, filter) in filters.iter().enumerate() {
-            match wanted_of(filter) {
-                Ok(filter) => {
-                    wanted.push(filter);
-                    refused.push(None);
-                }
-                Err(error) => refused.push(Some(error.within(format_args!("{field}[{at}]")))),
-            }
-        }
-        let mut granted = self.held.session.subscribe(wanted).await.into_iter();
-        let results = refused.into_iter().map(|refused| match refused {
-            Some(error) => Err(error),
-            None => granted.next().unwrap_or(Err(CoreError::Draining)).map(Some),
-        });
-        filters
-            .into_iter()
-            .zip(results)
-            .map(|(filter, result)| told(filter.filter, filter.share_group, result))
-            .collect()
-    }
-
-    async fn remove(&self, filters: Vec<v1::FilterName>) -> Vec<v1::FilterResult> {
-        let mut specs = Vec::with_capacity(filters.len());
-        let mut refused = Vec::with_capacity(filters.len());
-        for (at, name) in filters.iter().enumerate() {
-            match spec_of(&name.filter, &name.share_group) {
-                Ok(spec) => {
-                    specs.push(spec);
-                    refused.push(None);
-                }
-                Err(error) => refused.push(Some(error.within(format_args!("remove.filters[{at}]")))),
-            }
-        }
-        let mut were_there = self.held.session.unsubscribe(specs).await.into_iter();
-        let results = filters.into_iter().zip(refused).map(|(name, refused)| {
-            let result = match refused.map_or_else(|| were_there.next().unwrap_or(Ok(false)), Err) {
-                Ok(true) => Ok(None),
-                Ok(false) => Err(CoreError::NotFound { kind: "subscription", name: name.filter.clone() }),
-                Err(error) => Err(error),
-            };
-            told(name.filter, name.share_group, result)
-        });
-        results.collect()
     }
 }

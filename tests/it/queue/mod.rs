@@ -20,12 +20,12 @@ use crate::harness::{Broker, within};
 pub(super) struct Queues(pub(super) QueueServiceClient<Channel>);
 
 /// What a call gave.
-pub(super) async fn got<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> T {
+pub(crate) async fn got<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> T {
     within("an answer", call).await.unwrap().into_inner()
 }
 
 /// What a call was refused with.
-pub(super) async fn refused<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Status {
+pub(crate) async fn refused<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Status {
     match within("an answer", call).await {
         Ok(_) => panic!("the call was not refused"),
         Err(status) => status,
@@ -33,18 +33,18 @@ pub(super) async fn refused<T>(call: impl Future<Output = Result<Response<T>, St
 }
 
 /// The reason in the details of a refusal.
-pub(super) fn reason(details: &ErrorDetails) -> &str {
+pub(crate) fn reason(details: &ErrorDetails) -> &str {
     details.error_info().map_or("", |info| info.reason.as_str())
 }
 
 /// The field that a refusal names.
-pub(super) fn field(status: &Status) -> String {
+pub(crate) fn field(status: &Status) -> String {
     let details = status.get_error_details();
     let violations = details.bad_request().map(|bad| bad.field_violations.clone()).unwrap_or_default();
     violations.into_iter().map(|violation| violation.field).collect()
 }
 
-pub(super) fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+pub(crate) fn seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }
 
@@ -52,7 +52,7 @@ pub(super) fn millis(millis: i32) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds: (millis / 1000).into(), nanos: millis % 1000 * 1_000_000 })
 }
 
-pub(super) fn message(payload: &str) -> v1::Message {
+pub(crate) fn message(payload: &str) -> v1::Message {
     v1::Message { payload: Bytes::copy_from_slice(payload.as_bytes()), ..Default::default() }
 }
 
