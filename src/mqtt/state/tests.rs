@@ -453,6 +453,7 @@ fn leased(qos: Qos, sequence: u64) -> SessionDelivery {
             },
         },
         identifiers: Default::default(),
+        dropped_before: 0,
     }
 }
 
