@@ -4,7 +4,7 @@
 //! bytes: writers that each wait for their ticket, against writers whose bytes one thread appends with one pwrite
 //! and one fdatasync for all that wait. It prints the median of several rounds and the ratio. With `profile SHAPE`
 //! behind `--` only the engine runs, without pause, for a profiler; with `backlog N` it says how much memory N
-//! waiting messages take. `STAFETT_BENCH_DIR` names the directory to write to, else the target directory is used;
+//! waiting messages take, with `through N` how fast N messages go through a queue and what is written for them. `STAFETT_BENCH_DIR` names the directory to write to, else the target directory is used;
 //! `STAFETT_BENCH_ROUNDS` and `STAFETT_BENCH_SECONDS` say how often and how long.
 #![expect(clippy::disallowed_methods, reason = "a benchmark measures real time, and runs no server")]
 #![allow(clippy::expect_used, reason = "a benchmark may stop at the first surprise")]
@@ -21,7 +21,8 @@ use parking_lot::{Condvar, Mutex};
 use smallvec::smallvec;
 use stafett::engine::embedded::Embedded;
 use stafett::engine::{
-    Append, Definition, Engine, EngineSettings, Op, Outcome, Publish, QueueSpec, queue_topic,
+    Append, ConsumerOptions, Definition, Engine, EngineSettings, LeaseRef, Op, Outcome, Publish, QueueSpec,
+    queue_topic,
 };
 use stafett::types::clock::unix_now;
 use stafett::types::{Message, MessageIds, Qos, QueueName, TargetId, TopicName};
@@ -350,6 +351,46 @@ fn backlog(messages: usize) {
     );
 }
 
+/// What this process has handed to the system to write, in bytes, where the system says so.
+fn written_bytes() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    let written = io.lines().find_map(|line| line.strip_prefix("wchar: "));
+    written.and_then(|bytes| bytes.parse().ok()).unwrap_or_default()
+}
+
+/// Lets messages of 256 bytes go through a queue of ten thousand: 64 in, 64 out and settled, all durable.
+fn through(messages: usize) {
+    const DEPTH: usize = 10_000;
+    let directory = scratch();
+    let engine = open_engine(directory.path());
+    let content = Content::new(256);
+    let put = |count: usize| {
+        engine.commit((0..count).map(|_| content.op()).collect()).wait_blocking().expect("a commit");
+    };
+    put(DEPTH);
+    let consumer = engine.consumer(QUEUE, ConsumerOptions::default()).expect("a consumer");
+    let (start, before) = (Instant::now(), written_bytes());
+    let (mut taken, mut leases) = (Vec::new(), Vec::new());
+    for _ in 0..messages.div_ceil(64) {
+        put(64);
+        consumer.take(64, usize::MAX, &mut taken).expect("messages");
+        assert_eq!(taken.len(), 64);
+        leases.extend(taken.drain(..).map(|it| LeaseRef::of(it.sequence)));
+        let settled = engine.settle(QUEUE, &leases).expect("a settlement");
+        settled.durable.wait_blocking().expect("a commit");
+        leases.clear();
+    }
+    let took = start.elapsed();
+    let payload = messages as u64 * content.raw.len() as u64;
+    println!(
+        "{:.0} msgs/s through a queue of {DEPTH}; {:.1} bytes written for each stored; file {:.1} MiB",
+        messages as f64 / took.as_secs_f64(),
+        (written_bytes() - before) as f64 / payload as f64,
+        std::fs::metadata(directory.path().join("store/db")).map_or(0, |it| it.len()) as f64
+            / f64::from(1 << 20),
+    );
+}
+
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
@@ -359,9 +400,16 @@ fn main() {
             let mut next = || numbers.next().expect("WRITERSxBATCHxBYTES");
             let shape = Shape { writers: next(), batch: next(), bytes: next(), goal: None };
             let time = Duration::from_secs_f64(number("STAFETT_BENCH_SECONDS", 10.0));
+            let before = written_bytes();
             let report = measure_engine(&runtime, shape, time);
-            println!("{:.0} msgs/s, p50 {:?}, p99 {:?}", report.per_second, report.median, report.worst);
+            let messages = report.per_second * time.as_secs_f64();
+            let written = (written_bytes() - before) as f64 / messages / (shape.bytes + ENVELOPE) as f64;
+            println!(
+                "{:.0} msgs/s, p50 {:?}, p99 {:?}, about {written:.1} bytes written for each stored",
+                report.per_second, report.median, report.worst
+            );
         }
+        ["through", messages] => through(messages.parse().expect("a number")),
         ["backlog", messages] => backlog(messages.parse().expect("a number")),
         // Tests build and start benchmarks too: they need no figures.
         [] if !std::env::args().any(|word| word == "--bench") => {}

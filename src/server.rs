@@ -29,7 +29,7 @@ use crate::types::clock;
 use signals::Signals;
 
 /// What works in this build, as `GetServerInfo` lists it.
-const FEATURES: [&str; 5] = ["compression", "health", "mqtt", "queues", "reflection"];
+const FEATURES: [&str; 6] = ["compression", "health", "mqtt", "pubsub", "queues", "reflection"];
 
 /// Why the server did not start, or ended before it was told to.
 #[derive(Debug, thiserror::Error)]

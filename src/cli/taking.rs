@@ -1,8 +1,10 @@
 //! Printing deliveries as they come, each settled when it is printed: `sub` and `queue consume`.
 
 use std::io::Write;
+use std::pin::pin;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -113,9 +115,16 @@ impl<D: Deliveries> Taking<'_, D> {
         idle: Duration,
         json: bool,
     ) -> Result<(), Failure> {
+        // One for all rounds, listening from here on: a ctrl-c in between is not lost.
+        let mut interrupted = pin!(tokio::signal::ctrl_c());
+        let mut stopped = interrupted.as_mut().now_or_never();
         let mut until = Instant::now() + idle;
         let mut enough = false;
         loop {
+            if let Some(interrupted) = stopped.take() {
+                interrupted.map_err(Failure::failed)?;
+                enough = true;
+            }
             if enough && self.done == self.frames {
                 // What came beyond it goes back uncounted.
                 self.send = None;
@@ -141,10 +150,7 @@ impl<D: Deliveries> Taking<'_, D> {
                     }
                 }
                 () = sleep_until(until), if !enough => enough = true,
-                interrupted = tokio::signal::ctrl_c(), if !enough => {
-                    interrupted.map_err(Failure::failed)?;
-                    enough = true;
-                }
+                interrupted = interrupted.as_mut(), if !enough => stopped = Some(interrupted),
             }
         }
     }

@@ -141,6 +141,13 @@ impl Out {
         }
     }
 
+    /// Forgets what waits: it will never be written.
+    pub(super) fn discard(&mut self) {
+        self.bytes.clear();
+        self.shared.clear();
+        self.shared_len = 0;
+    }
+
     /// Gives the memory back when nothing waits.
     pub(super) fn release(&mut self, buffers: &Buffers) {
         // An exhausted buffer says that its capacity is 0: it is not asked.

@@ -6,6 +6,7 @@ mod client_commands;
 mod configuration;
 mod grpc_door;
 mod harness;
+mod mqtt;
 mod process;
 mod pubsub;
 mod queue;

@@ -158,6 +158,29 @@ async fn a_sound_store_is_said_to_be_sound() {
 }
 
 #[tokio::test]
+async fn rows_that_are_only_reserved_are_no_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = open(directory.path());
+    done(&engine, vec![Op::Define(ORDERS, queue("orders"))]).await;
+    for n in 0..10 {
+        // Fills several rows of bodies; the last one has its body in its head.
+        let op = |m: usize| publish(message("shop/orders", marked(n * 100 + m)), &[ORDERS]);
+        done(&engine, (0..60).map(op).collect()).await;
+        done(&engine, vec![op(60)]).await;
+    }
+    drop(engine);
+    for _ in 0..2 {
+        let ended = store("check", directory.path(), &["--json"]).await;
+        let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+        assert_eq!((&report["sound"], &report["messages"]), (&true.into(), &610.into()), "{report}");
+        assert!(report["body_bytes"].as_u64().unwrap() > 400_000, "{report}");
+        drop(open(directory.path()));
+    }
+    let ended = store("export", directory.path(), &[]).await;
+    assert_eq!(of_type(&lines(&ended.stdout), "message").len(), 610, "{}", ended.stderr);
+}
+
+#[tokio::test]
 async fn checking_neither_counts_as_a_start_nor_removes_anything() {
     let directory = filled().await;
     let boot = open(directory.path()).boot();

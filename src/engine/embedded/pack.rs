@@ -88,6 +88,11 @@ impl Packer {
         self.next_pack - 1
     }
 
+    /// Whether all that was staged is in sled.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.open.is_none()
+    }
+
     /// Bytes went to sled. Keeps the sync from lagging by more than sled allows.
     pub(super) fn note_written(&mut self, disk: &Disk, bytes: usize) -> Result<(), Failed> {
         self.written += bytes as u64;

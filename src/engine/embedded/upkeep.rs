@@ -87,8 +87,10 @@ impl Writer {
         let due = self.removable.len() >= REMOVE_PACKS || now() >= self.upkeep.removed_time + REMOVE_EVERY;
         let ready = self.removable.front().is_some_and(|&(sync, _)| sync < self.syncs);
         if !due || !ready {
-            // Nothing else may be written for a while: the sync that these wait for must still come.
-            if !self.removable.is_empty() && self.packer.unsynced == 0 && !ready {
+            // Nothing else may be written for a while: the sync that these wait for must still come. What is staged and
+            // not sealed is not synced either.
+            let synced = self.packer.unsynced == 0 && self.packer.is_sealed();
+            if !self.removable.is_empty() && synced && !ready {
                 self.syncs += 1;
             }
             return Ok(());

@@ -88,6 +88,7 @@ async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Endin
     drop(errands);
     let mut handed_back: Vec<_> = frames.into_shared().chain(mailbox.shut().into_shared()).collect();
     let mut failed: Vec<(TargetId, Sequence)> = Vec::new();
+    let mut numbered = None;
     for (id, Flight { origin, step, at }) in state.window().drain() {
         match origin {
             Origin::Live => {}
@@ -103,10 +104,16 @@ async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Endin
                 if step == Step::Acknowledge && session.target() == Some(stored.source) =>
             {
                 let outgoing = Outgoing { packet_id: id.get(), state: OutgoingState::Sent };
-                drop(session.outgoing(stored.source, stored.sequence, outgoing));
+                numbered = Some(session.outgoing(stored.source, stored.sequence, outgoing));
             }
             Origin::Stored(_) => {}
         }
+    }
+    // The next connection finds the numbers: tickets complete in order, so the last is enough.
+    if let Some(numbered) = numbered
+        && let Err(error) = numbered.await
+    {
+        tracing::debug!(client = %session.client_id(), %error, "packet ids not stored");
     }
     failed.sort_unstable();
     for failed in failed.chunk_by(|a, b| a.0 == b.0) {

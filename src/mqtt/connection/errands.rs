@@ -22,6 +22,8 @@ pub(super) struct Errands {
     asked: Option<Errand<Input>>,
     /// How far deliveries are, on its way to the store. Tickets complete in order.
     notes: VecDeque<Note>,
+    /// How many of them have a delivery.
+    deliveries: usize,
     /// Packet ids of the client that are released.
     released: FuturesOrdered<Errand<(NonZeroU16, Result<(), CoreError>)>>,
 }
@@ -30,14 +32,20 @@ pub(super) struct Errands {
 pub(super) struct Note {
     pub(super) packet_id: NonZeroU16,
     /// To be sent after that; none: PUBREL is.
-    pub(super) delivery: Option<Box<SessionDelivery>>,
+    pub(super) delivery: Option<Box<Waiting>>,
     pub(super) ticket: Ticket<Vec<Outcome>>,
+}
+
+/// A delivery that waits for its step, or for those before it.
+pub(super) struct Waiting {
+    pub(super) delivery: SessionDelivery,
+    pub(super) dup: bool,
 }
 
 /// What came to its end.
 pub(super) enum Done {
     Asked(Input),
-    Noted(NonZeroU16, Option<Box<SessionDelivery>>, Result<Vec<Outcome>, CoreError>),
+    Noted(NonZeroU16, Option<Box<Waiting>>, Result<Vec<Outcome>, CoreError>),
     Released(NonZeroU16, Result<(), CoreError>),
 }
 
@@ -56,7 +64,13 @@ impl Errands {
     }
 
     pub(super) fn note(&mut self, note: Note) {
+        self.deliveries += usize::from(note.delivery.is_some());
         self.notes.push_back(note);
+    }
+
+    /// Whether a delivery waits to be sent: those after it have to wait too, to keep the order.
+    pub(super) fn holds_deliveries(&self) -> bool {
+        self.deliveries > 0
     }
 
     pub(super) fn release(&mut self, errand: Errand<(NonZeroU16, Result<(), CoreError>)>) {
@@ -79,6 +93,7 @@ impl Errands {
             && let Poll::Ready(result) = Pin::new(&mut note.ticket).poll(cx)
             && let Some(Note { packet_id, delivery, .. }) = self.notes.pop_front()
         {
+            self.deliveries -= usize::from(delivery.is_some());
             return Poll::Ready(Done::Noted(packet_id, delivery, result.map_err(CoreError::Engine)));
         }
         if let Poll::Ready(Some((packet_id, result))) = Pin::new(&mut self.released).poll_next(cx) {

@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use tokio::time::{Sleep, sleep_until};
 
-use super::errands::{Done, Errands, Note};
+use super::errands::{Done, Errands, Note, Waiting};
 use super::wire::{Io, Wire};
 use crate::core::{CoreError, Opened, Publisher, PublisherInfo, Receipt, Session, SessionDelivery};
-use crate::engine::Outcome;
+use crate::engine::{Outcome, Ticket};
 use crate::mqtt::codec::{Ack, Packet, ReasonCode};
 use crate::mqtt::frames::{Form, Frames, encode};
 use crate::mqtt::outbox::Mailbox;
@@ -379,11 +379,19 @@ impl Live {
                 self.effects.settled.push(stored(&delivery));
             }
             Start::Publish { packet_id, dup } => {
-                self.send_numbered(&delivery, packet_id, dup, wire);
+                // 3.1.1 and 5: [MQTT-4.6.0-1]: what is sent again is sent in the order of the first time.
+                if self.errands.as_ref().is_some_and(|errands| errands.holds_deliveries()) {
+                    let ticket = Ticket::ready(Ok(Vec::new()));
+                    let delivery = Some(Box::new(Waiting { delivery, dup }));
+                    self.errands().note(Note { packet_id, delivery, ticket });
+                } else {
+                    self.send_numbered(&delivery, packet_id, dup, wire);
+                }
             }
             Start::Note(packet_id, outgoing) => {
                 let ticket = self.session.outgoing(delivery.source, delivery.leased.sequence, outgoing);
-                self.errands().note(Note { packet_id, delivery: Some(Box::new(delivery)), ticket });
+                let delivery = Some(Box::new(Waiting { delivery, dup: false }));
+                self.errands().note(Note { packet_id, delivery, ticket });
             }
             Start::Release(packet_id) => {
                 self.effects.packets.push(Packet::PubRel(Ack::new(packet_id, ReasonCode::Success)));
@@ -439,9 +447,10 @@ impl Live {
                     self.state.window().forget(packet_id);
                     return None;
                 }
-                let Some(delivery) = delivery else { return Some(Input::Noted(packet_id)) };
-                self.state.started(packet_id, wire.out.position());
-                self.send_numbered(&delivery, packet_id, false, wire);
+                let Some(waiting) = delivery else { return Some(Input::Noted(packet_id)) };
+                if self.state.started(packet_id, wire.out.position()) {
+                    self.send_numbered(&waiting.delivery, packet_id, waiting.dup, wire);
+                }
                 return None;
             }
             Done::Released(_, Err(error)) => (error, "a released packet id is not stored"),

@@ -43,7 +43,8 @@ impl Wire {
     }
 
     /// Writes what waits, and reads once if `reads`. Returns when something was read, or when no more than `low` bytes
-    /// wait after more had. Cancel safe: what was read is in `input`, what was written has left `out`.
+    /// wait after more had. An error of writing is told when there is nothing left to read. Cancel safe: what was read is
+    /// in `input`, what was written has left `out`.
     pub(super) async fn io(&mut self, buffers: &Buffers, reads: bool, low: usize) -> io::Result<Io> {
         poll_fn(|cx| self.poll_io(cx, buffers, reads, low)).await
     }
@@ -56,19 +57,27 @@ impl Wire {
         low: usize,
     ) -> Poll<io::Result<Io>> {
         let waited = self.out.len();
+        let mut refused = None;
         while !self.out.is_empty() {
-            match self.out.poll_write(cx, &mut self.stream)? {
-                Poll::Ready(()) => {}
+            match self.out.poll_write(cx, &mut self.stream) {
+                Poll::Ready(Ok(())) => {}
+                // The peer has left with data unread. What it said before still holds, its DISCONNECT above all: the end
+                // is told by the reading side.
+                Poll::Ready(Err(error)) => {
+                    self.out.discard();
+                    refused = Some(error);
+                }
                 Poll::Pending => break,
             }
         }
         self.out.release(buffers);
         let wrote = waited > low && self.out.len() <= low;
         let read = if reads { self.poll_read(cx, buffers)? } else { Poll::Pending };
-        match read {
-            Poll::Ready(io) => Poll::Ready(Ok(io)),
-            Poll::Pending if wrote => Poll::Ready(Ok(Io::Wrote)),
-            Poll::Pending => Poll::Pending,
+        match (read, refused) {
+            (Poll::Ready(io), _) => Poll::Ready(Ok(io)),
+            (Poll::Pending, Some(error)) if reads || !wrote => Poll::Ready(Err(error)),
+            (Poll::Pending, _) if wrote => Poll::Ready(Ok(Io::Wrote)),
+            (Poll::Pending, _) => Poll::Pending,
         }
     }
 
@@ -147,5 +156,37 @@ impl Wire {
             bytes.clear();
         }
         buffers.give_back(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::mqtt::codec::Limits;
+
+    /// What a client says last is heard though it leaves with data unread, which resets the connection while we write.
+    #[tokio::test]
+    async fn what_was_said_before_a_reset_is_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"unread").await.unwrap();
+        peer.readable().await.unwrap();
+        peer.write_all(b"last").await.unwrap();
+        drop(peer);
+
+        let mut wire = Wire::new(stream, Decoder::server(Limits::default()));
+        let buffers = Buffers::default();
+        for reads in [false, true] {
+            wire.out.bytes().extend_from_slice(b"nobody takes this");
+            let io = wire.io(&buffers, reads, 0).await;
+            assert_eq!(io.unwrap(), if reads { Io::Read } else { Io::Wrote });
+        }
+        assert_eq!(wire.input, &b"last"[..]);
+        wire.out.bytes().extend_from_slice(b"nor this");
+        assert!(!matches!(wire.io(&buffers, true, 0).await, Ok(Io::Read | Io::Wrote)));
     }
 }

@@ -149,7 +149,7 @@ impl State {
         let said = ack.properties.as_ref().and_then(|properties| properties.reason_string.as_ref());
         let how = match ack.reason {
             ReasonCode::PayloadFormatInvalid => {
-                let reason = said.map_or_else(|| ack.reason.name(), |said| said);
+                let reason = said.map_or_else(|| ack.reason.name(), |said| &**said);
                 Nack::DeadLetter(reason.into())
             }
             _ => Nack::Failed,

@@ -487,7 +487,7 @@ fn a_delivery_at_qos_2_is_stored_before_each_step() {
         let mut machine = Machine::durable(version);
         let sent = Outgoing { packet_id: 1, state: OutgoingState::Sent };
         assert_eq!(machine.state.start(&leased(Qos::ExactlyOnce, 5), 0), Start::Note(id(1), sent));
-        machine.state.started(id(1), 0);
+        assert!(machine.state.started(id(1), 0));
         let effects = machine.packet(Packet::PubRec(ok(1)));
         assert!(effects.packets.is_empty(), "PUBREL waits for the store");
         let received = Outgoing { packet_id: 1, state: OutgoingState::Received };
@@ -576,7 +576,7 @@ fn a_refusal_by_the_client_ends_the_delivery_but_not_that_of_a_queue() {
     let effects = machine.packet(Packet::PubAck(refused(ReasonCode::UnspecifiedError, None)));
     assert_eq!(effects.settled, [of_backlog(1)]);
     machine.state.start(&leased(Qos::ExactlyOnce, 2), 0);
-    machine.state.started(id(2), 0);
+    assert!(machine.state.started(id(2), 0));
     let effects = machine.packet(Packet::PubRec(ack(2, ReasonCode::QuotaExceeded)));
     assert_eq!((effects.settled, effects.packets), (vec![of_backlog(2)], vec![]));
 

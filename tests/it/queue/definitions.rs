@@ -1,10 +1,11 @@
 //! Making, changing and deleting queues.
 
 use stafett::grpc::proto::v1;
+use stafett::grpc::proto::v1::pub_sub_service_client::PubSubServiceClient;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use super::{Queues, field, got, message, named, reason, refused, seconds};
+use super::{Queues, field, got, message, named, payloads, reason, refused, seconds};
 use crate::harness::Broker;
 
 fn create(queue: v1::Queue, if_not_exists: bool) -> v1::CreateQueueRequest {
@@ -113,6 +114,58 @@ async fn bindings_come_and_go() {
     let remove = v1::RemoveBindingsRequest { queue: "q".to_owned(), filters };
     let now = got(queues.0.remove_bindings(remove)).await.queue.unwrap();
     assert_eq!(now.bindings, ["b", "c/+"]);
+}
+
+#[tokio::test]
+async fn a_bound_queue_gets_what_is_published() {
+    let broker = Broker::start().await;
+    let mut queues = Queues::of(&broker).await;
+    let bound = v1::Queue {
+        bindings: vec!["shop/+/order".to_owned(), "shop/#".to_owned()],
+        default_ttl: seconds(60),
+        max_messages: 2,
+        ..named("orders")
+    };
+    queues.create(bound).await;
+    let mut topics = PubSubServiceClient::new(broker.grpc().await);
+    let publish = |topic: &str, payload: &str| v1::PublishRequest {
+        message: Some(v1::Message { topic: topic.to_owned(), ..message(payload) }),
+    };
+    // Two bindings match; there is one copy.
+    let first = got(topics.publish(publish("shop/1/order", "1"))).await;
+    assert_eq!((first.matched_queues, first.matched_subscribers), (1, 0));
+    assert_eq!(got(topics.publish(publish("other", "x"))).await.matched_queues, 0);
+    let leased = queues.one("orders").await;
+    let stored = leased.message.as_ref().unwrap();
+    assert_eq!(stored.topic, "shop/1/order");
+    assert!((58..=60).contains(&stored.ttl.unwrap().seconds), "{:?}", stored.ttl);
+    assert_eq!(leased.origin.as_ref().unwrap().message_id, first.message_id);
+
+    got(topics.publish(publish("shop/2/order", "2"))).await;
+    let status = refused(topics.publish(publish("shop/3/order", "3"))).await;
+    assert_eq!((status.code(), reason(&status.get_error_details())), (Code::ResourceExhausted, "QUEUE_FULL"));
+    assert_eq!(queues.acknowledge("orders", vec![leased.lease_token]).await, []);
+
+    let filters = vec!["shop/#".to_owned(), "shop/+/order".to_owned()];
+    got(queues.0.remove_bindings(v1::RemoveBindingsRequest { queue: "orders".to_owned(), filters })).await;
+    assert_eq!(got(topics.publish(publish("shop/4/order", "4"))).await.matched_queues, 0);
+
+    // Bindings hold after a crash, and end with their queue.
+    let add = v1::AddBindingsRequest { queue: "orders".to_owned(), filters: vec!["again".to_owned()] };
+    got(queues.0.add_bindings(add)).await;
+    let data = broker.data();
+    broker.kill9().await;
+    let broker = Broker::start_in(data, &[]).await;
+    let mut queues = Queues::of(&broker).await;
+    let mut topics = PubSubServiceClient::new(broker.grpc().await);
+    assert_eq!(got(topics.publish(publish("again", "5"))).await.matched_queues, 1);
+    let mut messages = queues.receive("orders", 2).await;
+    if messages.len() < 2 {
+        messages.extend(queues.receive("orders", 1).await);
+    }
+    assert_eq!(payloads(&messages), ["2", "5"]);
+    got(queues.0.delete_queue(delete("orders", false))).await;
+    assert_eq!(got(topics.publish(publish("again", "6"))).await.matched_queues, 0);
 }
 
 #[tokio::test]

@@ -248,6 +248,35 @@ async fn many_batches_in_flight_all_arrive_in_order() {
 }
 
 #[tokio::test]
+async fn producers_that_wait_for_room_let_each_other_in() {
+    let (_directory, config) = config_file("[limits]\ncommit_pending_bytes = \"1MiB\"\n");
+    let broker = Broker::start_with(&["--config", &config]).await;
+    let mut queues = Queues::of(&broker).await;
+    queues.create(named("q")).await;
+    let large = "x".repeat(60_000);
+    let mut producers = Vec::new();
+    for _ in 0..3 {
+        producers.push(Producer::open(&mut Queues::of(&broker).await, "q").await);
+    }
+    // One batch nearly fills the room, one is larger than it.
+    let feeding = producers.into_iter().map(async |mut producer| {
+        let send = producer.send.take().unwrap();
+        let feed = async {
+            for batch_id in 1..=12 {
+                let count = if batch_id % 4 == 0 { 20 } else { 12 };
+                let batch = v1::PublishBatch { batch_id, messages: vec![message(&large); count] };
+                let frame = v1::ProduceRequest { action: Some(Say::Batch(batch)) };
+                within("room", send.send(frame)).await.unwrap();
+            }
+        };
+        let ((), ack) = tokio::join!(feed, producer.acks(12));
+        assert_eq!(ack.errors, []);
+    });
+    futures_util::future::join_all(feeding).await;
+    assert_eq!(queues.stats("q").await.ready, 3 * (9 * 12 + 3 * 20));
+}
+
+#[tokio::test]
 async fn the_window_is_restored_by_settling() {
     let (_broker, mut queues) = Queues::start().await;
     queues.fill("q", &["1", "2", "3", "4", "5"]).await;

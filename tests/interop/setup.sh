@@ -1,0 +1,81 @@
+# What the foreign clients need; sourced by run and kill_twenty. Nothing is left in the tree but node/node_modules.
+
+INTEROP="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+source "$INTEROP/../../.ci/lib.sh"
+BUILT="${CARGO_TARGET_DIR:-$ROOT/target}/interop"
+export PYTHONDONTWRITEBYTECODE=1
+
+# is_current NAME FILE…: whether the part NAME was made from exactly these files.
+is_current() {
+    local stamp="$BUILT/$1.stamp"
+    shift
+    [ -f "$stamp" ] && [ "$(cat "$@" | sha256sum)" = "$(cat "$stamp")" ]
+}
+
+# made NAME FILE…: remembers it.
+made() {
+    local stamp="$BUILT/$1.stamp"
+    shift
+    cat "$@" | sha256sum >"$stamp"
+}
+
+# The virtual environment and the stubs of the contract.
+setup_python() {
+    mkdir -p "$BUILT"
+    if ! have python3 || ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+        apt_packages python3 python3-venv || return 1
+    fi
+    if ! is_current venv "$INTEROP/python/requirements.txt"; then
+        rm -rf "$BUILT/venv"
+        python3 -m venv "$BUILT/venv" || return 1
+        "$BUILT/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps \
+            --requirement "$INTEROP/python/requirements.txt" || return 1
+        made venv "$INTEROP/python/requirements.txt"
+    fi
+    local contract=("$ROOT"/proto/stafett/v1/*.proto)
+    if ! is_current stubs "$INTEROP/python/requirements.txt" "${contract[@]}"; then
+        rm -rf "$BUILT/stubs"
+        mkdir -p "$BUILT/stubs"
+        "$BUILT/venv/bin/python" -m grpc_tools.protoc --proto_path="$ROOT/proto" \
+            --python_out="$BUILT/stubs" --grpc_python_out="$BUILT/stubs" "${contract[@]}" || return 1
+        made stubs "$INTEROP/python/requirements.txt" "${contract[@]}"
+    fi
+    export PYTHONPATH="$BUILT/stubs:$INTEROP"
+}
+
+setup_mosquitto() {
+    setup_python || return 1
+    if ! have mosquitto_pub || ! have mosquitto_sub; then
+        apt_packages mosquitto-clients || return 1
+    fi
+}
+
+setup_node() {
+    mkdir -p "$BUILT"
+    have node || apt_packages nodejs || return 1
+    have npm || apt_packages npm || return 1
+    if ! is_current node "$INTEROP/node/package-lock.json" || [ ! -d "$INTEROP/node/node_modules" ]; then
+        (cd "$INTEROP/node" && npm ci --silent --ignore-scripts --no-audit --no-fund) || return 1
+        made node "$INTEROP/node/package-lock.json"
+    fi
+}
+
+# The program to test: BINARY where it is given, else the newest of the two builds; built when there is none.
+find_binary() {
+    if [ -z "${BINARY:-}" ]; then
+        local target="${CARGO_TARGET_DIR:-$ROOT/target}"
+        local built
+        built="$(ls -t "$target/release/stafett" "$target/debug/stafett" 2>/dev/null | head -n 1 || true)"
+        if [ -z "$built" ]; then
+            (cd "$ROOT" && cargo build --locked --bin stafett)
+            built="$target/debug/stafett"
+        fi
+        BINARY="$built"
+    fi
+    [ -x "$BINARY" ] || {
+        echo "no program at $BINARY" >&2
+        return 2
+    }
+    STAFETT_BINARY="$(realpath "$BINARY")"
+    export STAFETT_BINARY
+}

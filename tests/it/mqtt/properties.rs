@@ -1,0 +1,142 @@
+//! What 5.0 tells with a message, and what becomes of it on the way.
+
+use std::num::NonZeroU32;
+
+use stafett::mqtt::codec::{PayloadFormat, SubscribeProperties, SubscriptionId};
+
+use super::*;
+
+fn pair(name: &str, value: &str) -> (ByteString, ByteString) {
+    (name.into(), value.into())
+}
+
+fn all_properties() -> PublishProperties {
+    PublishProperties {
+        payload_format: Some(PayloadFormat::Utf8),
+        response_topic: Some("re/ply".into()),
+        correlation_data: Some(Bytes::from_static(&[0, 1, 2])),
+        content_type: Some("text/plain".into()),
+        user_properties: vec![pair("b", "1"), pair("a", "2"), pair("b", "1")],
+        ..PublishProperties::default()
+    }
+}
+
+fn with(publish: Publish, properties: PublishProperties) -> Publish {
+    Publish { properties: Some(Box::new(properties)), ..publish }
+}
+
+#[tokio::test]
+async fn properties_arrive_as_they_were_sent() {
+    // 5: [MQTT-3.3.2-4], [MQTT-3.3.2-15] to [MQTT-3.3.2-18], [MQTT-3.3.2-20].
+    let broker = Broker::start().await;
+    let mut live = Peer::subscribed(&broker, V5, "p/#", QOS1).await;
+    let mut old = Peer::subscribed(&broker, V311, "p/#", QOS1).await;
+    let mut away = Peer::connected(&broker, kept(V5, "away")).await;
+    away.subscribe("p/#", QOS1).await;
+    away.leave().await;
+    let mut publisher = Peer::clean(&broker, V5, "").await;
+    for (n, qos) in (1..).zip([QOS0, QOS1]) {
+        publisher.say_packet(with(publish("p/x", qos, n, "x"), all_properties())).await;
+        assert_eq!(properties_of(&live.receive().await), all_properties());
+        assert_eq!(old.receive().await.properties, None);
+    }
+    let mut away = Peer::connected(&broker, kept(V5, "away")).await;
+    assert_eq!(properties_of(&away.receive().await), all_properties());
+}
+
+#[tokio::test]
+async fn what_is_left_of_the_time_is_told() {
+    // 5: [MQTT-3.3.2-5], [MQTT-3.3.2-6].
+    let broker = Broker::start().await;
+    let mut live = Peer::subscribed(&broker, V5, "e/#", QOS1).await;
+    let mut away = Peer::connected(&broker, kept(V5, "away")).await;
+    away.subscribe("e/#", QOS1).await;
+    away.leave().await;
+    let mut publisher = Peer::clean(&broker, V5, "").await;
+    let expires = |seconds| PublishProperties { message_expiry: Some(seconds), ..Default::default() };
+    publisher.say_packet(with(publish("e/over", QOS1, 1, "x"), expires(1))).await;
+    let left = properties_of(&live.receive().await).message_expiry;
+    assert!(matches!(left, Some(0..=1)), "{left:?}");
+    publisher.say_packet(with(publish("e/long", QOS1, 2, "x"), expires(100))).await;
+    let left = properties_of(&live.receive().await).message_expiry;
+    assert!(matches!(left, Some(99..=100)), "{left:?}");
+    // The first one's time is over when this will comes.
+    let mut timer = connect(V5, "timer");
+    let mut later = will("e/timer", "over");
+    later.properties.delay = Some(2);
+    timer.will = Some(later);
+    timer.properties.session_expiry = Some(60);
+    Peer::connected(&broker, timer).await.vanish();
+    assert_eq!(&*live.receive().await.topic, "e/timer");
+    let mut away = Peer::connected(&broker, kept(V5, "away")).await;
+    assert_eq!(&*away.receive().await.topic, "e/long");
+}
+
+#[tokio::test]
+async fn all_identifiers_of_matching_subscriptions_are_told() {
+    // 5: [MQTT-3.3.4-3], [MQTT-3.3.4-4].
+    let broker = Broker::start().await;
+    for connect in [connect(V5, "transient"), kept(V5, "kept")] {
+        let mut peer = Peer::connected(&broker, connect).await;
+        for (number, filter) in [(7, "i/#"), (9, "i/+"), (300, "other")] {
+            let subscription_id = SubscriptionId::new(number);
+            let properties = SubscribeProperties { subscription_id, ..Default::default() };
+            let options = SubscribeOptions { qos: QOS1, ..SubscribeOptions::default() };
+            let filters = vec![SubscribeFilter { filter: filter.into(), options }];
+            let properties = Some(Box::new(properties));
+            peer.send(Packet::Subscribe(Subscribe { packet_id: id(1), properties, filters })).await;
+            assert!(matches!(peer.next().await, Packet::SubAck(_)));
+        }
+        let mut publisher = Peer::clean(&broker, V5, "").await;
+        for qos in [QOS0, QOS1] {
+            publisher.say("i/x", qos, "x").await;
+            let mut told: Vec<u32> =
+                properties_of(&peer.receive().await).subscription_ids.iter().map(|id| id.get()).collect();
+            told.sort_unstable();
+            assert_eq!(told, [7, 9]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn aliases_of_the_client_are_resolved() {
+    // 5: [MQTT-3.3.2-12].
+    let broker = Broker::start().await;
+    let (mut publisher, connack) = Peer::greet(&broker, connect(V5, "")).await;
+    let maximum = connack.properties.topic_alias_maximum.unwrap();
+    let mut subscriber = Peer::subscribed(&broker, V5, "t/#", QOS0).await;
+    let aliased = |topic: &str, alias| {
+        let properties = PublishProperties { topic_alias: NonZeroU16::new(alias), ..Default::default() };
+        Packet::Publish(with(Publish { topic: topic.into(), ..publish("x", QOS0, 0, "x") }, properties))
+    };
+    for (topic, alias) in [("t/one", 1), ("", 1), ("t/last", maximum), ("", maximum), ("", 1)] {
+        publisher.send(aliased(topic, alias)).await;
+    }
+    for expected in ["t/one", "t/one", "t/last", "t/last", "t/one"] {
+        let publish = subscriber.receive().await;
+        assert_eq!(&*publish.topic, expected);
+        // 5: [MQTT-3.3.2-7]: an alias is its connection's own.
+        assert_eq!(publish.properties, None);
+    }
+    publisher.send(aliased("t/x", maximum + 1)).await;
+    assert_eq!(publisher.told().await, Some(ReasonCode::TopicAliasInvalid));
+}
+
+#[tokio::test]
+async fn nothing_larger_is_sent_than_the_client_takes() {
+    // 5: [MQTT-3.1.2-24], [MQTT-3.1.2-25].
+    let broker = Broker::start().await;
+    for mut narrow in [connect(V5, "transient"), kept(V5, "kept")] {
+        narrow.properties.maximum_packet_size = NonZeroU32::new(200);
+        let mut peer = Peer::connected(&broker, narrow).await;
+        peer.subscribe("m/#", QOS1).await;
+        let mut publisher = Peer::clean(&broker, V5, "").await;
+        for qos in [QOS0, QOS1] {
+            publisher.say("m/x", qos, &"x".repeat(300)).await;
+            publisher.say("m/x", qos, "fits").await;
+            assert_eq!(text(&peer.receive().await), "fits");
+        }
+        // A DISCONNECT leaves its reason string out when it is too long.
+        peer.vanish();
+    }
+}

@@ -1,0 +1,180 @@
+//! Queues over MQTT: `$queue/<name>` enqueues and consumes.
+
+use stafett::grpc::proto::v1;
+use stafett::mqtt::codec::AckProperties;
+
+use super::*;
+use crate::queue::{Queues, message, named, payloads};
+
+/// A consumer of the queue `q`, at QoS 1.
+async fn consumer(broker: &Broker, version: Version) -> Peer {
+    Peer::subscribed(broker, version, "$queue/q", QOS1).await
+}
+
+#[tokio::test]
+async fn a_publish_enqueues_and_says_when_it_cannot() {
+    let (broker, mut queues) = Queues::start().await;
+    for version in BOTH {
+        let mut publisher = Peer::clean(&broker, version, "").await;
+        for qos in [QOS1, QOS2] {
+            assert_eq!(publisher.say("$queue/q", qos, "work").await, ReasonCode::Success);
+            let leased = queues.one("q").await;
+            assert_eq!(payloads(std::slice::from_ref(&leased)), ["work"]);
+            queues.acknowledge("q", vec![leased.lease_token]).await;
+        }
+    }
+    queues.create(v1::Queue { max_messages: 1, ..named("small") }).await;
+    let mut publisher = Peer::clean(&broker, V5, "").await;
+    assert_eq!(publisher.say("$queue/small", QOS1, "1").await, ReasonCode::Success);
+    assert_eq!(publisher.say("$queue/small", QOS1, "2").await, ReasonCode::QuotaExceeded);
+    assert_eq!(publisher.say("$queue/small", QOS2, "3").await, ReasonCode::QuotaExceeded);
+    // 3.1.1 is not acknowledged, and closed after a while.
+    let mut old = Peer::clean(&broker, V311, "").await;
+    old.send(Packet::Publish(publish("$queue/small", QOS1, 1, "4"))).await;
+    assert_eq!(old.next_or_end().await, None);
+    assert_eq!(queues.stats("small").await.ready, 1);
+}
+
+#[tokio::test]
+async fn a_binding_copies_what_is_published() {
+    let broker = Broker::start().await;
+    let mut queues = Queues::of(&broker).await;
+    queues.create(v1::Queue { bindings: vec!["b/#".into()], ..named("q") }).await;
+    let mut publisher = Peer::clean(&broker, V5, "").await;
+    for qos in [QOS1, QOS2] {
+        assert_eq!(publisher.say("b/x", qos, "x").await, ReasonCode::Success);
+    }
+    let mut consumer = consumer(&broker, V5).await;
+    for _ in 0..2 {
+        let publish = consumer.receive().await;
+        assert_eq!((&*publish.topic, publish.qos), ("b/x", QOS1));
+    }
+}
+
+#[tokio::test]
+async fn puback_settles() {
+    let (broker, mut queues) = Queues::start().await;
+    queues.fill("q", &["1", "2", "3"]).await;
+    for version in BOTH {
+        let mut consumer = consumer(&broker, version).await;
+        assert_eq!(consumer.receive_texts(3).await, ["1", "2", "3"]);
+        consumer.leave().await;
+        assert!(queues.is_empty("q").await);
+        queues.fill("q", &["1", "2", "3"]).await;
+    }
+    // It is granted QoS 1 whatever it asks for above; QoS 0 is settled by sending.
+    let mut consumer = Peer::clean(&broker, V5, "").await;
+    let options = SubscribeOptions { qos: QOS2, ..SubscribeOptions::default() };
+    assert_eq!(consumer.ask(&[("$queue/q", options)]).await.codes[..], [ReasonCode::GrantedQos1]);
+    assert_eq!(consumer.receive_texts(3).await, ["1", "2", "3"]);
+    consumer.leave().await;
+    queues.fill("q", &["at most once"]).await;
+    let mut consumer = Peer::subscribed(&broker, V311, "$queue/q", QOS0).await;
+    assert_eq!(consumer.receive().await.qos, QOS0);
+    consumer.vanish();
+    assert!(queues.is_empty("q").await);
+}
+
+#[tokio::test]
+async fn a_refusal_fails_the_delivery_and_0x99_gives_it_up() {
+    let broker = Broker::start().await;
+    let mut queues = Queues::of(&broker).await;
+    queues.create(named("dead")).await;
+    let queue = v1::Queue { max_deliveries: 9, dead_letter_queue: "dead".into(), ..named("q") };
+    queues.create(queue).await;
+    queues.fill("q", &["x"]).await;
+    let mut consumer = consumer(&broker, V5).await;
+    let first = consumer.publish().await;
+    assert!(!first.dup);
+    let refused = |publish: &Publish, reason, said: Option<&str>| {
+        let properties = said.map(|said| {
+            Box::new(AckProperties { reason_string: Some(said.into()), ..AckProperties::default() })
+        });
+        Packet::PubAck(Ack { packet_id: publish.packet_id.unwrap(), reason, properties })
+    };
+    consumer.send(refused(&first, ReasonCode::UnspecifiedError, None)).await;
+    let second = consumer.publish().await;
+    assert!(second.dup, "the second delivery");
+    consumer.send(refused(&second, ReasonCode::PayloadFormatInvalid, Some("no JSON"))).await;
+    let dead = queues.one("dead").await;
+    let letter = dead.dead_letter.unwrap();
+    assert_eq!((&*letter.source_queue, &*letter.reason), ("q", "no JSON"));
+    consumer.nothing_came().await;
+}
+
+#[tokio::test]
+async fn a_lost_connection_counts_and_a_farewell_does_not() {
+    let (broker, mut queues) = Queues::start().await;
+    for version in BOTH {
+        for (leaves, attempt) in [(true, 1), (false, 2)] {
+            queues.fill("q", &["x"]).await;
+            let mut consumer = consumer(&broker, version).await;
+            consumer.publish().await;
+            if leaves {
+                consumer.leave().await;
+            } else {
+                consumer.vanish();
+            }
+            let leased = queues.one("q").await;
+            assert_eq!(leased.delivery_attempt, attempt, "{version:?} {leaves}");
+            queues.acknowledge("q", vec![leased.lease_token]).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn consumers_compete_over_both_doors() {
+    let (broker, mut queues) = Queues::start().await;
+    let mut narrow = connect(V5, "");
+    narrow.properties.receive_maximum = NonZeroU16::new(1);
+    let mut consumer = Peer::connected(&broker, narrow).await;
+    consumer.subscribe("$queue/q", QOS1).await;
+    queues.fill("q", &["1", "2"]).await;
+    assert_eq!(text(&consumer.publish().await), "1");
+    // The second is for whoever has room.
+    let leased = queues.one("q").await;
+    assert_eq!(payloads(std::slice::from_ref(&leased)), ["2"]);
+    consumer.unsubscribe("$queue/q").await;
+}
+
+#[tokio::test]
+async fn priority_and_delay_are_user_properties() {
+    let broker = Broker::start().await;
+    let mut queues = Queues::of(&broker).await;
+    queues.create(v1::Queue { priorities: true, ..named("q") }).await;
+    let mut publisher = Peer::clean(&broker, V5, "").await;
+    let mut next = 0;
+    let mut enqueue = async |payload: &'static str, name: &'static str, value: &'static str| {
+        next += 1;
+        let user_properties = vec![(name.into(), value.into())];
+        let properties = PublishProperties { user_properties, ..PublishProperties::default() };
+        let publish = publish("$queue/q", QOS1, next, payload);
+        publisher.say_packet(Publish { properties: Some(Box::new(properties)), ..publish }).await
+    };
+    assert_eq!(enqueue("later", "stafett-delay", "1500").await, ReasonCode::Success);
+    assert_eq!(enqueue("low", "stafett-priority", "1").await, ReasonCode::Success);
+    assert_eq!(enqueue("high", "stafett-priority", "9").await, ReasonCode::Success);
+    assert!(enqueue("wrong", "stafett-priority", "10").await.is_failure());
+    let stats = queues.stats("q").await;
+    assert_eq!((stats.ready, stats.delayed), (2, 1));
+    let mut consumer = consumer(&broker, V311).await;
+    assert_eq!(consumer.receive_texts(3).await, ["high", "low", "later"]);
+}
+
+#[tokio::test]
+async fn a_message_carries_over_from_grpc() {
+    let (broker, mut queues) = Queues::start().await;
+    let sent = v1::Message {
+        properties: vec![v1::Property { key: "k".into(), value: "v".into() }],
+        content_type: "text/plain".into(),
+        reply_to: "re/ply".into(),
+        ..message("x")
+    };
+    queues.enqueue("q", sent).await;
+    let publish = consumer(&broker, V5).await.receive().await;
+    let properties = properties_of(&publish);
+    assert_eq!(&*publish.topic, "$queue/q");
+    assert_eq!(properties.user_properties, [("k".into(), "v".into())]);
+    assert_eq!(properties.content_type.as_deref(), Some("text/plain"));
+    assert_eq!(properties.response_topic.as_deref(), Some("re/ply"));
+}

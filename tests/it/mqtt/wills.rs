@@ -1,0 +1,114 @@
+//! Wills: published when the connection is lost, not when the client takes its leave.
+
+use std::time::Duration;
+
+use stafett::types::clock;
+
+use super::*;
+
+async fn watcher(broker: &Broker) -> Peer {
+    Peer::subscribed(broker, V5, "will/#", QOS1).await
+}
+
+fn with_will(mut connect: Connect, delay: Option<u32>) -> Connect {
+    let mut will = will("will/x", "lost");
+    will.properties.delay = delay;
+    connect.will = Some(will);
+    connect
+}
+
+#[tokio::test]
+async fn a_lost_connection_leaves_its_will() {
+    // 3.1.1: [MQTT-3.1.2-8]; 5: [MQTT-3.1.2-8].
+    let broker = Broker::start().await;
+    let mut watcher = watcher(&broker).await;
+    for version in BOTH {
+        Peer::connected(&broker, with_will(connect(version, "c"), None)).await.vanish();
+        assert_eq!(text(&watcher.receive().await), "lost");
+        // Whatever ends it.
+        let mut garbage = Peer::connected(&broker, with_will(connect(version, "c"), None)).await;
+        garbage.send_bytes(&[0xff; 4]).await;
+        garbage.told().await;
+        assert_eq!(text(&watcher.receive().await), "lost");
+        let taken = Peer::connected(&broker, with_will(connect(version, "c"), None)).await;
+        let other = Peer::clean(&broker, version, "c").await;
+        taken.told().await;
+        assert_eq!(text(&watcher.receive().await), "lost");
+        other.leave().await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_its_leave_leaves_no_will() {
+    // [MQTT-3.14.4-3]
+    let broker = Broker::start().await;
+    let mut watcher = watcher(&broker).await;
+    for version in BOTH {
+        Peer::connected(&broker, with_will(connect(version, "c"), None)).await.leave().await;
+        watcher.nothing_came().await;
+    }
+    // 5: DISCONNECT 0x04 asks for it.
+    let mut peer = Peer::connected(&broker, with_will(connect(V5, "c"), None)).await;
+    peer.send(Packet::Disconnect(Disconnect::new(ReasonCode::DisconnectWithWill))).await;
+    assert_eq!(text(&watcher.receive().await), "lost");
+}
+
+#[tokio::test]
+async fn a_retained_will_stays() {
+    // 3.1.1: [MQTT-3.1.2-17]; 5: [MQTT-3.1.2-15].
+    let broker = Broker::start().await;
+    let mut watcher = watcher(&broker).await;
+    let mut lost = with_will(connect(V311, "c"), None);
+    lost.will.as_mut().unwrap().retain = true;
+    Peer::connected(&broker, lost).await.vanish();
+    assert!(!watcher.receive().await.retain);
+    let mut late = Peer::clean(&broker, V311, "").await;
+    late.subscribe_late("will/#").await;
+}
+
+impl Peer {
+    /// Subscribes and gets one retained value, before SUBACK or after.
+    async fn subscribe_late(&mut self, filter: &str) {
+        let filters = vec![SubscribeFilter { filter: filter.into(), options: SubscribeOptions::default() }];
+        self.send(Packet::Subscribe(Subscribe { packet_id: id(1), properties: None, filters })).await;
+        let (mut answered, mut retained) = (false, false);
+        while !answered || !retained {
+            match self.next().await {
+                Packet::SubAck(_) => answered = true,
+                Packet::Publish(publish) => retained = publish.retain,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_delayed_will_waits_for_the_client_to_come_back() {
+    // 5: [MQTT-3.1.2-8], [MQTT-3.1.3-9].
+    let broker = Broker::start().await;
+    let mut watcher = watcher(&broker).await;
+    let lost = || with_will(kept(V5, "c"), Some(1));
+    Peer::connected(&broker, lost()).await.vanish();
+    let (back, connack) = Peer::greet(&broker, lost()).await;
+    assert!(connack.session_present);
+    // Had it not been stopped, it would come before this one.
+    let since = clock::now();
+    back.vanish();
+    assert_eq!(text(&watcher.receive().await), "lost");
+    assert!(since.elapsed() >= Duration::from_millis(900), "{:?}", since.elapsed());
+    watcher.nothing_came().await;
+}
+
+#[tokio::test]
+async fn the_end_of_the_session_publishes_a_delayed_will() {
+    let broker = Broker::start().await;
+    let mut watcher = watcher(&broker).await;
+    // The session ends with its connection.
+    Peer::connected(&broker, with_will(connect(V5, "c"), Some(3600))).await.vanish();
+    assert_eq!(text(&watcher.receive().await), "lost");
+    // A clean start ends it.
+    Peer::connected(&broker, with_will(kept(V5, "c"), Some(3600))).await.vanish();
+    watcher.nothing_came().await;
+    Peer::clean(&broker, V5, "c").await.leave().await;
+    assert_eq!(text(&watcher.receive().await), "lost");
+}
