@@ -71,12 +71,14 @@ impl State {
         Start::Publish { packet_id, dup: leased.attempt > 1 }
     }
 
-    /// The delivery whose start is stored is sent now, at `at`.
-    pub(in crate::mqtt) fn started(&mut self, packet_id: NonZeroU16, at: u64) {
-        if let Some(flight) = self.window.get_mut(packet_id) {
+    /// A delivery that had to wait is sent now, at `at`. False: the client acknowledged it unseen.
+    pub(in crate::mqtt) fn started(&mut self, packet_id: NonZeroU16, at: u64) -> bool {
+        let Some(flight) = self.window.get_mut(packet_id) else { return false };
+        if flight.step == Step::Store {
             flight.step = Step::Receive;
-            flight.at = at;
         }
+        flight.at = at;
+        true
     }
 
     /// PUBACK.
@@ -149,7 +151,7 @@ impl State {
         let said = ack.properties.as_ref().and_then(|properties| properties.reason_string.as_ref());
         let how = match ack.reason {
             ReasonCode::PayloadFormatInvalid => {
-                let reason = said.map_or_else(|| ack.reason.name(), |said| &**said);
+                let reason = said.map_or(ack.reason.name(), |said| &**said);
                 Nack::DeadLetter(reason.into())
             }
             _ => Nack::Failed,
