@@ -106,7 +106,8 @@ impl Planner<'_> {
         runs: &mut Vec<Run>,
     ) -> Result<bool, CoreError> {
         match runs.last_mut() {
-            Some(run) if same => run.end = end,
+            // An empty direct run stands for what could not be routed: each says for itself why.
+            Some(run) if same && !(run.direct && run.targets.is_empty()) => run.end = end,
             _ => {
                 let (targets, direct) = match self.targets(routing, &item.message) {
                     Ok(found) => found,
@@ -119,13 +120,10 @@ impl Planner<'_> {
             }
         }
         let Some(run) = runs.last() else { return Ok(false) };
-        if run.direct && run.targets.is_empty() {
-            return Err(no_queue(&item.message));
-        }
         self.broker.limits.check_message(&item.message)?;
         let retain = item.message.retain;
-        if item.not_before.is_some() && (retain || run.subscribers > 0) {
-            let what = "a message that goes to subscribers cannot be delayed: send it to a queue";
+        if item.not_before.is_some() && (retain || run.subscribers > 0 || run.queues == 0) {
+            let what = "a message that does not go to queues alone cannot be delayed";
             return Err(CoreError::Unsupported(what.to_owned()));
         }
         if retain {

@@ -5,7 +5,7 @@
 //! read under the same lock. So whoever subscribes sees every value from then on, and none after a newer one.
 //!
 //! Invariants:
-//! - values are set in the order of their commits (see [`order`]): what is here is what a restart finds;
+//! - values are set in the order of their commits (see `order`): what is here is what a restart finds;
 //! - `busy` of a shard counts the values on their way to the disk; at QoS 0 a value is set at once only while it
 //!   is 0, else it takes its turn.
 

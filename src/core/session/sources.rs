@@ -155,11 +155,11 @@ impl Session {
             rest.iter().chain(first).cloned().collect()
         };
         let mut taken: Vec<Leased> = Vec::new();
+        if room == 0 || bytes == 0 {
+            self.pass_on(&sources);
+            return Ok(());
+        }
         for (at, source) in sources.iter().enumerate() {
-            if room == 0 || bytes == 0 {
-                self.pass_on(sources.get(at..).unwrap_or_default());
-                break;
-            }
             match source.consumer.take(room, bytes, &mut taken) {
                 Ok(()) => {}
                 Err(EngineError::NoSuchTarget(_)) => {
@@ -171,6 +171,11 @@ impl Session {
             let weight: usize = taken.iter().map(|leased| leased.message.weight()).sum();
             bytes = bytes.saturating_sub(weight);
             self.tell(source, &mut taken, out);
+            if room == 0 || bytes == 0 {
+                // It may be registered from an earlier look.
+                self.pass_on(sources.get(at..).unwrap_or_default());
+                break;
+            }
         }
         Ok(())
     }

@@ -75,6 +75,9 @@ async fn what_is_wrong_is_named() {
         let status = refused(topics.0.publish(v1::PublishRequest { message: Some(wrong) })).await;
         assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, named), "{status:?}");
     }
+    let delay = Some(v1::message::Schedule::Delay(seconds(60).unwrap()));
+    let delayed = v1::PublishRequest { message: Some(v1::Message { schedule: delay, ..message("a", "") }) };
+    assert_eq!(refused(topics.0.publish(delayed)).await.code(), Code::Unimplemented);
     let status = refused(topics.0.publish(v1::PublishRequest { message: None })).await;
     assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "message"));
     let status = refused(topics.0.publish_batch(v1::PublishBatchRequest { messages: Vec::new() })).await;

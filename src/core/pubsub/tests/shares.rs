@@ -124,3 +124,23 @@ async fn a_shared_filter_has_its_rules() {
     let inbox = Arc::new(Inbox::default());
     drop(bed.open_as("b", false, Duration::ZERO, &inbox).await.unwrap());
 }
+
+#[tokio::test]
+async fn a_member_without_room_leaves_the_backlog_to_others() {
+    let bed = Bed::new().await;
+    let one = options(Qos::AtLeastOnce);
+    let (full, _, _) = bed.durable("full").await;
+    let (idle, _, _) = bed.durable("idle").await;
+    subscribe(&full, &[("$share/g/t", one)]).await;
+    subscribe(&idle, &[("$share/g/t", one)]).await;
+    let mut none = Vec::new();
+    // Both have looked and wait; then the first has no room any more.
+    for session in [&full, &idle] {
+        within(session.ready()).await;
+        session.take(1, 1, &mut none).unwrap();
+    }
+    assert!(none.is_empty());
+    full.take(0, 0, &mut none).unwrap();
+    publish(&mut bed.publisher(), vec![qos1("t", "1")]).await;
+    assert_eq!(texts(&take(&idle, 1).await), ["1"]);
+}
