@@ -8,6 +8,9 @@
 //! | `stafett-priority` | 0 (lowest) to 9, in queues with priorities; without it 4 |
 //! | `stafett-delay` | milliseconds until the message may be delivered |
 //!
+//! 3.1.1 has no user properties: a PUBLISH to `$delayed/<seconds>/<topic>` is one to `<topic>`, due so many seconds later.
+//! Only what goes to queues alone can be delayed.
+//!
 //! Knows neither connections nor sessions.
 
 use std::num::{NonZeroU16, NonZeroU32};
@@ -26,6 +29,8 @@ use crate::types::{Extras, Message, MessageId, Priority, Qos, TopicName, UnixMil
 
 /// What begins the topic of a message that goes straight into a queue.
 const QUEUE_PREFIX: &str = "$queue/";
+/// What begins the topic of a message that is delayed.
+const DELAYED_PREFIX: &str = "$delayed/";
 /// The user property that gives a message its priority.
 const PRIORITY: &str = "stafett-priority";
 /// The user property that delays a message.
@@ -172,15 +177,50 @@ fn reply_to(topic: Option<ByteString>) -> Option<TopicName> {
     topic.and_then(|topic| TopicName::parse(topic).ok())
 }
 
-/// What a message that goes straight into a queue asks for: its priority, and when it is due.
+/// What a publish asks of the queues that it reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wishes {
+    pub(super) priority: Priority,
+    /// Not delivered earlier.
+    pub(super) not_before: Option<UnixMillis>,
+}
+
+/// Takes `$delayed/<seconds>/` off a topic.
 ///
 /// # Errors
-/// [`CoreError::Invalid`] naming the user property.
-pub(super) fn queue_wishes(
+/// [`CoreError::Invalid`].
+pub(super) fn delayed(topic: TopicName) -> Result<(TopicName, Option<Duration>), CoreError> {
+    let Some(rest) = topic.as_str().strip_prefix(DELAYED_PREFIX) else { return Ok((topic, None)) };
+    let parts = rest.split_once('/').and_then(|(seconds, rest)| Some((seconds.parse().ok()?, rest)));
+    let Some((seconds, rest)) = parts else {
+        return Err(CoreError::invalid("topic", "must be `$delayed/<seconds>/<topic>`"));
+    };
+    let rest = TopicName::parse(topic.to_byte_string().slice_ref(rest));
+    Ok((rest.map_err(|error| CoreError::topic("topic", &error))?, Some(Duration::from_secs(seconds))))
+}
+
+/// What `message` asks for: `delay` by its topic, the rest by user properties if it goes straight into a queue.
+///
+/// # Errors
+/// [`CoreError::Invalid`] naming the user property, or the topic.
+pub(super) fn wishes(
     message: &Message,
+    delay: Option<Duration>,
+    max_delay: Duration,
     now: UnixMillis,
-) -> Result<(Priority, Option<UnixMillis>), CoreError> {
-    let mut wishes = (Priority::default(), None);
+) -> Result<Wishes, CoreError> {
+    let mut wishes = Wishes { priority: Priority::default(), not_before: None };
+    let mut wait = |field: &str, delay: Duration| {
+        if delay > max_delay {
+            let days = max_delay.as_secs() / 86_400;
+            return Err(CoreError::invalid(field, format!("delays by more than {days} days")));
+        }
+        wishes.not_before = (!delay.is_zero()).then(|| now.after(delay));
+        Ok(())
+    };
+    if let Some(delay) = delay {
+        wait("topic", delay)?;
+    }
     let Some(extras) = &message.extras else { return Ok(wishes) };
     if !message.topic.as_str().starts_with(QUEUE_PREFIX) {
         return Ok(wishes);
@@ -189,11 +229,11 @@ pub(super) fn queue_wishes(
         match &**name {
             PRIORITY => {
                 let level = value.parse().ok().and_then(Priority::new);
-                wishes.0 = level.ok_or_else(|| CoreError::invalid(PRIORITY, "must be 0 to 9"))?;
+                wishes.priority = level.ok_or_else(|| CoreError::invalid(PRIORITY, "must be 0 to 9"))?;
             }
             DELAY => {
                 let delay = value.parse().map_err(|_| CoreError::invalid(DELAY, "must be milliseconds"))?;
-                wishes.1 = Some(now.after(Duration::from_millis(delay)));
+                wait(DELAY, Duration::from_millis(delay))?;
             }
             _ => {}
         }
@@ -353,17 +393,37 @@ mod tests {
         let asked = |topic: &str, name: &str, value: &str| {
             let user_properties = vec![(name.into(), value.into())];
             let properties = PublishProperties { user_properties, ..PublishProperties::default() };
-            queue_wishes(&parsed(publish(topic, properties), UnixMillis(0)), UnixMillis(1000))
+            let message = parsed(publish(topic, properties), UnixMillis(0));
+            let wishes = wishes(&message, None, Duration::from_secs(10), UnixMillis(1000))?;
+            Ok::<_, CoreError>((wishes.priority.level(), wishes.not_before))
         };
-        let priority = |level| Priority::new(level).unwrap();
-        assert_eq!(asked("$queue/q", PRIORITY, "9").unwrap(), (priority(9), None));
-        assert_eq!(asked("$queue/q", DELAY, "1500").unwrap(), (priority(4), Some(UnixMillis(2500))));
-        assert_eq!(asked("$queue/q", "other", "x").unwrap(), (priority(4), None));
-        for (name, value) in [(PRIORITY, "10"), (PRIORITY, ""), (DELAY, "1s"), (DELAY, "-1")] {
+        assert_eq!(asked("$queue/q", PRIORITY, "9").unwrap(), (9, None));
+        assert_eq!(asked("$queue/q", DELAY, "1500").unwrap(), (4, Some(UnixMillis(2500))));
+        assert_eq!(asked("$queue/q", "other", "x").unwrap(), (4, None));
+        for (name, value) in
+            [(PRIORITY, "10"), (PRIORITY, ""), (DELAY, "1s"), (DELAY, "-1"), (DELAY, "10001")]
+        {
             assert!(asked("$queue/q", name, value).unwrap_err().to_string().starts_with(name));
         }
         // Elsewhere they are a publisher's own business.
-        assert_eq!(asked("a/b", PRIORITY, "x").unwrap(), (priority(4), None));
+        assert_eq!(asked("a/b", PRIORITY, "x").unwrap(), (4, None));
+    }
+
+    #[test]
+    fn a_topic_may_delay() {
+        let parts = |text: &str| {
+            let (topic, delay) = delayed(TopicName::parse(text.into()).unwrap())?;
+            Ok::<_, CoreError>((topic.to_string(), delay.map(|delay| delay.as_secs())))
+        };
+        assert_eq!(parts("$delayed/5/$queue/q").unwrap(), ("$queue/q".into(), Some(5)));
+        assert_eq!(parts("$delayed/0/a//b/").unwrap(), ("a//b/".into(), Some(0)));
+        assert_eq!(parts("$delayed").unwrap(), ("$delayed".into(), None));
+        assert_eq!(parts("a/$delayed/5/b").unwrap(), ("a/$delayed/5/b".into(), None));
+        for wrong in
+            ["$delayed/", "$delayed/5", "$delayed/5/", "$delayed/x/a", "$delayed/-1/a", "$delayed//a"]
+        {
+            assert!(parts(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

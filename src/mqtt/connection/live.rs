@@ -86,14 +86,7 @@ impl Live {
             session: session.target(),
             no_local: Some(session.key()),
         });
-        let state = State::new(
-            hello,
-            session.target(),
-            incoming,
-            &door.settings,
-            limits.max_topic_bytes,
-            clock::now(),
-        );
+        let state = State::new(hello, session.target(), incoming, &door.settings, limits, clock::now());
         Self {
             state,
             session: Arc::new(session),

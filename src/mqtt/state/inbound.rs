@@ -5,11 +5,12 @@
 //! unacknowledged than was announced [5: MQTT-3.3.4-7].
 
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
 use super::{Effects, State};
-use crate::core::{CoreError, Inbound, Receipt};
+use crate::core::{CoreError, Inbound, Limits, Receipt};
 use crate::mqtt::codec::{self, Ack, AckProperties, Packet, PacketType, ReasonCode, Version};
 use crate::mqtt::translate;
 use crate::mqtt::violation::{self, Consequence, Violation};
@@ -28,6 +29,7 @@ pub(super) struct Incoming {
     receive_maximum: Option<u16>,
     topic_alias_maximum: u16,
     max_topic_bytes: usize,
+    max_delay: Duration,
 }
 
 /// How far a publish at QoS 2 is.
@@ -51,14 +53,15 @@ impl Incoming {
         version: Version,
         receive_maximum: u16,
         topic_alias_maximum: u16,
-        max_topic_bytes: usize,
+        limits: &Limits,
         stored: Vec<u16>,
     ) -> Self {
         Self {
             ids: stored.into_iter().map(|id| (id, Arrival::Received { counted: false })).collect(),
             receive_maximum: (version == Version::V5).then_some(receive_maximum),
             topic_alias_maximum,
-            max_topic_bytes,
+            max_topic_bytes: limits.max_topic_bytes,
+            max_delay: limits.max_delay,
             ..Self::default()
         }
     }
@@ -145,9 +148,13 @@ impl State {
                 self.incoming.ids.insert(id.get(), Arrival::Handed);
             }
         }
-        let message = translate::message(publish, topic, now);
-        let (priority, not_before) = match translate::queue_wishes(&message, now) {
-            Ok(wishes) => wishes,
+        let asked = translate::delayed(topic).and_then(|(topic, delay)| {
+            let message = translate::message(publish, topic, now);
+            let wishes = translate::wishes(&message, delay, self.incoming.max_delay, now)?;
+            Ok((message, wishes))
+        });
+        let (message, wishes) = match asked {
+            Ok(asked) => asked,
             Err(error) => {
                 if let Some(id) = id {
                     self.refused(qos, id, &error, effects);
@@ -157,8 +164,8 @@ impl State {
         };
         let mut inbound = Inbound::new(message, id.map_or(0, |id| tag(qos, id)));
         inbound.receipt = id.is_some();
-        inbound.priority = priority;
-        inbound.not_before = not_before;
+        inbound.priority = wishes.priority;
+        inbound.not_before = wishes.not_before;
         if self.backlog.is_some() && qos == codec::Qos::ExactlyOnce {
             inbound.incoming = id.map(NonZeroU16::get);
         }

@@ -20,7 +20,7 @@ use super::Settings;
 use super::codec::{DecodeError, Disconnect, Packet, ReasonCode, Version};
 use super::translate::{self, Will};
 use super::violation::Violation;
-use crate::core::{CoreError, End, Inbound, Receipt};
+use crate::core::{CoreError, End, Inbound, Limits, Receipt};
 use crate::engine::{Nack, Outgoing};
 use crate::types::{Qos, TargetId, UnixMillis};
 
@@ -130,7 +130,7 @@ impl State {
         backlog: Option<TargetId>,
         stored: Vec<u16>,
         settings: &Settings,
-        max_topic_bytes: usize,
+        limits: &Limits,
         now: Instant,
     ) -> Self {
         Self {
@@ -143,7 +143,7 @@ impl State {
                 hello.version,
                 settings.receive_maximum(),
                 settings.topic_alias_maximum(),
-                max_topic_bytes,
+                limits,
                 stored,
             ),
             window: Window::new(hello.receive_maximum),

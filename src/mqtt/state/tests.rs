@@ -54,7 +54,8 @@ impl Machine {
     fn of(connect: Connect, durable: bool, stored: Vec<u16>) -> Self {
         let now = clock::now();
         let backlog = durable.then_some(BACKLOG);
-        Self { state: State::new(hello(connect), backlog, stored, &settings(), 100, now), now }
+        let limits = Limits { max_topic_bytes: 100, ..Limits::default() };
+        Self { state: State::new(hello(connect), backlog, stored, &settings(), &limits, now), now }
     }
 
     fn new(version: Version) -> Self {
