@@ -24,6 +24,8 @@ pub(super) struct Errands {
     notes: VecDeque<Note>,
     /// How many of them have a delivery.
     deliveries: usize,
+    /// Deliveries whose packet id another one has, or for which there is no room.
+    pub(super) parked: Vec<SessionDelivery>,
     /// Packet ids of the client that are released.
     released: FuturesOrdered<Errand<(NonZeroU16, Result<(), CoreError>)>>,
 }
@@ -51,7 +53,7 @@ pub(super) enum Done {
 
 impl Errands {
     pub(super) fn is_empty(&self) -> bool {
-        self.asked.is_none() && self.notes.is_empty() && self.released.is_empty()
+        self.asked.is_none() && self.notes.is_empty() && self.parked.is_empty() && self.released.is_empty()
     }
 
     /// Whether the next packet has to wait.

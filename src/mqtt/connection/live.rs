@@ -6,7 +6,6 @@
 //! Bounds: the socket is not read while the core has as many open publishes of this connection as it may, while the
 //! answer to a SUBSCRIBE is awaited, or while the client does not take what it is sent.
 
-use std::collections::VecDeque;
 use std::future::pending;
 use std::num::NonZeroU16;
 use std::pin::pin;
@@ -16,26 +15,23 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use tokio::time::{Sleep, sleep_until};
 
-use super::errands::{Done, Errands, Note, Waiting};
+use super::errands::{Done, Errands, Note};
 use super::wire::{Io, Wire};
-use crate::core::{CoreError, Opened, Publisher, PublisherInfo, Receipt, Session, SessionDelivery};
-use crate::engine::{Outcome, Ticket};
-use crate::mqtt::codec::{Ack, Packet, ReasonCode};
-use crate::mqtt::frames::{Form, Frames, encode};
+use crate::core::{Opened, Publisher, PublisherInfo, Receipt, Session};
+use crate::engine::Outcome;
+use crate::mqtt::codec::ReasonCode;
+use crate::mqtt::frames::{Form, Frames};
 use crate::mqtt::outbox::Mailbox;
-use crate::mqtt::state::{Ask, Effects, Ending, Hello, Input, Start, State, Stored};
-use crate::mqtt::translate::Delivery;
+use crate::mqtt::state::{Ask, Effects, Ending, Hello, Input, State, Stored};
 use crate::mqtt::{Connected, Door};
-use crate::types::{ClientId, Qos, Sequence, UnixMillis, clock};
+use crate::types::{ClientId, Sequence, clock};
 
 /// While more waits to be written, no more deliveries are taken.
-const LOW_WATER: usize = 256 << 10;
+pub(super) const LOW_WATER: usize = 256 << 10;
 /// While more waits to be written, the peer is not read: it does not take the answers.
 const HIGH_WATER: usize = 1 << 20;
-/// Stored messages taken at once.
-const TAKE_MESSAGES: usize = 256;
-/// Bytes of stored messages taken at once.
-const TAKE_BYTES: usize = 256 << 10;
+/// After so long without a publish, what helps to publish fast is given back.
+const IDLE: Duration = Duration::from_secs(10);
 /// When no time is limited.
 const LONG: Duration = Duration::from_secs(86_400);
 
@@ -45,22 +41,29 @@ pub(super) struct Live {
     pub(super) session: Arc<Session>,
     pub(super) publisher: Publisher,
     pub(super) mailbox: Arc<Mailbox>,
-    form: Form,
+    pub(super) form: Form,
     /// Taken from the mailbox.
     pub(super) frames: Frames,
     pub(super) effects: Effects,
     receipts: Vec<Receipt>,
     pub(super) errands: Option<Box<Errands>>,
-    taken: Vec<SessionDelivery>,
-    /// Their packet id is in use, or there is no room.
-    parked: VecDeque<Box<SessionDelivery>>,
     /// The session may have more.
-    more: bool,
+    pub(super) more: bool,
+    /// When something was published last, until that is long ago.
+    published: Option<Instant>,
+    /// The client was not read for a while, through no fault of its own.
+    deaf: bool,
     /// The end that comes when this time is over; until then the peer is not read.
-    later: Option<(Instant, Box<Ending>)>,
+    later: Option<Box<Later>>,
     pub(super) expiry: Duration,
     max_pending: usize,
     _connected: Connected,
+}
+
+/// An end that is to come.
+struct Later {
+    at: Instant,
+    ending: Box<Ending>,
 }
 
 /// What a connection was woken by.
@@ -100,9 +103,9 @@ impl Live {
             effects: Effects::default(),
             receipts: Vec::new(),
             errands: None,
-            taken: Vec::new(),
-            parked: VecDeque::new(),
             more: true,
+            published: None,
+            deaf: false,
             later: None,
             expiry,
             max_pending: limits.publish_pending,
@@ -131,11 +134,15 @@ impl Live {
                 }
                 Wake::Io(Ok(Io::Eof) | Err(_)) => Input::Lost,
                 Wake::Time => {
-                    if let Some((at, _)) = &self.later
-                        && *at <= clock::now()
-                        && let Some((_, ending)) = self.later.take()
-                    {
-                        return ending;
+                    let now = clock::now();
+                    if let Some(later) = self.later.take_if(|later| later.at <= now) {
+                        return later.ending;
+                    }
+                    if self.published.take_if(|at| *at + IDLE <= now).is_some() {
+                        self.publisher.shrink();
+                    }
+                    if std::mem::take(&mut self.deaf) {
+                        self.state.excuse(now);
                     }
                     Input::Deadline
                 }
@@ -153,14 +160,16 @@ impl Live {
         self.publisher.completed(&mut self.receipts).await;
     }
 
-    fn handle(&mut self, input: Input) {
+    pub(super) fn handle(&mut self, input: Input) {
         self.state.handle(input, clock::now(), clock::unix_now(), &mut self.effects);
     }
 
     /// Sets the one timer, if it rings later than anything is due. One that rings too early does no harm, so what is
     /// heard of the client does not move it.
     fn set(&mut self, timer: std::pin::Pin<&mut Sleep>) {
-        let due = [self.state.deadline(), self.later.as_ref().map(|(at, _)| *at)].into_iter().flatten().min();
+        let later = self.later.as_ref().map(|later| later.at);
+        let idle = self.published.map(|at| at + IDLE);
+        let due = [self.state.deadline(), later, idle].into_iter().flatten().min();
         let due = due.unwrap_or_else(|| clock::now() + LONG);
         let armed = timer.deadline().into_std();
         if timer.is_elapsed() || due < armed {
@@ -170,13 +179,13 @@ impl Live {
 
     async fn wait(&mut self, door: &Door, wire: &mut Wire, timer: std::pin::Pin<&mut Sleep>) -> Wake {
         let asks = self.errands.as_ref().is_some_and(|errands| errands.asks());
-        let may_read = !asks
-            && self.later.is_none()
-            && wire.out.len() < HIGH_WATER
-            && self.publisher.pending() < self.max_pending;
+        let may_read = !asks && self.later.is_none() && self.publisher.pending() < self.max_pending;
         let has_room = may_read && self.publisher.room().now_or_never().is_some();
+        self.deaf |= !has_room;
+        // A client that does not take its answers is not read either, and that is its own fault.
+        let reads = has_room && wire.out.len() < HIGH_WATER;
         let drained = wire.out.len() <= LOW_WATER;
-        let takes = drained && !self.more && self.parked.is_empty() && self.state.window().room() > 0;
+        let takes = drained && !self.more && !self.parks() && self.state.window().room() > 0;
         if wire.input.is_empty() && wire.out.is_empty() {
             self.rest(door);
         }
@@ -199,7 +208,7 @@ impl Live {
             }
         };
         tokio::select! {
-            io = wire.io(&door.buffers, has_room, LOW_WATER) => Wake::Io(io),
+            io = wire.io(&door.buffers, reads, LOW_WATER) => Wake::Io(io),
             () = mailbox.woken() => Wake::Mail,
             wake = publishing => wake,
             () = session.ready(), if takes => Wake::Stored,
@@ -211,7 +220,6 @@ impl Live {
     /// Gives back what only a busy connection needs.
     fn rest(&mut self, door: &Door) {
         self.receipts = Vec::new();
-        self.taken = Vec::new();
         self.effects.packets = Vec::new();
         self.effects.settled = Vec::new();
         self.frames.release(&door.buffers);
@@ -232,7 +240,8 @@ impl Live {
                 if ending.after.is_zero() {
                     return Some(ending);
                 }
-                self.later.get_or_insert((clock::now() + ending.after, ending));
+                let at = clock::now() + ending.after;
+                self.later.get_or_insert_with(|| Box::new(Later { at, ending }));
             }
             if self.effects.packets.is_empty() && self.effects.settled.is_empty() {
                 return None;
@@ -261,6 +270,7 @@ impl Live {
     pub(super) fn carry_out(&mut self, wire: &mut Wire) {
         if !self.effects.publishes.is_empty() {
             self.publisher.publish(std::mem::take(&mut self.effects.publishes));
+            self.published = Some(clock::now());
         }
         self.publisher.completed_now(&mut self.receipts);
         if !self.receipts.is_empty() {
@@ -304,7 +314,12 @@ impl Live {
         }
     }
 
-    fn errands(&mut self) -> &mut Errands {
+    /// Whether deliveries wait for room or for their packet id: none is taken before they have it.
+    pub(super) fn parks(&self) -> bool {
+        self.errands.as_ref().is_some_and(|errands| !errands.parked.is_empty())
+    }
+
+    pub(super) fn errands(&mut self) -> &mut Errands {
         self.errands.get_or_insert_default()
     }
 
@@ -321,118 +336,6 @@ impl Live {
             }
         }
         self.effects.settled.clear();
-    }
-
-    /// Fills the room in the client's window.
-    fn deliver(&mut self, wire: &mut Wire) -> Result<(), CoreError> {
-        let room = wire.out.len() <= LOW_WATER;
-        if let Some(code) = self.mailbox.take(&mut self.frames, room) {
-            self.handle(Input::Closed(code));
-            return Ok(());
-        }
-        if room {
-            for _ in 0..self.parked.len() {
-                if let Some(delivery) = self.parked.pop_front() {
-                    self.start(*delivery, wire);
-                }
-            }
-            self.take(wire)?;
-            // What held up the rest may have been sent: nobody wakes for what waits already.
-            while !self.frames.is_empty() {
-                self.frames.send(self.form, self.state.window(), &mut wire.out);
-                if !self.frames.is_empty() || wire.out.len() > LOW_WATER {
-                    break;
-                }
-                self.mailbox.take(&mut self.frames, true);
-            }
-        }
-        self.mailbox.set_in_flight(self.state.window().in_flight());
-        Ok(())
-    }
-
-    /// Takes and sends stored messages.
-    fn take(&mut self, wire: &mut Wire) -> Result<(), CoreError> {
-        while self.more && self.parked.is_empty() && wire.out.len() <= LOW_WATER {
-            let room = self.state.window().room();
-            if room == 0 {
-                break;
-            }
-            let mut taken = std::mem::take(&mut self.taken);
-            self.session.take(room.min(TAKE_MESSAGES), TAKE_BYTES, &mut taken)?;
-            self.more = !taken.is_empty();
-            // 3.1.1 and 5: [MQTT-4.4.0-1]: what has a number already comes first, so that no other gets it.
-            if taken.iter().any(|delivery| delivery.leased.outgoing.is_some()) {
-                taken.sort_by_key(|delivery| delivery.leased.outgoing.is_none());
-            }
-            for delivery in taken.drain(..) {
-                self.start(delivery, wire);
-            }
-            self.taken = taken;
-        }
-        Ok(())
-    }
-
-    fn start(&mut self, delivery: SessionDelivery, wire: &mut Wire) {
-        match self.state.start(&delivery, wire.out.position()) {
-            Start::Unnumbered => {
-                self.send(&delivery, Qos::AtMostOnce, None, false, wire);
-                self.effects.settled.push(stored(&delivery));
-            }
-            Start::Publish { packet_id, dup } => {
-                // 3.1.1 and 5: [MQTT-4.6.0-1]: what is sent again is sent in the order of the first time.
-                if self.errands.as_ref().is_some_and(|errands| errands.holds_deliveries()) {
-                    let ticket = Ticket::ready(Ok(Vec::new()));
-                    let delivery = Some(Box::new(Waiting { delivery, dup }));
-                    self.errands().note(Note { packet_id, delivery, ticket });
-                } else {
-                    self.send_numbered(&delivery, packet_id, dup, wire);
-                }
-            }
-            Start::Note(packet_id, outgoing) => {
-                let ticket = self.session.outgoing(delivery.source, delivery.leased.sequence, outgoing);
-                let delivery = Some(Box::new(Waiting { delivery, dup: false }));
-                self.errands().note(Note { packet_id, delivery, ticket });
-            }
-            Start::Release(packet_id) => {
-                self.effects.packets.push(Packet::PubRel(Ack::new(packet_id, ReasonCode::Success)));
-            }
-            Start::Wait => self.parked.push_back(Box::new(delivery)),
-        }
-    }
-
-    /// Sends a delivery above QoS 0. What is not sent, its time being over or its size too large, is done with
-    /// [MQTT-3.3.2-5, MQTT-3.1.2-25].
-    fn send_numbered(
-        &mut self,
-        delivery: &SessionDelivery,
-        packet_id: NonZeroU16,
-        dup: bool,
-        wire: &mut Wire,
-    ) {
-        if !self.send(delivery, delivery.leased.qos, Some(packet_id), dup, wire) {
-            self.state.window().forget(packet_id);
-            self.effects.settled.push(stored(delivery));
-        }
-    }
-
-    fn send(
-        &self,
-        delivery: &SessionDelivery,
-        qos: Qos,
-        packet_id: Option<NonZeroU16>,
-        dup: bool,
-        wire: &mut Wire,
-    ) -> bool {
-        let SessionDelivery { leased, identifiers, .. } = delivery;
-        let message = &leased.message;
-        let delivery = Delivery { message, qos, retain: leased.retain, dup, packet_id, identifiers };
-        let now = if message.expires_at.is_some() { clock::unix_now() } else { UnixMillis(0) };
-        // 5: [MQTT-4.3.3-7]: once it was sent at QoS 2, its time does not matter.
-        let remaining = match delivery.remaining(now) {
-            None if dup && qos == Qos::ExactlyOnce => Some(Some(0)),
-            remaining => remaining,
-        };
-        remaining.is_some_and(|expiry| encode(&delivery, expiry, self.form, &mut wire.out))
     }
 
     /// Takes in what came of an errand. What is left for the state machine is returned.
@@ -458,13 +361,5 @@ impl Live {
         };
         tracing::debug!(client = %self.client_id(), %error, what);
         Some(Input::Closed(ReasonCode::UnspecifiedError))
-    }
-}
-
-fn stored(delivery: &SessionDelivery) -> Stored {
-    Stored {
-        source: delivery.source,
-        sequence: delivery.leased.sequence,
-        queue: delivery.leased.lease_expires.is_some(),
     }
 }

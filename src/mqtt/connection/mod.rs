@@ -7,6 +7,7 @@
 //! Invariants: a peer is told why, where its version has a word for it, before its connection is closed; the session is
 //! given back before the connection lingers for a slow peer; a peer's fault is logged at debug level.
 
+mod deliver;
 mod end;
 mod errands;
 mod live;
@@ -43,8 +44,7 @@ const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 pub(super) async fn run(door: Arc<Door>, stream: TcpStream, peer: SocketAddr, permit: ConnectionPermit) {
     let mut wire = new_wire(&door, stream);
     // What comes before and after takes more room than what lasts: it is given back.
-    let Some(live) = Box::pin(begin(&door, &mut wire, peer)).await else { return };
-    let mut live = live;
+    let Some(mut live) = Box::pin(begin(&door, &mut wire, peer)).await else { return };
     let ending = live.serve(&door, &mut wire).await;
     Box::pin(end::end(&door, wire, live, *ending, peer)).await;
     drop(permit);

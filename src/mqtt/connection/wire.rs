@@ -151,11 +151,17 @@ impl Wire {
     /// Reads and drops what the peer still sends, until it closes its side: data that nobody reads would reset the
     /// connection, and with it what it was told last.
     pub(super) async fn drain(&mut self, buffers: &Buffers) {
-        let mut bytes = buffers.to_read();
-        while self.stream.read_buf(&mut bytes).await.is_ok_and(|read| read > 0) {
-            bytes.clear();
+        while self.stream.readable().await.is_ok() {
+            let mut bytes = buffers.to_read();
+            let read = self.stream.try_read_buf(&mut bytes);
+            buffers.give_back(bytes);
+            match read {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
         }
-        buffers.give_back(bytes);
     }
 }
 

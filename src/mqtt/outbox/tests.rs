@@ -183,3 +183,19 @@ fn the_time_that_is_left_is_told_and_what_is_over_is_dropped() {
     assert!(matches!(properties.message_expiry, Some(99..=100)));
     assert_eq!(properties.subscription_ids.len(), 1);
 }
+
+#[test]
+fn packet_ids_stand_where_they_belong_in_frames_of_any_size() {
+    for version in [Version::V311, Version::V5] {
+        for size in (100..150).chain(16_360..16_400).chain([SHARED_FROM - 1, SHARED_FROM, 100_000]) {
+            let mailbox = mailbox(version, Bounds { bytes: 1 << 20, messages: 10 });
+            let message = message(vec![b'x'; size]);
+            mailbox.offer(&[offer(&message, Qos::AtLeastOnce), offer(&message, Qos::ExactlyOnce)]);
+            let publishes = Sent::new(mailbox.form(), 10).take(&mailbox);
+            let ids: Vec<_> =
+                publishes.iter().map(|publish| publish.packet_id.map(NonZeroU16::get)).collect();
+            assert_eq!(ids, [Some(1), Some(2)], "{size}");
+            assert!(publishes.iter().all(|publish| publish.payload.iter().all(|byte| *byte == b'x')));
+        }
+    }
+}

@@ -198,6 +198,11 @@ impl State {
         }
     }
 
+    /// The client is not to blame for silence before `now`: it was not read.
+    pub(super) fn excuse(&mut self, now: Instant) {
+        self.heard = now;
+    }
+
     /// When [`Input::Deadline`] is due [3.1.1: MQTT-3.1.2-24; 5: MQTT-3.1.2-22].
     pub(super) fn deadline(&self) -> Option<Instant> {
         Some(self.heard + self.silence?)

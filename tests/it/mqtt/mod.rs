@@ -3,6 +3,7 @@
 //! [`Peer`] is a client that does what a test says and nothing by itself: it answers no packet and resends none. What is
 //! asked of a client that somebody else wrote is in `rumqtt`.
 
+mod cross;
 mod limits;
 mod properties;
 mod publishing;
@@ -244,6 +245,20 @@ impl Peer {
         let options = SubscribeOptions { qos, ..SubscribeOptions::default() };
         let suback = self.ask(&[(filter, options)]).await;
         assert_eq!(suback.codes[..], [qos.granted()], "{filter}");
+    }
+
+    /// Subscribes and gets one retained value, before SUBACK or after.
+    pub(super) async fn subscribe_and_find(&mut self, filter: &str, payload: &str) {
+        let filters = vec![SubscribeFilter { filter: filter.into(), options: SubscribeOptions::default() }];
+        self.send(Packet::Subscribe(Subscribe { packet_id: id(1), properties: None, filters })).await;
+        let (mut answered, mut found) = (false, false);
+        while !answered || !found {
+            match self.next().await {
+                Packet::SubAck(_) => answered = true,
+                Packet::Publish(publish) => found = publish.retain && text(&publish) == payload,
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     pub(super) async fn unsubscribe(&mut self, filter: &str) {

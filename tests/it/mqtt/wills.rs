@@ -63,23 +63,7 @@ async fn a_retained_will_stays() {
     Peer::connected(&broker, lost).await.vanish();
     assert!(!watcher.receive().await.retain);
     let mut late = Peer::clean(&broker, V311, "").await;
-    late.subscribe_late("will/#").await;
-}
-
-impl Peer {
-    /// Subscribes and gets one retained value, before SUBACK or after.
-    async fn subscribe_late(&mut self, filter: &str) {
-        let filters = vec![SubscribeFilter { filter: filter.into(), options: SubscribeOptions::default() }];
-        self.send(Packet::Subscribe(Subscribe { packet_id: id(1), properties: None, filters })).await;
-        let (mut answered, mut retained) = (false, false);
-        while !answered || !retained {
-            match self.next().await {
-                Packet::SubAck(_) => answered = true,
-                Packet::Publish(publish) => retained = publish.retain,
-                other => panic!("{other:?}"),
-            }
-        }
-    }
+    late.subscribe_and_find("will/#", "lost").await;
 }
 
 #[tokio::test]

@@ -21,9 +21,9 @@ use crate::queue::got;
 
 /// A client with what the tests say often.
 #[derive(Clone)]
-struct Topics(PubSubServiceClient<Channel>);
+pub(super) struct Topics(PubSubServiceClient<Channel>);
 
-fn message(topic: &str, payload: &str) -> v1::Message {
+pub(super) fn message(topic: &str, payload: &str) -> v1::Message {
     v1::Message { topic: topic.to_owned(), ..crate::queue::message(payload) }
 }
 
@@ -31,7 +31,7 @@ fn at_most_once(topic: &str, payload: &str) -> v1::Message {
     v1::Message { qos: v1::Qos::AtMostOnce.into(), ..message(topic, payload) }
 }
 
-fn retained(topic: &str, payload: &str) -> v1::Message {
+pub(super) fn retained(topic: &str, payload: &str) -> v1::Message {
     v1::Message { retain: true, ..message(topic, payload) }
 }
 
@@ -43,12 +43,12 @@ fn text(message: Option<&v1::Message>) -> String {
     String::from_utf8(message.unwrap().payload.to_vec()).unwrap()
 }
 
-fn texts(deliveries: &[v1::Delivery]) -> Vec<String> {
+pub(super) fn texts(deliveries: &[v1::Delivery]) -> Vec<String> {
     deliveries.iter().map(|delivery| text(delivery.message.as_ref())).collect()
 }
 
 impl Topics {
-    async fn of(broker: &Broker) -> Self {
+    pub(super) async fn of(broker: &Broker) -> Self {
         let client = PubSubServiceClient::new(broker.grpc().await);
         Self(client.max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX))
     }
@@ -59,12 +59,12 @@ impl Topics {
         (broker, topics)
     }
 
-    async fn publish(&mut self, message: v1::Message) -> v1::PublishResponse {
+    pub(super) async fn publish(&mut self, message: v1::Message) -> v1::PublishResponse {
         got(self.0.publish(v1::PublishRequest { message: Some(message) })).await
     }
 
     /// Subscribes without a session; what is published from now on comes.
-    async fn subscribe(&mut self, filters: &[&str]) -> Plain {
+    pub(super) async fn subscribe(&mut self, filters: &[&str]) -> Plain {
         let filters = filters.iter().map(|text| filter(text)).collect();
         let mut events = got(self.0.subscribe(v1::SubscribeRequest { filters })).await;
         let first = within("the first event", events.message()).await.unwrap().unwrap();
@@ -100,7 +100,7 @@ fn session(client_id: &str, filters: &[&str]) -> v1::OpenSession {
 }
 
 /// A subscription without a session.
-struct Plain {
+pub(super) struct Plain {
     opened: v1::SubscribeOpened,
     events: Streaming<v1::SubscribeResponse>,
 }
@@ -110,7 +110,7 @@ impl Plain {
         within("an event", self.events.message()).await
     }
 
-    async fn deliveries(&mut self, count: usize) -> Vec<v1::Delivery> {
+    pub(super) async fn deliveries(&mut self, count: usize) -> Vec<v1::Delivery> {
         let mut all = Vec::new();
         while all.len() < count {
             let event = self.next().await.unwrap().unwrap();
@@ -124,7 +124,7 @@ impl Plain {
         all
     }
 
-    async fn texts(&mut self, count: usize) -> Vec<String> {
+    pub(super) async fn texts(&mut self, count: usize) -> Vec<String> {
         texts(&self.deliveries(count).await)
     }
 }

@@ -1,0 +1,140 @@
+//! Deliveries of a connection: from the mailbox and the session's stores into the room of the client's window.
+
+use std::num::NonZeroU16;
+
+use super::errands::{Note, Waiting};
+use super::live::{LOW_WATER, Live};
+use super::wire::Wire;
+use crate::core::{CoreError, SessionDelivery};
+use crate::engine::Ticket;
+use crate::mqtt::codec::{Ack, Packet, ReasonCode};
+use crate::mqtt::frames::encode;
+use crate::mqtt::state::{Input, Start, Stored};
+use crate::mqtt::translate::Delivery;
+use crate::types::{Qos, UnixMillis, clock};
+
+/// Stored messages taken at once.
+const TAKE_MESSAGES: usize = 256;
+/// Bytes of stored messages taken at once.
+const TAKE_BYTES: usize = 256 << 10;
+
+impl Live {
+    /// Fills the room in the client's window.
+    pub(super) fn deliver(&mut self, wire: &mut Wire) -> Result<(), CoreError> {
+        let room = wire.out.len() <= LOW_WATER;
+        if let Some(code) = self.mailbox.take(&mut self.frames, room) {
+            self.handle(Input::Closed(code));
+            return Ok(());
+        }
+        if room {
+            if self.parks() {
+                for delivery in std::mem::take(&mut self.errands().parked) {
+                    self.start(delivery, wire);
+                }
+            }
+            self.take(wire)?;
+            // What held up the rest may have been sent: nobody wakes for what waits already.
+            while !self.frames.is_empty() {
+                self.frames.send(self.form, self.state.window(), &mut wire.out);
+                if !self.frames.is_empty() || wire.out.len() > LOW_WATER {
+                    break;
+                }
+                self.mailbox.take(&mut self.frames, true);
+            }
+        }
+        self.mailbox.set_in_flight(self.state.window().in_flight());
+        Ok(())
+    }
+
+    /// Takes and sends stored messages.
+    fn take(&mut self, wire: &mut Wire) -> Result<(), CoreError> {
+        let mut taken = Vec::new();
+        while self.more && !self.parks() && wire.out.len() <= LOW_WATER {
+            let room = self.state.window().room();
+            if room == 0 {
+                break;
+            }
+            self.session.take(room.min(TAKE_MESSAGES), TAKE_BYTES, &mut taken)?;
+            self.more = !taken.is_empty();
+            // 3.1.1 and 5: [MQTT-4.4.0-1]: what has a number already comes first, so that no other gets it.
+            if taken.iter().any(|delivery| delivery.leased.outgoing.is_some()) {
+                taken.sort_by_key(|delivery| delivery.leased.outgoing.is_none());
+            }
+            for delivery in taken.drain(..) {
+                self.start(delivery, wire);
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, delivery: SessionDelivery, wire: &mut Wire) {
+        match self.state.start(&delivery, wire.out.position()) {
+            Start::Unnumbered => {
+                self.send(&delivery, Qos::AtMostOnce, None, false, wire);
+                self.effects.settled.push(stored(&delivery));
+            }
+            Start::Publish { packet_id, dup } => {
+                // 3.1.1 and 5: [MQTT-4.6.0-1]: what is sent again is sent in the order of the first time.
+                if self.errands.as_ref().is_some_and(|errands| errands.holds_deliveries()) {
+                    let ticket = Ticket::ready(Ok(Vec::new()));
+                    let delivery = Some(Box::new(Waiting { delivery, dup }));
+                    self.errands().note(Note { packet_id, delivery, ticket });
+                } else {
+                    self.send_numbered(&delivery, packet_id, dup, wire);
+                }
+            }
+            Start::Note(packet_id, outgoing) => {
+                let ticket = self.session.outgoing(delivery.source, delivery.leased.sequence, outgoing);
+                let delivery = Some(Box::new(Waiting { delivery, dup: false }));
+                self.errands().note(Note { packet_id, delivery, ticket });
+            }
+            Start::Release(packet_id) => {
+                self.effects.packets.push(Packet::PubRel(Ack::new(packet_id, ReasonCode::Success)));
+            }
+            Start::Wait => self.errands().parked.push(delivery),
+        }
+    }
+
+    /// Sends a delivery above QoS 0. What is not sent, its time being over or its size too large, is done with
+    /// [MQTT-3.3.2-5, MQTT-3.1.2-25].
+    pub(super) fn send_numbered(
+        &mut self,
+        delivery: &SessionDelivery,
+        packet_id: NonZeroU16,
+        dup: bool,
+        wire: &mut Wire,
+    ) {
+        if !self.send(delivery, delivery.leased.qos, Some(packet_id), dup, wire) {
+            self.state.window().forget(packet_id);
+            self.effects.settled.push(stored(delivery));
+        }
+    }
+
+    fn send(
+        &self,
+        delivery: &SessionDelivery,
+        qos: Qos,
+        packet_id: Option<NonZeroU16>,
+        dup: bool,
+        wire: &mut Wire,
+    ) -> bool {
+        let SessionDelivery { leased, identifiers, .. } = delivery;
+        let message = &leased.message;
+        let delivery = Delivery { message, qos, retain: leased.retain, dup, packet_id, identifiers };
+        let now = if message.expires_at.is_some() { clock::unix_now() } else { UnixMillis(0) };
+        // 5: [MQTT-4.3.3-7]: once it was sent at QoS 2, its time does not matter.
+        let remaining = match delivery.remaining(now) {
+            None if dup && qos == Qos::ExactlyOnce => Some(Some(0)),
+            remaining => remaining,
+        };
+        remaining.is_some_and(|expiry| encode(&delivery, expiry, self.form, &mut wire.out))
+    }
+}
+
+fn stored(delivery: &SessionDelivery) -> Stored {
+    Stored {
+        source: delivery.source,
+        sequence: delivery.leased.sequence,
+        queue: delivery.leased.lease_expires.is_some(),
+    }
+}
