@@ -279,6 +279,7 @@ impl Engine for Embedded {
             waker,
             lease: options.lease,
             keep_leases: options.keep_leases,
+            reading: AtomicBool::new(false),
         }))
     }
 
