@@ -464,6 +464,10 @@ pub trait Consumer: Send + Sync + fmt::Debug {
     /// [`EngineError::NoSuchTarget`] when the target was deleted, [`EngineError::Damaged`].
     fn take(&self, max: usize, max_bytes: usize, out: &mut Vec<Leased>) -> Result<(), EngineError>;
 
+    /// Whether the last [`Consumer::take`] came upon a message that is ready and not in memory. It is being read;
+    /// [`Consumer::ready`] is woken when it is there.
+    fn is_reading(&self) -> bool;
+
     /// Woken when [`Consumer::take`] may give more, or the target is gone.
     fn ready(&self) -> &Notify;
 

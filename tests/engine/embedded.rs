@@ -144,3 +144,30 @@ fn closing_makes_durable_what_was_not_waited_for() {
     let ticket = bench.engine.commit(vec![bench.publish(&[queue], "late")]);
     assert!(runtime.block_on(async { within("the refusal", ticket).await }).is_err());
 }
+
+#[tokio::test]
+async fn a_store_that_comes_back_shorter_is_refused() {
+    for closed in [true, false] {
+        let bench = Bench::new();
+        let queue = bench.queue("q").await;
+        bench.put(queue, "m").await;
+        let old = tempfile::tempdir().unwrap();
+        let bench = bench.reopen();
+        if closed {
+            bench.engine.close().unwrap();
+        }
+        let db = std::fs::read(bench.path().join("store/db")).unwrap();
+        std::fs::create_dir(old.path().join("store")).unwrap();
+        for name in ["store/conf", "state"] {
+            std::fs::copy(bench.path().join(name), old.path().join(name)).unwrap();
+        }
+        // What a disk may do to a file: its second half is zeros from here on, or all of it.
+        for kept in [0, 600] {
+            let mut damaged = db.clone();
+            damaged[kept..].fill(0);
+            std::fs::write(old.path().join("store/db"), damaged).unwrap();
+            let error = Embedded::open(settings(old.path(), Durability::Fsync)).unwrap_err();
+            assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+        }
+    }
+}

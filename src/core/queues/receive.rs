@@ -10,6 +10,9 @@ use crate::engine::{ConsumerOptions, LeaseError, LeaseRef, Leased, Nack, Settled
 
 use super::{QueueEntry, checked_lease, of_queue};
 
+/// How long a receive that does not wait for messages waits for those that are there to be read from the disk.
+const READ_WITHIN: Duration = Duration::from_secs(5);
+
 /// What one receive asks for.
 #[derive(Debug, Clone, Copy)]
 pub struct Receive {
@@ -17,7 +20,7 @@ pub struct Receive {
     pub max: usize,
     /// No more after so many bytes.
     pub max_bytes: usize,
-    /// How long to wait for the first; zero: not at all.
+    /// How long to wait for the first; zero: not at all, but for one that is there to be read from the disk.
     pub wait: Duration,
     /// How long it has them; none: the queue's lease.
     pub lease: Option<Duration>,
@@ -45,12 +48,14 @@ impl Broker {
         let mut messages = Vec::new();
         {
             let consumer = self.engine.consumer(queue.id, options).map_err(|error| of_queue(queue, error))?;
-            let mut over = std::pin::pin!(tokio::time::sleep(receive.wait));
+            let waits = !receive.wait.is_zero();
+            let patience = if waits { receive.wait } else { READ_WITHIN };
+            let mut over = std::pin::pin!(tokio::time::sleep(patience));
             loop {
                 consumer
                     .take(receive.max, receive.max_bytes, &mut messages)
                     .map_err(|error| of_queue(queue, error))?;
-                if !messages.is_empty() || receive.wait.is_zero() {
+                if !messages.is_empty() || !waits && !consumer.is_reading() {
                     break;
                 }
                 tokio::select! {

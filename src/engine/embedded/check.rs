@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::disk::STORE;
 use super::format::{self, RETAINED};
+use super::marker::Marker;
 use super::offline::{BodyReader, Contents, Live, Offline, THE_FILE};
 use super::rows::Rows;
 use crate::engine::OpenError;
@@ -60,6 +61,9 @@ pub fn check(data_dir: &Path, tell: &mut dyn FnMut(Progress)) -> Result<CheckRep
         Err(other) => return Err(other),
     };
     let mut contents = offline.contents(tell);
+    if let Some(what) = Marker::missing(data_dir, &offline.disk.trees) {
+        contents.damage("the store", what, "what was written last is lost; the broker does not start");
+    }
     let mut report = CheckReport {
         packs: contents.packs.len() as u64,
         head_bytes: contents.head_bytes,

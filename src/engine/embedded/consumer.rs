@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -23,6 +24,8 @@ pub(super) struct EmbeddedConsumer {
     pub(super) waker: Arc<Waker>,
     pub(super) lease: Option<Duration>,
     pub(super) keep_leases: bool,
+    /// See [`Consumer::is_reading`].
+    pub(super) reading: AtomicBool,
 }
 
 impl fmt::Debug for EmbeddedConsumer {
@@ -53,6 +56,7 @@ impl Consumer for EmbeddedConsumer {
             not
         };
         keeper::expire(&self.shared, &self.target, &not.expired);
+        self.reading.store(!not.missing.is_empty(), Ordering::Relaxed);
         if !not.missing.is_empty() {
             self.shared.tasks.push(Job::Load { target: self.target.clone(), entries: not.missing });
         }
@@ -79,6 +83,10 @@ impl Consumer for EmbeddedConsumer {
             });
         }
         Ok(())
+    }
+
+    fn is_reading(&self) -> bool {
+        self.reading.load(Ordering::Relaxed)
     }
 
     fn ready(&self) -> &Notify {

@@ -3,6 +3,7 @@
 //! ```text
 //! <data-dir>/lock      held while a process has the store
 //! <data-dir>/store/    sled
+//! <data-dir>/state     how far the store has come, see `marker`
 //! <data-dir>/ballast   given up when the disk is full, so that settlements still find room
 //! ```
 //! Durable is `flush()` (sled's log buffer reaches the file) and then fdatasync on a handle of our own: flush
@@ -17,6 +18,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 
 use super::format::FORMAT;
+use super::marker::Marker;
 use crate::engine::OpenError;
 use crate::types::clock::now;
 
@@ -93,6 +95,9 @@ impl Disk {
         let fresh = !path.join(STORE).join("db").exists();
         let mut disk = Self::open_locked(path, cache_bytes, lock)?;
         disk.ballast_bytes = ballast_bytes;
+        if let Some(what) = Marker::missing(path, &disk.trees) {
+            return Err(damaged(path, what));
+        }
         check_format(path, &disk.trees, fresh)?;
         disk.sync().map_err(|e| unusable(path, e))?;
         if fresh {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! meta   "format" u32 BE | "boot" u64 BE | "secret" 16 bytes | "next_target" u32 BE
+//!        "closed" u64 BE: the start after which the store was closed, see `marker`
 //! obj    [target u32 BE]                  definition, see `objects`
 //! sub    [session u32 BE][filter]         subscription options
 //! seq    [target u32 BE]                  next sequence u64 BE, written before the packs that prove it go

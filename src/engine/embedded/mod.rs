@@ -25,6 +25,7 @@ use self::format::LARGE_BYTES;
 use self::index::Waker;
 use self::keeper::{Job, Tasks};
 use self::lanes::{Lanes, Prepared, PreparedPublish, Retained, SettleReply, Work};
+use self::marker::Marker;
 use self::shared::Shared;
 use self::target::Target;
 use self::writer::Writer;
@@ -49,6 +50,7 @@ mod keeper;
 mod lanes;
 mod ledger;
 mod level;
+mod marker;
 mod objects;
 mod offline;
 mod pack;
@@ -96,6 +98,7 @@ impl Embedded {
         let unusable = |what: String| OpenError::Unusable { path: settings.data_dir.clone(), what };
         let (boot, secret) = begin(&disk).map_err(|e| unusable(e.to_string()))?;
         disk.sync().map_err(|e| unusable(e.to_string()))?;
+        Marker { boot, closed: false }.write(&settings.data_dir).map_err(|e| unusable(e.to_string()))?;
         if let Err(error) = disk.put_ballast() {
             tracing::warn!(%error, "cannot reserve the ballast: settlements may fail on a full disk");
         }
@@ -214,8 +217,7 @@ fn body(message: &Message, buffer: &mut BytesMut) -> Bytes {
 /// Counts this start and finds or makes the store's secret.
 fn begin(disk: &Disk) -> sled::Result<(u64, [u8; 16])> {
     let meta = &disk.trees.meta;
-    let boot =
-        meta.get("boot")?.as_deref().and_then(<[u8]>::first_chunk).map_or(0, |b| u64::from_be_bytes(*b)) + 1;
+    let boot = marker::meta_number(&disk.trees, "boot")? + 1;
     meta.insert("boot", &boot.to_be_bytes())?;
     let secret = match meta.get("secret")?.as_deref().and_then(<[u8]>::first_chunk) {
         Some(secret) => *secret,
@@ -277,6 +279,7 @@ impl Engine for Embedded {
             waker,
             lease: options.lease,
             keep_leases: options.keep_leases,
+            reading: AtomicBool::new(false),
         }))
     }
 

@@ -21,6 +21,7 @@ use super::entry::Entry;
 use super::format::{Location, Mark};
 use super::lanes::{Next, Prepared, Reply, Work, deadline};
 use super::ledger::Ledger;
+use super::marker::Marker;
 use super::pack::{Books, Failed, Packer};
 use super::shared::Shared;
 use super::target::Target;
@@ -136,6 +137,18 @@ impl Writer {
         }
     }
 
+    /// Makes all durable, and says beside the store that this was the end.
+    fn close(&mut self) -> Result<(), Failed> {
+        let boot = self.shared.boot;
+        let closed = self.shared.disk.trees.meta.insert("closed", &boot.to_be_bytes());
+        closed.map_err(|e| e.to_string())?;
+        self.sync()?;
+        if let Err(error) = (Marker { boot, closed: true }).write(&self.shared.settings.data_dir) {
+            tracing::warn!(%error, "cannot note that the store was closed");
+        }
+        Ok(())
+    }
+
     fn serve(&mut self) -> Result<(), Failed> {
         let mut work = Vec::new();
         loop {
@@ -144,7 +157,7 @@ impl Writer {
             if matches!(next, Next::Closed) {
                 self.upkeep_round()?;
                 self.seal()?;
-                return self.sync();
+                return self.close();
             }
             if now() >= self.next_space_check || self.packer.written >= self.next_space_check_bytes {
                 self.check_space();

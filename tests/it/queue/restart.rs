@@ -152,3 +152,17 @@ async fn a_deleted_queue_stays_deleted() {
     queues.create(named("q")).await;
     assert!(queues.is_empty("q").await);
 }
+
+#[tokio::test]
+async fn what_is_only_on_disk_is_received_without_waiting() {
+    let (broker, mut queues) = Queues::start().await;
+    queues.fill("q", &["a"]).await;
+    let data = broker.data();
+    broker.kill9().await;
+
+    let broker = Broker::start_in(data, &[]).await;
+    let mut queues = Queues::of(&broker).await;
+    let received = queues.receive_for("q", 1, None).await;
+    assert_eq!(received.len(), 1);
+    assert!(queues.is_empty("q").await);
+}
