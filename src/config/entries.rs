@@ -47,7 +47,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 47] = [
+pub static ENTRIES: [Entry; 48] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -78,6 +78,7 @@ pub static ENTRIES: [Entry; 47] = [
     entry("grpc.outbox_messages", |s| Slot::count(&mut s.grpc.settings.outbox_messages, 16..=10_000_000)),
     entry("grpc.outbox_bytes", |s| Slot::bytes(&mut s.grpc.settings.outbox_bytes, 64 * KIB..=16 * GIB)),
     with_flag("mqtt.listen", "--mqtt-listen", |s| Slot::Listen(&mut s.mqtt.listen)),
+    entry("mqtt.max_connections", |s| Slot::count(&mut s.mqtt.settings.max_connections, 1..=1_000_000_000)),
     entry("mqtt.max_packet_bytes", |s| {
         Slot::bytes(&mut s.mqtt.settings.max_packet_bytes, 4 * KIB..=256 * MIB)
     }),
