@@ -6,6 +6,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::entries::ENTRIES;
 use super::listeners::Table;
+use super::value::show_texts;
 use super::{ConfigError, Place, Settings, nearest, set};
 
 /// Puts what `text` says into `settings`; `path` is for the errors alone. The listeners inherit from what other layers
@@ -96,23 +97,24 @@ fn flatten(
     Ok(())
 }
 
-/// The text of a value that is one word: a string, or a decimal integer; or a list of strings, as TOML writes it.
+/// The text of a value that is one word: a string, a decimal integer, true or false; or a list of strings, as TOML writes it.
 fn plain(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.clone().into_owned()),
         DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
+        DeValue::Boolean(switch) => Some(switch.to_string()),
         DeValue::Array(texts) => {
             let texts = texts.iter().map(|text| match text.get_ref() {
                 DeValue::String(text) => Some(text.clone().into_owned()),
                 _ => None,
             });
-            Some(toml::Value::from(texts.collect::<Option<Vec<String>>>()?).to_string())
+            texts.collect::<Option<Vec<String>>>().map(show_texts)
         }
         _ => None,
     }
 }
 
 fn not_plain(key: &str, place: Place) -> ConfigError {
-    let problem = format!("{key} takes a string, a whole number or a list of strings");
+    let problem = format!("{key} takes a string, a whole number, true or false, or a list of strings");
     ConfigError::Syntax { place, problem }
 }

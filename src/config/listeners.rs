@@ -313,6 +313,12 @@ mod tests {
     fn what_does_not_fit_together_is_named() {
         let with =
             |lines: &str| error(&format!("[[mqtt.listeners]]\nname = \"x\"\nlisten = \"a:1\"\n{lines}\n"));
+        assert!(with("max_qos = 3").contains("mqtt.max_qos = \"3\" is not permitted: must be a number"));
+        assert!(with("retain = \"no\"").contains("must be true or false"));
+        assert!(with("versions = []").contains("one or both of"));
+        assert!(with("versions = [\"3.1\"]").contains("one or both of"));
+        assert!(with("versions = \"5\"").contains("must be a list of texts"));
+        assert!(with("denied_filters = [\"a/#/b\"]").contains("mqtt.denied_filters"));
         assert_eq!(
             with("tls.crt = \"c\""),
             "x.toml:4: unknown key mqtt.listeners.tls.crt; did you mean mqtt.listeners.tls.cert?"

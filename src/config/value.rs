@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use super::listeners::{Transport, UnknownTransport};
 use crate::engine::Durability;
+use crate::mqtt::{DeniedFilter, UnknownVersion, Versions};
 use crate::proxy::{ProxyProtocol, UnknownProxyProtocol};
 use crate::socket::{self, Address};
 use crate::telemetry;
 use crate::tls::{ClientCert, UnknownClientCert};
+use crate::types::topic::TopicError;
 
 /// Where a door listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +115,12 @@ pub enum Slot<'a> {
     Name(&'a mut String),
     /// A path of a request, or `any`.
     HttpPath(&'a mut Option<String>),
+    /// Yes or no.
+    Switch(&'a mut bool),
+    /// Versions of MQTT.
+    Versions(&'a mut Versions),
+    /// Topic filters, each with or without `=` before it.
+    DeniedFilters(&'a mut Vec<DeniedFilter>),
     /// Texts, any number of them.
     Texts(&'a mut Vec<String>),
     /// Where a listener is.
@@ -179,6 +187,17 @@ impl<'a> Slot<'a> {
                 }
                 *path = Some(text.to_owned());
             }
+            Self::Switch(switch) => {
+                *switch = text.parse().map_err(|_| "must be true or false")?;
+            }
+            Self::Versions(versions) => {
+                let names = parse_texts(text)?;
+                *versions = Versions::parse(&names).map_err(|error: UnknownVersion| error.to_string())?;
+            }
+            Self::DeniedFilters(filters) => {
+                let parsed: Result<_, _> = parse_texts(text)?.iter().map(|text| text.parse()).collect();
+                *filters = parsed.map_err(|error: TopicError| error.to_string())?;
+            }
             Self::Texts(texts) => *texts = parse_texts(text)?,
             Self::Address(address) => {
                 *address = text.parse().map_err(|error: socket::NotAnAddress| error.to_string())?
@@ -243,7 +262,10 @@ impl<'a> Slot<'a> {
             }
             Self::Name(name) => (*name).clone(),
             Self::HttpPath(path) => path.as_deref().unwrap_or("any").to_owned(),
-            Self::Texts(texts) => toml::Value::from((*texts).clone()).to_string(),
+            Self::Switch(switch) => switch.to_string(),
+            Self::Versions(versions) => show_texts(versions.names()),
+            Self::DeniedFilters(filters) => show_texts(filters.iter().map(ToString::to_string).collect()),
+            Self::Texts(texts) => show_texts((*texts).clone()),
             Self::Address(address) => address.to_string(),
             Self::FileMode(mode) => format!("{mode:03o}"),
             Self::ProxyProtocol(expected) => expected.to_string(),
@@ -264,7 +286,11 @@ impl<'a> Slot<'a> {
     #[must_use]
     pub fn show_toml(&self) -> String {
         match self {
-            Self::Count(..) | Self::Texts(_) => self.show(),
+            Self::Count(..)
+            | Self::Switch(_)
+            | Self::Versions(_)
+            | Self::DeniedFilters(_)
+            | Self::Texts(_) => self.show(),
             _ => toml::Value::String(self.show()).to_string(),
         }
     }
@@ -279,6 +305,11 @@ fn parse_texts(text: &str) -> Result<Vec<String>, String> {
     };
     let texts = texts.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
     texts.ok_or_else(|| PERMITTED.to_owned())
+}
+
+/// Texts as [`parse_texts`] takes them.
+pub(super) fn show_texts(texts: Vec<String>) -> String {
+    toml::Value::from(texts).to_string()
 }
 
 fn parse_duration(text: &str, range: &RangeInclusive<Duration>, or: &str) -> Result<Duration, String> {

@@ -9,7 +9,7 @@
 //! - [`codec`]: bytes ⇄ packets; knows nothing of the rest of the crate;
 //! - `state`: the protocol without I/O: a packet or an event in, effects out;
 //! - `connection`: one task, the only reader and writer of its socket;
-//! - `listener`, `stream`, `websocket`: what is bound, and what lies over its sockets;
+//! - `listener`, `stream`, `websocket`: what is bound, and what lies over its sockets; `terms`: what it grants;
 //! - `outbox`, `frames`, `out`, `buffers`: deliveries on their way to the socket;
 //! - `translate`, `violation`: the one place each where words and errors are mapped;
 //! - `will`: wills that wait for their delay.
@@ -29,6 +29,7 @@ mod out;
 mod outbox;
 mod state;
 mod stream;
+mod terms;
 mod translate;
 mod violation;
 pub mod websocket;
@@ -56,6 +57,7 @@ use outbox::{Bounds, Mailbox};
 use will::Wills;
 
 pub use listener::{ListenError, Listener, ListenerSettings, UNIX_MODE};
+pub use terms::{DeniedFilter, Terms, UnknownVersion, Versions};
 
 /// What the operator decides about how clients are served, for each listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub struct Settings {
     /// Deliveries above QoS 0 that wait for one client whose session ends with its connection; beyond it the client is
     /// disconnected.
     pub outbox_messages: u64,
+    /// What is granted of all that the protocol has.
+    pub terms: Arc<Terms>,
 }
 
 impl Default for Settings {
@@ -93,6 +97,7 @@ impl Default for Settings {
             topic_alias_maximum: 16,
             outbox_bytes: 4 << 20,
             outbox_messages: 10_000,
+            terms: Arc::default(),
         }
     }
 }

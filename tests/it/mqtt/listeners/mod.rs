@@ -1,6 +1,7 @@
 //! Listeners beside the first: TLS, WebSocket, unix sockets, PROXY headers, each with its own limits.
 
 mod proxy;
+mod terms;
 mod tls;
 mod unix;
 mod websocket;
