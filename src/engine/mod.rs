@@ -471,6 +471,9 @@ pub trait Consumer: Send + Sync + fmt::Debug {
     /// Woken when [`Consumer::take`] may give more, or the target is gone.
     fn ready(&self) -> &Notify;
 
+    /// The numbers that a session's peer knows unsettled deliveries by.
+    fn outgoing(&self) -> Vec<u16>;
+
     /// Gives back all that it has, counted as failed or not.
     fn release_all(&self, counted: bool);
 

@@ -59,6 +59,8 @@ pub struct Opened {
     pub expiry: Duration,
     /// Packet ids of QoS 2 publishes that were stored and not released yet.
     pub incoming: Vec<u16>,
+    /// Packet ids of deliveries of earlier connections that are not settled: each comes with its delivery.
+    pub outgoing: Vec<u16>,
 }
 
 /// A stored message for this session.

@@ -78,9 +78,9 @@ impl Broker {
         entry.attached.store(Some(Arc::clone(&attachment)));
         // From here on the handle gives back whatever happens.
         let session = Session { broker: Arc::clone(self), entry, attachment };
-        session.begin(present).await?;
+        let outgoing = session.begin(present).await?;
         let incoming = session.entry.incoming.all().await;
-        Ok(Opened { session, present, expiry, incoming })
+        Ok(Opened { session, present, expiry, incoming, outgoing })
     }
 
     /// Closes the connection of a session and waits until it has given everything back.
@@ -194,11 +194,12 @@ impl Broker {
 }
 
 impl Session {
-    /// Makes the session durable as it is now, and joins the consumers of all that it takes from.
-    async fn begin(&self, present: bool) -> Result<(), CoreError> {
+    /// Makes the session durable as it is now, and joins the consumers of all that it takes from. Returns the packet
+    /// ids of unsettled deliveries.
+    async fn begin(&self, present: bool) -> Result<Vec<u16>, CoreError> {
         let (broker, entry) = (&self.broker, &self.entry);
         broker.pubsub.sessions.timers.connected(entry);
-        let Some(target) = entry.target else { return Ok(()) };
+        let Some(target) = entry.target else { return Ok(Vec::new()) };
         if let Some(op) = entry.definition(&broker.limits, clock::unix_now()) {
             let outcome = broker.engine.commit(vec![op]).await?.pop();
             if let Some(Outcome::Refused(refusal)) = outcome
@@ -208,9 +209,11 @@ impl Session {
                 return Err(CoreError::refused(refusal, |id| id.0.to_string()));
             }
         }
-        self.attachment.add_source(broker.source(target, None, Kind::Backlog)?);
+        let backlog = broker.source(target, None, Kind::Backlog)?;
+        let outgoing = backlog.outgoing();
+        self.attachment.add_source(backlog);
         broker.consume_subscribed(entry);
-        Ok(())
+        Ok(outgoing)
     }
 
     /// Changes how long the session outlives its connection, durably. A session that was made to end with its

@@ -67,6 +67,11 @@ impl Source {
         self.consumer.target()
     }
 
+    /// The numbers that the session's peer knows unsettled deliveries by.
+    pub(super) fn outgoing(&self) -> Vec<u16> {
+        self.consumer.outgoing()
+    }
+
     /// The lease of a message that was taken here.
     fn lease(&self, sequence: Sequence, forget: bool) -> LeaseRef {
         let attempt = match &self.kind {
@@ -89,6 +94,15 @@ impl Sources {
     /// Removes sources; what was taken there goes back.
     pub(crate) fn remove(&mut self, mut which: impl FnMut(&Kind) -> bool) {
         self.list.retain(|source| !which(&source.kind));
+    }
+
+    /// All sources, each time another one first: the backlog, which was added first, the first time, so that what has a
+    /// packet id from an earlier connection comes before anything new.
+    fn in_turn(&mut self) -> SmallVec<[Arc<Source>; 2]> {
+        let (first, rest) = self.list.split_at(self.turn.min(self.list.len()));
+        let sources = rest.iter().chain(first).cloned().collect();
+        self.turn = (self.turn + 1) % self.list.len().max(1);
+        sources
     }
 
     fn find(&self, target: TargetId) -> Option<Arc<Source>> {
@@ -147,13 +161,10 @@ impl Session {
     ) -> Result<(), CoreError> {
         let mut room = max.saturating_sub(self.replay(max));
         let mut bytes = max_bytes;
-        let sources: SmallVec<[Arc<Source>; 2]> = {
-            let mut sources = self.attachment.sources.lock();
-            let count = sources.list.len().max(1);
-            sources.turn = (sources.turn + 1) % count;
-            let (first, rest) = sources.list.split_at(sources.turn.min(sources.list.len()));
-            rest.iter().chain(first).cloned().collect()
-        };
+        let sources = self.attachment.sources.lock().in_turn();
+        if max == 0 && sources.iter().all(|source| matches!(source.kind, Kind::Backlog)) {
+            return Ok(());
+        }
         let mut taken: Vec<Leased> = Vec::new();
         if room == 0 || bytes == 0 {
             self.pass_on(&sources);

@@ -93,6 +93,10 @@ impl Consumer for EmbeddedConsumer {
         &self.waker.notify
     }
 
+    fn outgoing(&self) -> Vec<u16> {
+        self.target.state.lock().outgoing().collect()
+    }
+
     fn release_all(&self, counted: bool) {
         let max = self.target.settings.load().max_deliveries;
         let at: UnixMillis = unix_now();

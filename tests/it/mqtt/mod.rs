@@ -157,6 +157,11 @@ impl Peer {
         within("the peer to read", self.stream.write_all(bytes)).await.unwrap();
     }
 
+    /// Sends bytes; false when the broker has closed the connection.
+    pub(super) async fn try_send_bytes(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).await.is_ok()
+    }
+
     /// The next packet; `None` when the broker has closed the connection.
     pub(super) async fn next_or_end(&mut self) -> Option<Packet> {
         if let Some(packet) = self.held.pop_front() {
