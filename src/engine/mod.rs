@@ -242,6 +242,8 @@ pub struct Leased {
     pub lease_expires: Option<UnixMillis>,
     /// What is known of an earlier delivery in this session.
     pub outgoing: Option<Outgoing>,
+    /// It was stored by an earlier start of the engine: what became of it then may not be known.
+    pub earlier_boot: bool,
     /// The message.
     pub message: Message,
 }

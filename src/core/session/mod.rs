@@ -72,6 +72,9 @@ pub struct SessionDelivery {
     pub leased: Leased,
     /// The identifiers of all subscriptions that match.
     pub identifiers: SmallVec<[NonZeroU32; 1]>,
+    /// It has no packet id, and yet it may have been sent before: at QoS 1 a packet id is stored when the connection
+    /// ends, and a crash came first.
+    pub maybe_sent: bool,
     /// How many messages the full backlog has dropped since the last delivery that said so.
     pub dropped_before: u64,
 }

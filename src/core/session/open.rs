@@ -68,7 +68,8 @@ impl Broker {
                     });
                 }
                 let target = durable.then(|| self.engine.next_target());
-                let entry = self.new_entry(client_id, open.principal, target, expiry, clock::unix_now());
+                let new = (clock::unix_now(), false);
+                let entry = self.new_entry(client_id, open.principal, target, expiry, new);
                 claim.set(&entry);
                 entry
             }
@@ -102,7 +103,7 @@ impl Broker {
         principal: bytestring::ByteString,
         target: Option<TargetId>,
         expiry: Duration,
-        created_at: UnixMillis,
+        (created_at, cut_off): (UnixMillis, bool),
     ) -> Arc<SessionEntry> {
         Arc::new(SessionEntry {
             key: self.pubsub.next_session(),
@@ -110,10 +111,12 @@ impl Broker {
             principal,
             target,
             created_at,
+            cut_off,
             attached: ArcSwapOption::empty(),
             dropped: AtomicU64::new(0),
             told_dropped: AtomicU64::new(0),
             incoming: Incoming::default(),
+            replays: Mutex::default(),
             state: Mutex::new(State { expiry, ..State::default() }),
         })
     }
@@ -176,7 +179,8 @@ impl Broker {
         now: UnixMillis,
     ) -> Vec<crate::core::route::RouteChange> {
         let StoredSession { id, spec, subscriptions, incoming } = stored;
-        let entry = self.new_entry(spec.client_id, spec.principal, Some(id), spec.expiry, spec.created_at);
+        let known = (spec.created_at, spec.connected);
+        let entry = self.new_entry(spec.client_id, spec.principal, Some(id), spec.expiry, known);
         entry.incoming.restore(incoming);
         let sessions = &self.pubsub.sessions;
         if !sessions.restore(&entry) {

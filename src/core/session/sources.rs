@@ -1,6 +1,6 @@
 //! What a connection takes stored messages from: its session's backlog, durable share groups, queues.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::num::NonZeroU32;
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,10 +15,12 @@ use tokio::sync::futures::Notified;
 use super::entry::Attachment;
 use super::entry::State;
 use super::{Session, SessionDelivery};
+use crate::core::delivery::Offer;
 use crate::core::share::ShareGroup;
 use crate::core::{Broker, CoreError};
 use crate::engine::{
-    Consumer, ConsumerOptions, EngineError, LeaseRef, Leased, Nack, Op, Outcome, Outgoing, Settled, Ticket,
+    Append, Consumer, ConsumerOptions, EngineError, LeaseRef, Leased, Nack, Op, Outcome, Outgoing, Publish,
+    Settled, Ticket,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{Qos, Sequence, TargetId, clock};
@@ -139,7 +141,6 @@ impl Attachment {
         self.detached.store(true, Ordering::Release);
         sources.list.clear();
         drop(sources);
-        self.replays.lock().clear();
         self.changed.notify_one();
     }
 }
@@ -218,7 +219,13 @@ impl Session {
                 attempts.lock().insert(leased.sequence, leased.attempt);
             }
             let dropped_before = std::mem::take(&mut dropped_before);
-            out.push(SessionDelivery { source: source.target(), leased, identifiers, dropped_before });
+            let maybe_sent = part.is_none()
+                && self.entry.cut_off
+                && leased.earlier_boot
+                && leased.qos == Qos::AtLeastOnce
+                && leased.outgoing.is_none();
+            let source = source.target();
+            out.push(SessionDelivery { source, leased, identifiers, maybe_sent, dropped_before });
         }
     }
 
@@ -232,45 +239,66 @@ impl Session {
         stats.dropped_total.saturating_sub(told)
     }
 
-    /// Hands on retained values. Returns how many.
+    /// Hands on up to `max` retained values. Returns how many went to the outbox: what a session that outlives its
+    /// connection gets above QoS 0 becomes a part of its backlog first, and comes from there.
     pub(super) fn replay(&self, max: usize) -> usize {
-        let attachment = &self.attachment;
-        let mut replays = attachment.replays.lock();
-        let mut offered = 0;
-        while offered < max
-            && let Some(replay) = replays.first_mut()
-        {
-            let retained = &self.broker.pubsub.retained;
-            offered += replay.go_on(retained, &*attachment.outbox, max - offered, clock::unix_now());
-            if replay.is_done() {
-                replays.remove(0);
-            }
+        let mut replays = self.entry.replays.lock();
+        if replays.is_empty() || self.attachment.detached.load(Ordering::Acquire) {
+            return 0;
         }
+        let outbox = &*self.attachment.outbox;
+        let mut offered = 0;
+        replays.go_on(&self.broker.pubsub.retained, max, clock::unix_now(), |offers| {
+            let stored = |offer: &&Offer<'_>| self.entry.target.is_some() && offer.qos > Qos::AtMostOnce;
+            let (stored, live): (Vec<&Offer<'_>>, Vec<_>) = offers.iter().partition(stored);
+            let live: SmallVec<[Offer<'_>; 8]> = live.into_iter().copied().collect();
+            if !live.is_empty() {
+                outbox.offer(&live);
+                offered += live.len();
+            }
+            let target = self.entry.target.filter(|_| !stored.is_empty())?;
+            let ops = stored.into_iter().map(|offer| {
+                let append = Append { qos: offer.qos, retain: offer.retain, ..Append::to(target) };
+                Op::Publish(Publish {
+                    message: offer.message.clone(),
+                    targets: SmallVec::from_iter([append]),
+                    retain: false,
+                    newest_only: false,
+                    incoming: None,
+                })
+            });
+            Some(self.broker.engine.commit(ops.collect()))
+        });
         offered
     }
 
     /// Returns when [`take`](Self::take) may give more. Cancel safe.
     pub async fn ready(&self) {
         let changed = self.attachment.changed.notified();
-        if !self.attachment.replays.lock().is_empty() {
-            return;
-        }
+        let replays = poll_fn(|cx| self.entry.replays.lock().poll_ready(cx));
         let sources: SmallVec<[Arc<Source>; 2]> =
             self.attachment.sources.lock().list.iter().cloned().collect();
         match &*sources {
-            [] => changed.await,
+            [] => {
+                tokio::select! {
+                    () = changed => {}
+                    () = replays => {}
+                }
+            }
             [one] => {
                 tokio::select! {
                     () = changed => {}
+                    () = replays => {}
                     () = one.consumer.ready().notified() => {}
                 }
             }
             many => {
                 let mut all: Vec<_> =
                     many.iter().map(|source| Box::pin(source.consumer.ready().notified())).collect();
-                let mut changed = pin!(changed);
-                std::future::poll_fn(|cx| {
+                let (mut changed, mut replays) = (pin!(changed), pin!(replays));
+                poll_fn(|cx| {
                     let mut ready = changed.as_mut().poll(cx).is_ready();
+                    ready |= replays.as_mut().poll(cx).is_ready();
                     for one in &mut all {
                         ready |= Notified::poll(one.as_mut(), cx).is_ready();
                     }

@@ -449,6 +449,7 @@ fn leased(qos: Qos, sequence: u64) -> SessionDelivery {
             priority: Priority::default(),
             lease_expires: None,
             outgoing: None,
+            earlier_boot: false,
             message: Message {
                 id: MessageId::from_u128(1),
                 topic: TopicName::parse("a".into()).unwrap(),
@@ -461,6 +462,7 @@ fn leased(qos: Qos, sequence: u64) -> SessionDelivery {
         },
         identifiers: Default::default(),
         dropped_before: 0,
+        maybe_sent: false,
     }
 }
 
