@@ -205,13 +205,24 @@ impl Session {
     /// Turns what was taken from one source into deliveries.
     fn tell(&self, source: &Source, taken: &mut Vec<Leased>, out: &mut Vec<SessionDelivery>) {
         let mut dropped_before = self.dropped_since(source, taken);
+        let mut moves = Vec::new();
         let state = self.entry.state.lock();
         let part = source.kind.part(&state);
         for mut leased in taken.drain(..) {
             let identifiers = match part {
-                None => state.identifiers(&leased.message.topic),
+                None => match leased.message.extras.as_ref().and_then(|extras| extras.subscription) {
+                    None => state.identifiers(&leased.message.topic),
+                    Some(of_one) => NonZeroU32::new(of_one).into_iter().collect(),
+                },
                 Some((max_qos, identifier)) => {
                     leased.qos = leased.qos.min(max_qos);
+                    // 5: [MQTT-4.8.2-4], [MQTT-4.8.2-5]: from its beginning on it is this member's, also over a crash.
+                    if let Some(to) = self.entry.target.filter(|_| leased.qos == Qos::ExactlyOnce) {
+                        let Leased { sequence, priority, mut message, .. } = leased;
+                        message.extras_mut().subscription = Some(identifier.map_or(0, NonZeroU32::get));
+                        moves.push(Op::Move { from: source.target(), sequence, to, message, priority });
+                        continue;
+                    }
                     identifier.into_iter().collect()
                 }
             };
@@ -226,6 +237,11 @@ impl Session {
                 && leased.outgoing.is_none();
             let source = source.target();
             out.push(SessionDelivery { source, leased, identifiers, maybe_sent, dropped_before });
+        }
+        drop(state);
+        if !moves.is_empty() {
+            // It comes from the backlog when that is done.
+            drop(self.broker.engine.commit(moves));
         }
     }
 
@@ -259,8 +275,11 @@ impl Session {
             let target = self.entry.target.filter(|_| !stored.is_empty())?;
             let ops = stored.into_iter().map(|offer| {
                 let append = Append { qos: offer.qos, retain: offer.retain, ..Append::to(target) };
+                let mut message = offer.message.clone();
+                let identifier = offer.identifiers.first().map_or(0, |id| id.get());
+                message.extras_mut().subscription = Some(identifier);
                 Op::Publish(Publish {
-                    message: offer.message.clone(),
+                    message,
                     targets: SmallVec::from_iter([append]),
                     retain: false,
                     newest_only: false,

@@ -57,7 +57,7 @@ pub(super) async fn refuse(door: Arc<Door>, stream: TcpStream) {
     if let Ok(Ok(connect)) = connect {
         let why = "the server has as many connections as it may".to_owned();
         let refused = Refused { code: ReasonCode::QuotaExceeded, why };
-        refuse_with(&mut wire, refused.connack(connect.version), connect.version);
+        refuse_with(&mut wire, refused.connack(connect.version), Form::of(&connect));
         end::linger(&door, &mut wire).await;
     }
 }
@@ -109,21 +109,21 @@ async fn begin(door: &Arc<Door>, wire: &mut Wire, peer: SocketAddr) -> Option<Li
             tracing::debug!(%peer, %error, rule = error.rule(), "no CONNECT");
             let version = wire.decoder.version();
             if let Some((connack, version)) = answer(&error, version) {
-                refuse_with(wire, Some(connack), version);
+                refuse_with(wire, Some(connack), Form { version, max_packet: usize::MAX });
                 end::linger(door, wire).await;
             }
             return None;
         }
     };
-    let version = connect.version;
+    let form = Form::of(&connect);
     match open(door, wire, connect).await {
         Ok(live) => {
-            tracing::debug!(%peer, client = %live.client_id(), ?version, "connected");
+            tracing::debug!(%peer, client = %live.client_id(), version = ?form.version, "connected");
             Some(live)
         }
         Err(refused) => {
             tracing::debug!(%peer, code = %refused.code, why = refused.why, "CONNECT refused");
-            refuse_with(wire, refused.connack(version), version);
+            refuse_with(wire, refused.connack(form.version), form);
             end::linger(door, wire).await;
             None
         }
@@ -144,9 +144,9 @@ fn answer(error: &DecodeError, version: Option<Version>) -> Option<(ConnAck, Ver
     Some((refused.connack(version)?, version))
 }
 
-fn refuse_with(wire: &mut Wire, connack: Option<ConnAck>, version: Version) {
+fn refuse_with(wire: &mut Wire, connack: Option<ConnAck>, form: Form) {
     if let Some(connack) = connack {
-        wire.send(Packet::ConnAck(Box::new(connack)), Form { version, max_packet: usize::MAX });
+        wire.send(Packet::ConnAck(Box::new(connack)), form);
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`Peer`] is a client that does what a test says and nothing by itself: it answers no packet and resends none. What is
 //! asked of a client that somebody else wrote is in `rumqtt`.
 
+mod cases;
 mod cross;
 mod limits;
 mod properties;
@@ -10,6 +11,7 @@ mod publishing;
 mod queues;
 mod rumqtt;
 mod sessions;
+mod shares;
 mod wills;
 
 use std::collections::VecDeque;
