@@ -25,14 +25,16 @@ use self::format::LARGE_BYTES;
 use self::index::Waker;
 use self::keeper::{Job, Tasks};
 use self::lanes::{Lanes, Prepared, PreparedPublish, Retained, SettleReply, Work};
+use self::log::Log;
 use self::marker::Marker;
+use self::pack::Packer;
 use self::shared::Shared;
 use self::target::Target;
 use self::writer::Writer;
 use super::settings::EngineSettings;
 use super::{
-    Capabilities, Consumer, ConsumerOptions, Engine, EngineError, Health, LeaseError, LeaseRef, Nack, Op,
-    OpenError, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
+    Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
+    Nack, Op, OpenError, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
 };
 use crate::types::clock::unix_now;
 use crate::types::{Message, Sequence, TargetId};
@@ -46,10 +48,12 @@ mod entry;
 pub mod export;
 mod format;
 mod index;
+mod journal;
 mod keeper;
 mod lanes;
 mod ledger;
 mod level;
+mod log;
 mod marker;
 mod objects;
 mod offline;
@@ -97,6 +101,8 @@ impl Embedded {
         let recovered = recovery::recover(&disk, &bodies)?;
         let unusable = |what: String| OpenError::Unusable { path: settings.data_dir.clone(), what };
         let (boot, secret) = begin(&disk).map_err(|e| unusable(e.to_string()))?;
+        let journaled = settings.durability == Durability::Fsync;
+        let log = Log::open(&disk, journaled).map_err(|e| unusable(e.to_string()))?;
         disk.sync().map_err(|e| unusable(e.to_string()))?;
         Marker { boot, closed: false }.write(&settings.data_dir).map_err(|e| unusable(e.to_string()))?;
         if let Err(error) = disk.put_ballast() {
@@ -125,7 +131,7 @@ impl Embedded {
         let writer = Writer::new(
             shared.clone(),
             recovered.ledger,
-            recovered.next_pack,
+            Packer::new(boot, recovered.next_pack, log),
             recovered.retained,
             recovered.next_retained,
         );

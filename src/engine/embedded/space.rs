@@ -11,7 +11,7 @@ impl Writer {
     /// Looks at the free space: refuses below the watermark, gives the ballast up when there is next to nothing.
     pub(super) fn check_space(&mut self) {
         self.next_space_check = deadline(SPACE_EVERY);
-        self.next_space_check_bytes = self.packer.written + SPACE_BYTES;
+        self.next_space_check_bytes = self.packer.log.written + SPACE_BYTES;
         let watermark_bytes = self.shared.settings.watermark_free_bytes;
         let Ok(free_bytes) = self.shared.disk.free_bytes() else { return };
         let ballast = self.shared.disk.ballast_bytes();
