@@ -96,7 +96,8 @@ impl Consumer for EmbeddedConsumer {
     }
 
     fn outgoing(&self) -> Vec<u16> {
-        self.target.state.lock().outgoing().collect()
+        let state = self.target.state.lock();
+        state.marks.values().filter_map(|mark| mark.outgoing.map(|outgoing| outgoing.packet_id)).collect()
     }
 
     fn release_all(&self, counted: bool) {

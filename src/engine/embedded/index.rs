@@ -398,11 +398,6 @@ impl State {
         Some((entry.location(), *mark))
     }
 
-    /// What peers know unsettled messages by.
-    pub(super) fn outgoing(&self) -> impl Iterator<Item = u16> {
-        self.marks.values().filter_map(|mark| mark.outgoing.map(|outgoing| outgoing.packet_id))
-    }
-
     /// All that a consumer has goes back. Returns places and marks if attempts were counted, and what is exhausted.
     pub(super) fn release_all(
         &mut self,

@@ -4,6 +4,7 @@
 //! asked of a client that somebody else wrote is in `rumqtt`.
 
 mod cases;
+mod conformance;
 mod cross;
 mod limits;
 mod properties;
