@@ -11,6 +11,7 @@ mod admin;
 mod bounds;
 mod convert;
 mod deadline;
+mod deliveries;
 mod feed;
 mod health;
 mod incoming;
@@ -35,6 +36,7 @@ use crate::core::queues::consumer::Window;
 use crate::shutdown::Shutdown;
 
 pub use admin::{AdminService, CounterSource, ServerFacts};
+pub use deliveries::DeliveryBatch;
 pub use health::HealthBoard;
 
 use deadline::DeadlineLayer;

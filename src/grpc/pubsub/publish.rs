@@ -13,7 +13,7 @@ use crate::grpc::feed::{Commit, Event, Feed, Frame, Opened, Results};
 use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::publish_stream_request::Action;
 use crate::grpc::proto::v1::publish_stream_response;
-use crate::types::clock;
+use crate::types::{TopicName, clock};
 
 /// A message on its way in.
 ///
@@ -101,6 +101,8 @@ pub(super) struct Publishing<T> {
     receipts: Vec<Receipt>,
     /// The newest, while there is no room for it.
     waiting: Option<Vec<Inbound>>,
+    /// What was published to last.
+    recent: Option<TopicName>,
 }
 
 impl<T> Publishing<T> {
@@ -111,6 +113,7 @@ impl<T> Publishing<T> {
             open: VecDeque::new(),
             receipts: Vec::new(),
             waiting: None,
+            recent: None,
         }
     }
 
@@ -195,8 +198,11 @@ impl Feed for Publishing<Commit> {
         Publishing::is_empty(self)
     }
 
-    fn take(&self, intake: Intake<'_>, message: v1::Message) -> Result<(Inbound, usize), CoreError> {
-        let item = inbound_of(intake, message)?;
+    fn take(&mut self, intake: Intake<'_>, message: v1::Message) -> Result<(Inbound, usize), CoreError> {
+        let item = inbound_of(Intake { recent: self.recent.as_ref(), ..intake }, message)?;
+        if self.recent.as_ref() != Some(&item.message.topic) {
+            self.recent = Some(item.message.topic.clone());
+        }
         let bytes = item.message.payload.len();
         Ok((item, bytes))
     }
