@@ -15,6 +15,9 @@ use crate::grpc::proto::v1::publish_stream_request::Action;
 use crate::grpc::proto::v1::publish_stream_response;
 use crate::types::{TopicName, clock};
 
+/// A call's publisher remembers so many topics at most.
+const TOPICS: usize = 64;
+
 /// A message on its way in.
 ///
 /// # Errors
@@ -47,7 +50,8 @@ pub(super) async fn one(broker: &Arc<Broker>, item: Inbound) -> Result<crate::co
 /// Publishes messages in their order and waits for what became of each.
 async fn all(broker: &Arc<Broker>, items: Vec<Inbound>) -> Results {
     let count = items.len();
-    let mut publisher = broker.publisher(PublisherInfo::default());
+    let topics = Some(count.min(TOPICS));
+    let mut publisher = broker.publisher(PublisherInfo { topics, ..PublisherInfo::default() });
     publisher.room().await;
     publisher.publish(items);
     let mut receipts = Vec::with_capacity(count);

@@ -85,6 +85,7 @@ impl Live {
             client_id: Some(session.client_id().clone()),
             session: session.target(),
             no_local: Some(session.key()),
+            ..PublisherInfo::default()
         });
         let state = State::new(hello, session.target(), incoming, &door.settings, limits, clock::now());
         Self {
