@@ -4,28 +4,28 @@
 //! was cut. Services run in one set; the first that fails or panics stops the server.
 
 mod open_files;
+mod services;
 mod signals;
 
-use std::collections::HashMap;
 use std::fmt;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::JoinError;
 
 use crate::config::{Listen, Settings};
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
 use crate::engine::embedded::Embedded;
-use crate::engine::{Engine, EngineError, Health, OpenError};
+use crate::engine::{Engine, EngineError, EngineSettings, Health, OpenError, OpenProgress};
 use crate::grpc::{self, AdminService, CounterSource, HealthBoard, ServerFacts};
 use crate::mqtt;
-use crate::shutdown::{Drained, Shutdown};
+use crate::shutdown::Shutdown;
 use crate::types::clock;
 
+use services::Services;
 use signals::Signals;
 
 /// What works in this build, as `GetServerInfo` lists it.
@@ -117,6 +117,19 @@ pub async fn run<F>(settings: Settings, announce: F) -> Result<Stopped, ServerEr
 where
     F: FnOnce(&Ready) -> io::Result<()>,
 {
+    run_on(settings, |store, progress| Ok(Arc::new(Embedded::open_telling(store, progress)?)), announce).await
+}
+
+/// The same on the store that `open` opens, on a thread that may block. Meanwhile the gRPC door answers: health says
+/// NOT_SERVING, calls are told to come again. MQTT clients wait in the queue of the listening socket.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on<O, F>(settings: Settings, open: O, announce: F) -> Result<Stopped, ServerError>
+where
+    O: FnOnce(EngineSettings, &OpenProgress) -> Result<Arc<dyn Engine>, OpenError> + Send + 'static,
+    F: FnOnce(&Ready) -> io::Result<()>,
+{
     let mut signals = Signals::install().map_err(ServerError::Signals)?;
     let started_at = clock::unix_now();
     let open_files = open_files::raise();
@@ -132,19 +145,38 @@ where
         return Err(ServerError::NoDoor);
     }
 
-    let store = settings.store.clone();
-    let engine: Arc<dyn Engine> = Arc::new(
-        tokio::task::spawn_blocking(move || Embedded::open(store))
-            .await
-            .map_err(|source| ServerError::Panicked { service: "store", source })??,
-    );
-
-    let broker = Broker::open(Arc::clone(&engine), settings.limits.core.clone()).await?;
-    services.start("broker", drain(Arc::clone(&broker), shutdown.clone()));
-
     let board = HealthBoard::new(&grpc::SERVED);
+    let progress = OpenProgress::default();
+    let door = match grpc_listener {
+        Some(listener) => {
+            let door =
+                grpc::Door::new(settings.grpc.settings, board.clone(), progress.clone(), shutdown.clone())?;
+            let served = door.clone().serve(listener, budget.clone());
+            services.start("grpc", async { Ok(served.await?) });
+            Some(door)
+        }
+        None => None,
+    };
+
+    let (store, limits) = (settings.store.clone(), settings.limits.core.clone());
+    let opened = async {
+        let engine = tokio::task::spawn_blocking(move || open(store, &progress))
+            .await
+            .map_err(|source| ServerError::Panicked { service: "store", source })??;
+        let broker = Broker::open(Arc::clone(&engine), limits).await?;
+        Ok::<_, ServerError>((engine, broker))
+    };
+    let (engine, broker) = tokio::select! {
+        opened = opened => opened?,
+        // Nobody was told of anything yet: the store is left as a crash would leave it.
+        cause = services.cause(&shutdown, &mut signals) => {
+            return services.stop(cause, &shutdown, &mut signals).await;
+        }
+    };
+
+    services.start("broker", drain(Arc::clone(&broker), shutdown.clone()));
     services.start("store", watch_store(Arc::clone(&engine), board.clone(), shutdown.clone()));
-    if let Some(listener) = grpc_listener {
+    if let Some(door) = door {
         let facts = ServerFacts {
             started_at,
             features: FEATURES.to_vec(),
@@ -152,13 +184,8 @@ where
             durability: Some(engine.capabilities().durability.name()),
             doors: ready.doors.iter().map(|(name, address)| (*name, address.to_string())).collect(),
         };
-        let offered = grpc::Services {
-            broker: Arc::clone(&broker),
-            admin: AdminService::new(facts, vec![connection_counters(budget.clone())]),
-            health: board,
-        };
-        let door = grpc::serve(listener, settings.grpc.settings, offered, budget.clone(), shutdown.clone());
-        services.start("grpc", async { Ok(door.await?) });
+        let admin = AdminService::new(facts, vec![connection_counters(budget.clone())]);
+        door.open(grpc::Services { broker: Arc::clone(&broker), admin });
     }
     if let Some(listener) = mqtt_listener {
         let door = mqtt::serve(listener, settings.mqtt.settings, broker, budget.clone(), shutdown.clone());
@@ -168,9 +195,11 @@ where
         });
     }
 
+    board.set_all(true);
     announce(&ready).map_err(ServerError::Announce)?;
     greet(&ready, &budget, open_files);
-    let stopped = supervise(services, &shutdown, &mut signals).await?;
+    let cause = services.cause(&shutdown, &mut signals).await;
+    let stopped = services.stop(cause, &shutdown, &mut signals).await?;
     tokio::task::spawn_blocking(move || engine.close())
         .await
         .map_err(|source| ServerError::Panicked { service: "store", source })??;
@@ -274,112 +303,9 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// What runs until the server stops.
-#[derive(Default)]
-struct Services {
-    running: JoinSet<Result<(), ServerError>>,
-    names: HashMap<Id, &'static str>,
-}
-
-impl Services {
-    fn start<F>(&mut self, name: &'static str, service: F)
-    where
-        F: Future<Output = Result<(), ServerError>> + Send + 'static,
-    {
-        let id = self.running.spawn(service).id();
-        self.names.insert(id, name);
-    }
-
-    /// The next one that ends, and how; `None` when all have. Cancel safe.
-    async fn next(&mut self) -> Option<(&'static str, Result<(), ServerError>)> {
-        Some(match self.running.join_next_with_id().await? {
-            Ok((id, result)) => (self.name(id), result),
-            Err(source) => {
-                let service = self.name(source.id());
-                (service, Err(ServerError::Panicked { service, source }))
-            }
-        })
-    }
-
-    fn name(&self, id: Id) -> &'static str {
-        self.names.get(&id).copied().unwrap_or("unnamed")
-    }
-}
-
-/// Waits for a signal or a failure, then drains.
-async fn supervise(
-    mut services: Services,
-    shutdown: &Shutdown,
-    signals: &mut Signals,
-) -> Result<Stopped, ServerError> {
-    let mut failure = tokio::select! {
-        signal = signals.next() => {
-            let timeout = humantime::format_duration(shutdown.drain_timeout());
-            tracing::info!("{signal}: stopping, for at most {timeout}; a second signal cuts");
-            None
-        }
-        ended = services.next() => Some(match ended {
-            Some((_, Err(error))) => error,
-            Some((name, Ok(()))) => ServerError::Ended(name),
-            None => ServerError::Ended("last"),
-        }),
-    };
-
-    let rest = async {
-        while let Some((service, result)) = services.next().await {
-            if let Err(error) = result {
-                tracing::error!(service, error = &error as &dyn std::error::Error, "failed while stopping");
-                failure.get_or_insert(error);
-            }
-        }
-    };
-    let stopped = tokio::select! {
-        drained = shutdown.drain(rest) => match drained {
-            Drained::Clean => Stopped::Clean,
-            Drained::Forced => Stopped::Deadline,
-        },
-        signal = signals.next() => {
-            shutdown.cut();
-            tracing::warn!("{signal}: cut, what was in flight is dropped");
-            Stopped::Cut
-        }
-    };
-    match failure {
-        Some(error) => Err(error),
-        None => Ok(stopped),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn quick() -> (Shutdown, Signals) {
-        (Shutdown::new(&crate::shutdown::Settings::default()), Signals::install().unwrap())
-    }
-
-    #[tokio::test]
-    async fn the_first_failure_stops_the_others() {
-        let (shutdown, mut signals) = quick();
-        let mut services = Services::default();
-        let stopping = shutdown.stopping().clone();
-        services.start("patient", async move {
-            stopping.cancelled().await;
-            Ok(())
-        });
-        services.start("hasty", async { Ok(()) });
-        let error = supervise(services, &shutdown, &mut signals).await.unwrap_err();
-        assert!(matches!(error, ServerError::Ended("hasty")), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_panic_stops_the_server() {
-        let (shutdown, mut signals) = quick();
-        let mut services = Services::default();
-        services.start("broken", async { panic!("on purpose") });
-        let error = supervise(services, &shutdown, &mut signals).await.unwrap_err();
-        assert_eq!(error.to_string(), "the broken service panicked");
-    }
 
     #[test]
     fn the_ready_line_names_every_door() {

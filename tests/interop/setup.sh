@@ -50,6 +50,15 @@ setup_mosquitto() {
     fi
 }
 
+# Root, and the permission to mount in a namespace of one's own.
+setup_mounts() {
+    setup_python || return 1
+    unshare --mount --propagation private sh -c 'mount -t tmpfs -o size=1m none /mnt' 2>/dev/null || {
+        echo "nothing can be mounted: root is needed" >&2
+        return 1
+    }
+}
+
 setup_node() {
     mkdir -p "$BUILT"
     have node || apt_packages nodejs || return 1

@@ -302,6 +302,8 @@ async fn damage_in_the_file_is_found_and_the_rest_is_saved() {
     let directory = filled().await;
     // What sled has taken over at an open is read from the file later, and checked then.
     drop(open(directory.path()));
+    // It would bring back what sled drops behind the damage.
+    fs::remove_file(directory.path().join("journal")).unwrap();
     let flipped = flip(directory.path(), &marked(77)[..21]);
     assert!(flipped > 0, "the payload is not in the file");
 
@@ -430,12 +432,41 @@ async fn a_store_in_use_is_left_alone() {
 #[tokio::test]
 async fn a_newer_format_is_refused() {
     let directory = filled().await;
-    set_format(directory.path(), &2_u32.to_be_bytes());
+    set_format(directory.path(), &3_u32.to_be_bytes());
     for command in ["check", "export"] {
         let ended = store(command, directory.path(), &[]).await;
         assert_eq!(ended.code, Some(5), "{}", ended.stderr);
-        assert!(ended.stderr.contains("has format 2, this program knows up to 1"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("has format 3, this program knows up to 2"), "{}", ended.stderr);
     }
+}
+
+#[tokio::test]
+async fn a_store_from_before_the_journal_is_served() {
+    let directory = filled().await;
+    set_format(directory.path(), &1_u32.to_be_bytes());
+    let db = sled_of(directory.path());
+    db.open_tree("meta").unwrap().remove("journal").unwrap();
+    drop(db);
+    fs::remove_file(directory.path().join("journal")).unwrap();
+    let ended = store("check", directory.path(), &[]).await;
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+    assert!(!directory.path().join("journal").exists(), "a check made a journal");
+    let before = store("export", directory.path(), &[]).await.stdout;
+    open(directory.path()).close().unwrap();
+    assert!(directory.path().join("journal").exists());
+    let after = store("export", directory.path(), &[]).await.stdout;
+    assert_eq!(of_type(&lines(&before), "message"), of_type(&lines(&after), "message"));
+}
+
+#[tokio::test]
+async fn a_store_without_its_journal_is_refused() {
+    let broker = Broker::start().await;
+    let data = broker.data();
+    broker.kill9().await;
+    fs::remove_file(data.path().join("journal")).unwrap();
+    let ended = store("check", data.path(), &[]).await;
+    assert_eq!(ended.code, Some(5), "{}", ended.stderr);
+    assert!(ended.stdout.contains("the journal: the file journal: it is missing"), "{}", ended.stdout);
 }
 
 #[tokio::test]

@@ -3,10 +3,11 @@
 //! ```text
 //! <data-dir>/lock      held while a process has the store
 //! <data-dir>/store/    sled
+//! <data-dir>/journal   the newest small commits, see `journal`
 //! <data-dir>/state     how far the store has come, see `marker`
 //! <data-dir>/ballast   given up when the disk is full, so that settlements still find room
 //! ```
-//! Durable is `flush()` (sled's log buffer reaches the file) and then fdatasync on a handle of our own: flush
+//! Durable in sled is `flush()` (sled's log buffer reaches the file) and then fdatasync on a handle of our own: flush
 //! alone ends in sync_file_range, which neither covers metadata nor the disk's cache.
 
 use std::fs::File;
@@ -17,7 +18,8 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::format::FORMAT;
+use super::format::{FORMAT, FORMAT_WITHOUT_JOURNAL};
+use super::log;
 use super::marker::Marker;
 use crate::engine::OpenError;
 use crate::types::clock::now;
@@ -46,6 +48,42 @@ pub(super) struct Trees {
     pub(super) body: sled::Tree,
     pub(super) part: sled::Tree,
     pub(super) done: sled::Tree,
+}
+
+/// One of them, with the number that it has in the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Tree {
+    Meta = 0,
+    Obj = 1,
+    Sub = 2,
+    Seq = 3,
+    Head = 4,
+    Body = 5,
+    Part = 6,
+    Done = 7,
+}
+
+impl Tree {
+    pub(super) fn of(number: u8) -> Option<Self> {
+        use Tree::{Body, Done, Head, Meta, Obj, Part, Seq, Sub};
+        [Meta, Obj, Sub, Seq, Head, Body, Part, Done].into_iter().find(|tree| *tree as u8 == number)
+    }
+}
+
+impl Trees {
+    pub(super) fn get(&self, tree: Tree) -> &sled::Tree {
+        match tree {
+            Tree::Meta => &self.meta,
+            Tree::Obj => &self.obj,
+            Tree::Sub => &self.sub,
+            Tree::Seq => &self.seq,
+            Tree::Head => &self.head,
+            Tree::Body => &self.body,
+            Tree::Part => &self.part,
+            Tree::Done => &self.done,
+        }
+    }
 }
 
 /// An open store.
@@ -95,10 +133,18 @@ impl Disk {
         let fresh = !path.join(STORE).join("db").exists();
         let mut disk = Self::open_locked(path, cache_bytes, lock)?;
         disk.ballast_bytes = ballast_bytes;
+        let current = has_current_format(path, &disk.trees, fresh)?;
+        match log::replay(&disk.trees, path) {
+            Ok(0) => {}
+            Ok(commits) => tracing::info!(commits, "the journal had what the store's file had not"),
+            Err(what) => return Err(damaged(path, what)),
+        }
         if let Some(what) = Marker::missing(path, &disk.trees) {
             return Err(damaged(path, what));
         }
-        check_format(path, &disk.trees, fresh)?;
+        if !current {
+            disk.trees.meta.insert("format", &FORMAT.to_be_bytes()).map_err(|e| damaged(path, e))?;
+        }
         disk.sync().map_err(|e| unusable(path, e))?;
         if fresh {
             for made in [&path.join(STORE), &disk.path] {
@@ -256,18 +302,18 @@ fn lock(path: &Path) -> Result<File, OpenError> {
     Ok(file)
 }
 
-fn check_format(path: &Path, trees: &Trees, fresh: bool) -> Result<(), OpenError> {
+/// Whether the store has the format that this program writes. If not, it has one that this program reads.
+fn has_current_format(path: &Path, trees: &Trees, fresh: bool) -> Result<bool, OpenError> {
     let found = trees.meta.get("format").map_err(|e| damaged(path, e))?;
     match found.as_deref().map(<[u8; 4]>::try_from) {
         Some(Ok(bytes)) => match u32::from_be_bytes(bytes) {
-            FORMAT => Ok(()),
+            FORMAT => Ok(true),
+            FORMAT_WITHOUT_JOURNAL => Ok(false),
             found if found > FORMAT => Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT }),
             found => Err(damaged(path, format!("it has the unknown format {found}"))),
         },
         Some(Err(_)) => Err(damaged(path, "its format is not a number")),
-        None if fresh || trees.head.is_empty() && trees.obj.is_empty() => {
-            trees.meta.insert("format", &FORMAT.to_be_bytes()).map(drop).map_err(|e| damaged(path, e))
-        }
+        None if fresh || trees.head.is_empty() && trees.obj.is_empty() => Ok(false),
         None => Err(damaged(path, "it has data and no format")),
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! meta   "format" u32 BE | "boot" u64 BE | "secret" 16 bytes | "next_target" u32 BE
 //!        "closed" u64 BE: the start after which the store was closed, see `marker`
+//!        "journal" u64 BE: the record of the journal up to which all rows are here, see `log`
 //! obj    [target u32 BE]                  definition, see `objects`
 //! sub    [session u32 BE][filter]         subscription options
 //! seq    [target u32 BE]                  next sequence u64 BE, written before the packs that prove it go
@@ -27,7 +28,9 @@ use crate::engine::{Outgoing, OutgoingState};
 use crate::types::{Priority, Qos, UnixMillis};
 
 /// The format that this program writes, and the newest that it reads.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
+/// The same before there was a journal.
+pub(super) const FORMAT_WITHOUT_JOURNAL: u32 = 1;
 /// The version of a head row.
 const HEAD_VERSION: u8 = 1;
 /// Bodies stand in the head row.

@@ -7,7 +7,7 @@
 //! ```text
 //! stafett store\nboot <number>\n<open | closed>\n
 //! ```
-//! Limit: what was written after the newest start of a store that was not closed is not covered.
+//! What was written after the newest start is covered by the journal, see `log`, but for the policies that have none.
 
 use std::fs::File;
 use std::io::{self, Write as _};

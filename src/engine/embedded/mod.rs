@@ -25,14 +25,16 @@ use self::format::LARGE_BYTES;
 use self::index::Waker;
 use self::keeper::{Job, Tasks};
 use self::lanes::{Lanes, Prepared, PreparedPublish, Retained, SettleReply, Work};
+use self::log::Log;
 use self::marker::Marker;
+use self::pack::Packer;
 use self::shared::Shared;
 use self::target::Target;
 use self::writer::Writer;
 use super::settings::EngineSettings;
 use super::{
-    Capabilities, Consumer, ConsumerOptions, Engine, EngineError, Health, LeaseError, LeaseRef, Nack, Op,
-    OpenError, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
+    Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
+    Nack, Op, OpenError, OpenProgress, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
 };
 use crate::types::clock::unix_now;
 use crate::types::{Message, Sequence, TargetId};
@@ -46,10 +48,12 @@ mod entry;
 pub mod export;
 mod format;
 mod index;
+mod journal;
 mod keeper;
 mod lanes;
 mod ledger;
 mod level;
+mod log;
 mod marker;
 mod objects;
 mod offline;
@@ -90,13 +94,23 @@ impl Embedded {
     /// # Errors
     /// [`OpenError`] when another process has the store, it is damaged or newer, or the directory cannot be used.
     pub fn open(settings: EngineSettings) -> Result<Self, OpenError> {
+        Self::open_telling(settings, &OpenProgress::default())
+    }
+
+    /// The same, telling `progress` how far it is.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`].
+    pub fn open_telling(settings: EngineSettings, progress: &OpenProgress) -> Result<Self, OpenError> {
         let disk = Disk::open(&settings.data_dir, SLED_CACHE_BYTES, settings.ballast_bytes)?;
         let bodies = Bodies::new(
             usize::try_from(settings.body_cache_bytes.max(MIN_BODY_CACHE_BYTES)).unwrap_or(usize::MAX),
         );
-        let recovered = recovery::recover(&disk, &bodies)?;
+        let recovered = recovery::recover(&disk, &bodies, progress)?;
         let unusable = |what: String| OpenError::Unusable { path: settings.data_dir.clone(), what };
         let (boot, secret) = begin(&disk).map_err(|e| unusable(e.to_string()))?;
+        let journaled = settings.durability == Durability::Fsync;
+        let log = Log::open(&disk, journaled).map_err(|e| unusable(e.to_string()))?;
         disk.sync().map_err(|e| unusable(e.to_string()))?;
         Marker { boot, closed: false }.write(&settings.data_dir).map_err(|e| unusable(e.to_string()))?;
         if let Err(error) = disk.put_ballast() {
@@ -125,7 +139,7 @@ impl Embedded {
         let writer = Writer::new(
             shared.clone(),
             recovered.ledger,
-            recovered.next_pack,
+            Packer::new(boot, recovered.next_pack, log),
             recovered.retained,
             recovered.next_retained,
         );

@@ -1,4 +1,4 @@
-//! Reads a store that nobody serves, changes nothing, and goes on behind what is damaged.
+//! Reads a store that nobody serves, changes nothing that it says, and goes on behind what is damaged.
 //!
 //! It follows `recovery`: a message is alive when the newest ADD of its target and sequence is not settled. Where
 //! `recovery` refuses the store, a [`Damage`] is noted here.
@@ -14,6 +14,7 @@ use super::body::decode_message;
 use super::disk::Disk;
 use super::format::{self, Add, CONTINUED, CONTINUES, Done, Head, Location, Record};
 use super::ledger::Ledger;
+use super::log;
 use super::objects;
 use super::rows::{Rows, guarded};
 use crate::engine::{Definition, EngineError, OpenError, SubscribeOptions};
@@ -67,6 +68,8 @@ pub(super) struct Offline {
     pub(super) disk: Disk,
     /// What is wrong with the file as a whole, and where the copy is that is read instead.
     copied: Option<(String, Scratch)>,
+    /// What is wrong with the journal.
+    journal: Option<String>,
 }
 
 /// A directory that is removed in the end.
@@ -124,7 +127,7 @@ impl Contents {
 impl Offline {
     /// Takes the store's lock and opens it.
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
-        Self { disk: Disk::open_existing(path, CACHE_BYTES)?, copied: None }.not_newer(path)
+        Self { disk: Disk::open_existing(path, CACHE_BYTES)?, copied: None, journal: None }.replayed(path)
     }
 
     /// The same; if sled does not open the file, a copy of it is read as far as it can be.
@@ -136,16 +139,19 @@ impl Offline {
         let scratch = Scratch(path.join("salvage"));
         drop(std::fs::remove_dir_all(&scratch.0));
         let disk = Disk::open_copy(path, &scratch.0, CACHE_BYTES)?;
-        Self { disk, copied: Some((what, scratch)) }.not_newer(path)
+        Self { disk, copied: Some((what, scratch)), journal: None }.replayed(path)
     }
 
-    fn not_newer(self, path: &Path) -> Result<Self, OpenError> {
+    /// With what stands in the journal, unless the store is newer than this program.
+    fn replayed(mut self, path: &Path) -> Result<Self, OpenError> {
         match self.format() {
             Ok(Some(found)) if found > format::FORMAT => {
-                Err(OpenError::Newer { path: path.to_owned(), found, known: format::FORMAT })
+                return Err(OpenError::Newer { path: path.to_owned(), found, known: format::FORMAT });
             }
-            _ => Ok(self),
+            _ => {}
         }
+        self.journal = guarded(|| log::replay(&self.disk.trees, path)).err();
+        Ok(self)
     }
 
     fn format(&self) -> Result<Option<u32>, String> {
@@ -165,6 +171,9 @@ impl Offline {
                 what,
                 "what was written after the damage is lost; a copy was read up to it",
             );
+        }
+        if let Some(what) = &self.journal {
+            contents.damage("the journal", what, "what was written last is lost; the broker does not start");
         }
         self.meta(&mut contents);
         self.definitions(&mut contents);
@@ -193,7 +202,7 @@ impl Offline {
     fn meta(&self, contents: &mut Contents) {
         let place = "the format of the store";
         match self.format() {
-            Ok(Some(format::FORMAT)) => {}
+            Ok(Some(format::FORMAT | format::FORMAT_WITHOUT_JOURNAL)) => {}
             Ok(Some(found)) => contents.damage(place, format!("{found} is unknown"), "it is not opened"),
             Ok(None) => contents.damage(place, "is missing", "it is not opened"),
             Err(what) => contents.damage(place, what, "it is not opened"),

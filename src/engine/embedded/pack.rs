@@ -4,12 +4,13 @@ use bytes::Bytes;
 use sled::IVec;
 
 use super::bodies::{Bodies, BodyKey};
-use super::disk::{Disk, SYNC_BYTES};
+use super::disk::{Disk, Tree};
 use super::format::{
     Add, CHECKSUM_BYTES, CONTINUED, CONTINUES, HEAD_BYTES, INLINE, INLINE_BYTES, LARGE_BYTES, Location,
     PART_BYTES, Place, ROW_BYTES, Record, encode_head, part_key, put_checksum,
 };
 use super::ledger::Ledger;
+use super::log::Log;
 
 /// What the records of one operation may need of a head before it is written as a chain.
 const RECORDS_BYTES: usize = ROW_BYTES - HEAD_BYTES - 64;
@@ -38,10 +39,7 @@ pub(super) struct Packer {
     open: Option<Open>,
     /// The first pack of the chain that is being written.
     chain: Option<u64>,
-    /// Logical bytes written since the start.
-    pub(super) written: u64,
-    /// Of these, not synced.
-    pub(super) unsynced: u64,
+    pub(super) log: Log,
     /// Body rows below this pack are there, if only as empty ones.
     reserved: u64,
     spare: (Vec<u8>, Vec<u8>, Vec<u64>),
@@ -65,22 +63,9 @@ pub(super) struct Books<'a> {
     pub(super) ledger: &'a mut Ledger,
 }
 
-fn row(result: sled::Result<Option<IVec>>) -> Result<(), Failed> {
-    result.map(drop).map_err(|e| e.to_string())
-}
-
 impl Packer {
-    pub(super) fn new(boot: u64, next_pack: u64) -> Self {
-        Self {
-            boot,
-            next_pack,
-            open: None,
-            chain: None,
-            written: 0,
-            unsynced: 0,
-            reserved: 0,
-            spare: Default::default(),
-        }
+    pub(super) fn new(boot: u64, next_pack: u64, log: Log) -> Self {
+        Self { boot, next_pack, open: None, chain: None, log, reserved: 0, spare: Default::default() }
     }
 
     /// The newest pack that was sealed, or 0.
@@ -93,26 +78,12 @@ impl Packer {
         self.open.is_none()
     }
 
-    /// Bytes went to sled. Keeps the sync from lagging by more than sled allows.
-    pub(super) fn note_written(&mut self, disk: &Disk, bytes: usize) -> Result<(), Failed> {
-        self.written += bytes as u64;
-        self.unsynced += bytes as u64;
-        if self.unsynced > SYNC_BYTES { self.sync(disk) } else { Ok(()) }
-    }
-
-    /// Makes what was written durable.
-    pub(super) fn sync(&mut self, disk: &Disk) -> Result<(), Failed> {
-        disk.sync().map_err(|e| e.to_string())?;
-        self.unsynced = 0;
-        Ok(())
-    }
-
     fn open(&mut self, ledger: &mut Ledger, flags: u8) -> &mut Open {
-        let Self { next_pack, open, spare, written, .. } = self;
+        let Self { next_pack, open, spare, log, .. } = self;
         open.get_or_insert_with(|| {
             let pack = *next_pack;
             *next_pack += 1;
-            ledger.begin(pack, *written);
+            ledger.begin(pack, log.written);
             let (records, mut bodies, names) = std::mem::take(spare);
             bodies.resize(CHECKSUM_BYTES, 0);
             Open { pack, flags, records, count: 0, bodies, slots: 0, part_bytes: 0, names }
@@ -165,8 +136,7 @@ impl Packer {
         let (pack, slot) = (open.pack, open.slots);
         open.slots += 1;
         for (n, part) in (0_u32..).zip(body.chunks(PART_BYTES)) {
-            row(books.disk.trees.part.insert(part_key(pack, slot, n), part))?;
-            self.note_written(books.disk, part.len())?;
+            self.log.insert(books.disk, Tree::Part, &part_key(pack, slot, n), part)?;
         }
         if let Some(open) = &mut self.open {
             open.part_bytes += body.len();
@@ -232,15 +202,14 @@ impl Packer {
         let first = self.reserved.max(pack);
         self.reserved = first + RESERVE_PACKS;
         for pack in first..self.reserved {
-            row(books.disk.trees.body.insert(pack.to_be_bytes(), &[]))?;
+            self.log.insert(books.disk, Tree::Body, &pack.to_be_bytes(), &[])?;
         }
-        self.note_written(books.disk, RESERVE_PACKS as usize * 64)
+        Ok(())
     }
 
     /// Writes the open pack: bodies, then the head that implies them.
     pub(super) fn seal(&mut self, books: &mut Books<'_>, flags: u8) -> Result<(), Failed> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
-        let trees = &books.disk.trees;
         let key = open.pack.to_be_bytes();
         let here = open.bodies.get(CHECKSUM_BYTES..).unwrap_or_default();
         let has_bodies = !here.is_empty();
@@ -257,14 +226,13 @@ impl Packer {
             // The row and what is kept in memory are the same bytes.
             kept = Some(Bytes::from_owner(body.clone()).slice(CHECKSUM_BYTES..));
             self.reserve(books, open.pack)?;
-            row(trees.body.insert(key, body))?;
+            self.log.insert(books.disk, Tree::Body, &key, body)?;
         }
-        row(trees.head.insert(key, head))?;
+        self.log.insert(books.disk, Tree::Head, &key, head)?;
         if let Some(kept) = kept {
             books.bodies.put(BodyKey::pack(open.pack), kept);
         }
         books.ledger.seal(open.pack, bytes, open.slots, &mut open.names);
-        self.note_written(books.disk, bytes - open.part_bytes)?;
         open.records.clear();
         open.bodies.clear();
         self.spare = (open.records, open.bodies, open.names);

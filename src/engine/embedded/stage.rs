@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Add, Location, Mark, Place, RETAINED, Record};
 use super::lanes::{Prepared, PreparedPublish, SettleReply, Work};
@@ -98,8 +99,6 @@ impl Writer {
     }
 
     fn stage_rare(&mut self, op: Prepared) -> Result<Outcome, Failed> {
-        let trees = self.shared.disk.trees.clone();
-        let row = |result: sled::Result<Option<sled::IVec>>| result.map(drop).map_err(|e| e.to_string());
         match op {
             Prepared::Publish(_) | Prepared::Move { .. } => {}
             Prepared::Outgoing { target, sequence, outgoing } => {
@@ -121,12 +120,10 @@ impl Writer {
                 }
             }
             Prepared::Define(id, definition) => {
-                let bytes = objects::encode(&definition);
-                self.packer.note_written(&self.shared.disk, bytes.len() + 64)?;
-                row(trees
-                    .meta
-                    .insert("next_target", &self.shared.next_target.load(Ordering::Relaxed).to_be_bytes()))?;
-                row(trees.obj.insert(id.0.to_be_bytes(), bytes))?;
+                let (log, disk) = (&mut self.packer.log, &self.shared.disk);
+                let next = self.shared.next_target.load(Ordering::Relaxed).to_be_bytes();
+                log.insert(disk, Tree::Meta, b"next_target", &next)?;
+                log.insert(disk, Tree::Obj, &id.0.to_be_bytes(), objects::encode(&definition))?;
                 // Known at once: nobody can name it before its ticket completes, or it was known before.
                 self.shared.registry.write().define(id, Settings::from(&*definition));
             }
@@ -140,13 +137,14 @@ impl Writer {
                 let Some(target) = self.shared.registry.write().remove(id) else {
                     return Ok(Outcome::Refused(Refusal::Gone(id)));
                 };
-                row(trees.obj.remove(id.0.to_be_bytes()))?;
-                for key in trees.sub.scan_prefix(id.0.to_be_bytes()).keys() {
-                    row(trees.sub.remove(key.map_err(|e| e.to_string())?))?;
+                let (log, disk, key) = (&mut self.packer.log, &self.shared.disk, id.0.to_be_bytes());
+                log.give(disk)?;
+                log.remove(disk, Tree::Obj, &key)?;
+                for subscription in disk.trees.sub.scan_prefix(key).keys() {
+                    log.remove(disk, Tree::Sub, &subscription.map_err(|e| e.to_string())?)?;
                 }
-                row(trees.seq.remove(id.0.to_be_bytes()))?;
+                log.remove(disk, Tree::Seq, &key)?;
                 self.dirty_sequences.remove(&id);
-                self.packer.note_written(&self.shared.disk, 256)?;
                 self.effects.push(Effect::Gone(target));
             }
             Prepared::Subscribe(session, filter, options) => {
@@ -154,13 +152,12 @@ impl Writer {
                     return Ok(Outcome::Refused(Refusal::Gone(session)));
                 }
                 let key = subscription_key(session, &filter.to_string());
-                self.packer.note_written(&self.shared.disk, key.len() + 64)?;
-                row(trees.sub.insert(key, objects::encode_subscription(&options)))?;
+                let options = objects::encode_subscription(&options);
+                self.packer.log.insert(&self.shared.disk, Tree::Sub, &key, options)?;
             }
             Prepared::Unsubscribe(session, filter) => {
                 let key = subscription_key(session, &filter.to_string());
-                self.packer.note_written(&self.shared.disk, key.len() + 64)?;
-                row(trees.sub.remove(key))?;
+                self.packer.log.remove(&self.shared.disk, Tree::Sub, &key)?;
             }
         }
         Ok(Outcome::Done)

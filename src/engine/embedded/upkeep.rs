@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{self, CONTINUED, Location, Record};
 use super::lanes::deadline;
@@ -55,10 +56,6 @@ impl Upkeep {
     }
 }
 
-fn row(result: sled::Result<Option<sled::IVec>>) -> Result<(), Failed> {
-    result.map(drop).map_err(|e| e.to_string())
-}
-
 impl Writer {
     /// Whether the writer should look again soon though nobody hands work in.
     pub(super) fn upkeep_waits(&self) -> bool {
@@ -89,7 +86,7 @@ impl Writer {
         if !due || !ready {
             // Nothing else may be written for a while: the sync that these wait for must still come. What is staged and
             // not sealed is not synced either.
-            let synced = self.packer.unsynced == 0 && self.packer.is_sealed();
+            let synced = !self.packer.log.is_loose() && self.packer.is_sealed();
             if !self.removable.is_empty() && synced && !ready {
                 self.syncs += 1;
             }
@@ -97,7 +94,7 @@ impl Writer {
         }
         self.upkeep.removed_time = now();
         self.write_sequences()?;
-        let trees = self.shared.disk.trees.clone();
+        let (log, disk) = (&mut self.packer.log, &self.shared.disk);
         for _ in 0..REMOVE_PACKS {
             let Some(&(sync, pack)) = self.removable.front() else { break };
             if sync >= self.syncs {
@@ -106,15 +103,15 @@ impl Writer {
             self.removable.pop_front();
             let key = pack.to_be_bytes();
             let slots = self.ledger.slots(pack);
-            row(trees.body.remove(key))?;
+            log.remove(disk, Tree::Body, &key)?;
             if slots > 0 {
-                for part in trees.part.scan_prefix(key).keys() {
-                    row(trees.part.remove(part.map_err(|e| e.to_string())?))?;
+                for part in disk.trees.part.scan_prefix(key).keys() {
+                    log.remove(disk, Tree::Part, &part.map_err(|e| e.to_string())?)?;
                 }
             }
-            row(trees.done.remove(key))?;
-            row(trees.head.remove(key))?;
-            self.packer.note_written(&self.shared.disk, 128)?;
+            // The head before its checkpoint, which stands for records that are gone already.
+            log.remove(disk, Tree::Head, &key)?;
+            log.remove(disk, Tree::Done, &key)?;
             self.shared.bodies.drop_pack(pack, slots);
             self.ledger.removed(pack);
         }
@@ -123,35 +120,32 @@ impl Writer {
 
     /// The packs that prove which sequences were given out are about to go.
     fn write_sequences(&mut self) -> Result<(), Failed> {
-        let trees = self.shared.disk.trees.clone();
         for id in std::mem::take(&mut self.dirty_sequences) {
             let next = match self.shared.target(id) {
                 Ok(target) => target.next_sequence.load(std::sync::atomic::Ordering::Relaxed),
                 Err(_) if id.0 == format::RETAINED => self.next_retained,
                 Err(_) => continue,
             };
-            row(trees.seq.insert(id.0.to_be_bytes(), &next.to_be_bytes()))?;
-            self.packer.note_written(&self.shared.disk, 64)?;
+            let (key, next) = (id.0.to_be_bytes(), next.to_be_bytes());
+            self.packer.log.insert(&self.shared.disk, Tree::Seq, &key, &next)?;
         }
         Ok(())
     }
 
     fn checkpoint(&mut self) -> Result<(), Failed> {
-        let due = self.packer.written - self.upkeep.checkpoint_written >= CHECKPOINT_BYTES
+        let due = self.packer.log.written - self.upkeep.checkpoint_written >= CHECKPOINT_BYTES
             || now() >= self.upkeep.checkpoint_time + CHECKPOINT_EVERY;
         if !due || !self.ledger.has_dirty() {
             return Ok(());
         }
-        self.upkeep.checkpoint_written = self.packer.written;
+        self.upkeep.checkpoint_written = self.packer.log.written;
         self.upkeep.checkpoint_time = deadline(Duration::ZERO);
         // A checkpoint says what is settled up to and with the newest sealed pack.
         self.seal()?;
         let as_of = self.packer.last();
         for pack in self.ledger.dirty().into_iter().take(CHECKPOINT_PACKS) {
             let Some(done) = self.ledger.checkpoint(pack) else { continue };
-            let bytes = done.encode();
-            self.packer.note_written(&self.shared.disk, bytes.len() + 32)?;
-            row(self.shared.disk.trees.done.insert(pack.to_be_bytes(), bytes))?;
+            self.packer.log.insert(&self.shared.disk, Tree::Done, &pack.to_be_bytes(), done.encode())?;
             self.upkeep.checkpoints.push((pack, as_of));
         }
         Ok(())
@@ -177,7 +171,7 @@ impl Writer {
         if self.ledger.has_moved() {
             return Ok(());
         }
-        let Some(before) = self.packer.written.checked_sub(OLD_BYTES) else { return Ok(()) };
+        let Some(before) = self.packer.log.written.checked_sub(OLD_BYTES) else { return Ok(()) };
         let Some(pack) = self.ledger.take_sparse(before) else { return Ok(()) };
         let mut ordinal = 0;
         for at in pack.. {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHasher;
 use smallvec::SmallVec;
 
-use super::disk::SYNC_BYTES;
+use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Location, Mark};
 use super::lanes::{Next, Prepared, Reply, Work, deadline};
@@ -80,11 +80,10 @@ impl Writer {
     pub(super) fn new(
         shared: Arc<Shared>,
         ledger: Ledger,
-        next_pack: u64,
+        packer: Packer,
         retained: HashMap<TopicName, (u64, Location)>,
         next_retained: u64,
     ) -> Self {
-        let packer = Packer::new(shared.boot, next_pack);
         Self {
             shared,
             ledger,
@@ -140,9 +139,9 @@ impl Writer {
     /// Makes all durable, and says beside the store that this was the end.
     fn close(&mut self) -> Result<(), Failed> {
         let boot = self.shared.boot;
-        let closed = self.shared.disk.trees.meta.insert("closed", &boot.to_be_bytes());
-        closed.map_err(|e| e.to_string())?;
-        self.sync()?;
+        let (log, disk) = (&mut self.packer.log, &self.shared.disk);
+        log.insert(disk, Tree::Meta, b"closed", &boot.to_be_bytes())?;
+        log.catch_up(disk)?;
         if let Err(error) = (Marker { boot, closed: true }).write(&self.shared.settings.data_dir) {
             tracing::warn!(%error, "cannot note that the store was closed");
         }
@@ -159,7 +158,7 @@ impl Writer {
                 self.seal()?;
                 return self.close();
             }
-            if now() >= self.next_space_check || self.packer.written >= self.next_space_check_bytes {
+            if now() >= self.next_space_check || self.packer.log.written >= self.next_space_check_bytes {
                 self.check_space();
             }
             coalesce(&mut work);
@@ -169,7 +168,12 @@ impl Writer {
             self.upkeep_round()?;
             self.seal()?;
             self.make_durable()?;
+            let shared = self.shared.clone();
+            let giving = shared.bodies.giving();
             self.apply();
+            self.packer.log.give(&shared.disk)?;
+            drop(giving);
+            self.catch_up()?;
         }
     }
 
@@ -179,7 +183,7 @@ impl Writer {
             Durability::Interval => self.shared.settings.sync_interval,
             _ => SPACE_EVERY,
         };
-        let sync = (self.packer.unsynced > 0).then_some(self.last_sync + interval);
+        let sync = self.packer.log.lags().then_some(self.last_sync + interval);
         let upkeep = busy.then(|| deadline(UPKEEP_EVERY));
         let space = self.low_disk.map(|_| deadline(SPACE_EVERY));
         let checkpoint = self.upkeep.checkpoint_at(&self.ledger);
@@ -197,7 +201,7 @@ impl Writer {
     }
 
     pub(super) fn sync(&mut self) -> Result<(), Failed> {
-        self.packer.sync(&self.shared.disk)?;
+        self.packer.log.sync(&self.shared.disk)?;
         self.syncs += 1;
         self.last_sync = now();
         self.after_sync();
@@ -205,7 +209,8 @@ impl Writer {
     }
 
     fn make_durable(&mut self) -> Result<(), Failed> {
-        if self.packer.unsynced == 0 {
+        let log = &self.packer.log;
+        if !log.is_loose() {
             return Ok(());
         }
         let due = match self.shared.capabilities.durability {
@@ -213,7 +218,17 @@ impl Writer {
             Durability::Interval => now() >= self.last_sync + self.shared.settings.sync_interval,
             Durability::Memory => now() >= self.last_sync + SPACE_EVERY,
         };
-        if due || self.packer.unsynced > SYNC_BYTES / 2 { self.sync() } else { Ok(()) }
+        if due || log.lags_much() { self.sync() } else { Ok(()) }
+    }
+
+    /// Nobody waits: what only the journal has goes to sled's file, when that lags much or nothing else comes.
+    fn catch_up(&mut self) -> Result<(), Failed> {
+        let log = &mut self.packer.log;
+        let idle = log.lags() && !log.is_loose() && now() >= self.last_sync + SPACE_EVERY;
+        if idle || log.lags_much() {
+            log.catch_up(&self.shared.disk)?;
+        }
+        Ok(())
     }
 
     /// The commit is durable: the index learns of it, then who waited.
