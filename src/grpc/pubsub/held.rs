@@ -167,7 +167,7 @@ impl Drop for Held {
         for Delivered { what, .. } in self.deliveries.drain() {
             match what {
                 What::Stored(source, sequence) => of_source(&mut sources, source).sequences.push(sequence),
-                What::Live(kept) => shared.extend(kept.and_then(Kept::shared)),
+                What::Live(kept) => shared.extend(kept.and_then(|kept| kept.shared())),
             }
         }
         let waiting = self.mailbox.clear().into_iter().filter(|waiting| waiting.qos > Qos::AtMostOnce);

@@ -111,7 +111,7 @@ impl Kept {
     }
 
     /// What goes back to its share group.
-    pub(super) fn shared(self: Box<Self>) -> Option<(Arc<ShareGroup>, Message)> {
+    pub(super) fn shared(self) -> Option<(Arc<ShareGroup>, Message)> {
         Some((self.share?, self.message))
     }
 }
