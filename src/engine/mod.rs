@@ -41,7 +41,7 @@ pub use ticket::Ticket;
 /// What an acknowledgement waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
-    /// The disk has it: survives a killed process and, by design, a power cut.
+    /// The disk has it: survives a killed process and a power cut.
     #[default]
     Fsync,
     /// Given at once; the disk has it within the configured interval.
