@@ -295,6 +295,8 @@ pub enum Nack {
     Release,
     /// Counted against the maximum of deliveries.
     Failed,
+    /// The same, and its consumer was lost with it: see [`Consumer::take`].
+    Lost,
     /// To the dead letter queue at once, with this reason; where there is none it counts as failed.
     DeadLetter(ByteString),
 }
@@ -445,6 +447,9 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// [`EngineError::NoSuchTarget`].
     fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError>;
 
+    /// What it counts over all targets since it opened, by the names that operators see.
+    fn counters(&self) -> Vec<(&'static str, u64)>;
+
     /// How it does, as it changes.
     fn health(&self) -> watch::Receiver<Health>;
 
@@ -462,6 +467,10 @@ pub trait Consumer: Send + Sync + fmt::Debug {
     /// (one message may overdraw). Never waits: when it gives less than asked, [`Consumer::ready`] is woken as
     /// soon as there may be more. With a `max` of 0 it waits no more: another consumer is woken in its stead.
     ///
+    /// Where deliveries have a maximum, a message with two losses ([`Nack::Lost`], [`Consumer::release_all`]) is given to
+    /// a consumer that has nothing else, and nothing is given to that one until it is settled or given back: so that
+    /// nothing is counted as lost with it. It keeps its place, so that who has something else gets nothing behind it.
+    ///
     /// # Errors
     /// [`EngineError::NoSuchTarget`] when the target was deleted, [`EngineError::Damaged`].
     fn take(&self, max: usize, max_bytes: usize, out: &mut Vec<Leased>) -> Result<(), EngineError>;
@@ -473,7 +482,7 @@ pub trait Consumer: Send + Sync + fmt::Debug {
     /// Woken when [`Consumer::take`] may give more, or the target is gone.
     fn ready(&self) -> &Notify;
 
-    /// Gives back all that it has, counted as failed or not.
+    /// Gives back all that it has, counted as lost or not at all.
     fn release_all(&self, counted: bool);
 
     /// Whose consumer it is.

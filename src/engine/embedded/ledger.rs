@@ -136,15 +136,14 @@ impl Ledger {
         true
     }
 
-    /// An ADD has a mark now. False if it is settled or not known.
+    /// An ADD has a mark now. False if it is settled or not known, or has this mark already.
     pub(super) fn mark(&mut self, place: Location, mark: Mark) -> bool {
         let Some(entry) = self.packs.get_mut(&place.pack) else { return false };
         let bit = 1_u64 << (place.ordinal % 64);
         if entry.settled.get(place.ordinal as usize / 64).is_none_or(|word| word & bit != 0) {
             return false;
         }
-        entry.marks.insert(place.ordinal, mark);
-        true
+        entry.marks.insert(place.ordinal, mark) != Some(mark)
     }
 
     /// The mark of an ADD.

@@ -119,7 +119,7 @@ async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Endin
     for failed in failed.chunk_by(|a, b| a.0 == b.0) {
         let sequences: Vec<Sequence> = failed.iter().map(|(_, sequence)| *sequence).collect();
         if let Some((source, _)) = failed.first()
-            && let Err(error) = session.nack(*source, &sequences, Nack::Failed, Duration::ZERO)
+            && let Err(error) = session.nack(*source, &sequences, Nack::Lost, Duration::ZERO)
         {
             tracing::debug!(client = %session.client_id(), %error, "deliveries not given back");
         }
