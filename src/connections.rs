@@ -6,15 +6,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts connections against a limit. Clones share the count.
+/// Counts connections against a limit, for one door. Clones are the same door; [`ConnectionBudget::door`] makes
+/// another one with a share in the same limit.
 #[derive(Clone, Debug)]
 pub struct ConnectionBudget {
-    shared: Arc<Shared>,
+    limit: u64,
+    all: Arc<Counts>,
+    door: Arc<Counts>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    limit: u64,
+/// How many connections there are and were.
+#[derive(Debug, Default)]
+pub struct Counts {
     open: AtomicU64,
     accepted: AtomicU64,
     refused: AtomicU64,
@@ -24,64 +27,80 @@ struct Shared {
 #[derive(Debug)]
 #[must_use = "the connection is counted only while its permit is held"]
 pub struct ConnectionPermit {
-    shared: Arc<Shared>,
+    all: Arc<Counts>,
+    door: Arc<Counts>,
 }
 
 impl ConnectionBudget {
     /// A budget for `limit` connections at the same time.
     #[must_use]
     pub fn new(limit: u64) -> Self {
-        let shared = Shared {
-            limit,
-            open: AtomicU64::new(0),
-            accepted: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-        };
-        Self { shared: Arc::new(shared) }
+        Self { limit, all: Arc::default(), door: Arc::default() }
+    }
+
+    /// Another door, whose own counts begin at zero.
+    #[must_use]
+    pub fn door(&self) -> Self {
+        Self { door: Arc::default(), ..self.clone() }
     }
 
     /// A permit, or `None` when all are out; a refusal is counted. Never waits.
     pub fn try_acquire(&self) -> Option<ConnectionPermit> {
-        let limit = self.shared.limit;
-        let taken = self.shared.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
-            if open < limit { open.checked_add(1) } else { None }
+        let taken = self.all.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
+            if open < self.limit { open.checked_add(1) } else { None }
         });
-        if taken.is_err() {
-            self.shared.refused.fetch_add(1, Ordering::Relaxed);
-            return None;
+        for counts in [&self.all, &self.door] {
+            let count = if taken.is_ok() { &counts.accepted } else { &counts.refused };
+            count.fetch_add(1, Ordering::Relaxed);
         }
-        self.shared.accepted.fetch_add(1, Ordering::Relaxed);
-        Some(ConnectionPermit { shared: Arc::clone(&self.shared) })
+        taken.ok()?;
+        self.door.open.fetch_add(1, Ordering::AcqRel);
+        Some(ConnectionPermit { all: Arc::clone(&self.all), door: Arc::clone(&self.door) })
     }
 
     /// How many connections are allowed at the same time.
     #[must_use]
     pub fn limit(&self) -> u64 {
-        self.shared.limit
+        self.limit
     }
 
+    /// Of all doors.
+    #[must_use]
+    pub fn all(&self) -> &Counts {
+        &self.all
+    }
+
+    /// Of this door.
+    #[must_use]
+    pub fn own(&self) -> &Counts {
+        &self.door
+    }
+}
+
+impl Counts {
     /// How many permits are out.
     #[must_use]
     pub fn open(&self) -> u64 {
-        self.shared.open.load(Ordering::Acquire)
+        self.open.load(Ordering::Acquire)
     }
 
     /// How many permits were handed out since the start.
     #[must_use]
     pub fn accepted(&self) -> u64 {
-        self.shared.accepted.load(Ordering::Relaxed)
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// How many connections were refused since the start.
     #[must_use]
     pub fn refused(&self) -> u64 {
-        self.shared.refused.load(Ordering::Relaxed)
+        self.refused.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.shared.open.fetch_sub(1, Ordering::AcqRel);
+        self.door.open.fetch_sub(1, Ordering::AcqRel);
+        self.all.open.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -95,13 +114,21 @@ mod tests {
         let first = budget.try_acquire().unwrap();
         let second = budget.try_acquire().unwrap();
         assert!(budget.try_acquire().is_none());
-        assert_eq!((budget.open(), budget.accepted(), budget.refused()), (2, 2, 1));
+        let counts = |of: &Counts| (of.open(), of.accepted(), of.refused());
+        assert_eq!(counts(budget.all()), (2, 2, 1));
 
         drop(first);
         let third = budget.try_acquire().unwrap();
-        assert_eq!((budget.open(), budget.accepted(), budget.refused()), (2, 3, 1));
-        drop((second, third));
-        assert_eq!(budget.open(), 0);
+        assert_eq!(counts(budget.all()), (2, 3, 1));
+        // Another door has a part in the same limit, and counts by itself.
+        let other = budget.door();
+        assert!(other.try_acquire().is_none());
+        drop(second);
+        let fourth = other.try_acquire().unwrap();
+        assert_eq!((counts(other.own()), counts(budget.own())), ((1, 1, 1), (1, 3, 1)));
+        assert_eq!(counts(other.all()), (2, 4, 2));
+        drop((third, fourth));
+        assert_eq!((budget.all().open(), other.own().open()), (0, 0));
     }
 
     #[test]
@@ -112,13 +139,13 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..1000 {
                         let permit = budget.try_acquire();
-                        assert!(budget.open() <= 3);
+                        assert!(budget.all().open() <= 3);
                         drop(permit);
                     }
                 });
             }
         });
-        assert_eq!(budget.open(), 0);
-        assert_eq!(budget.accepted() + budget.refused(), 8000);
+        assert_eq!(budget.all().open(), 0);
+        assert_eq!(budget.all().accepted() + budget.all().refused(), 8000);
     }
 }

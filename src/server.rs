@@ -135,6 +135,7 @@ where
     let open_files = open_files::raise();
     let budget =
         ConnectionBudget::new(open_files::connections_within(open_files, settings.limits.connections));
+    let (mqtt_budget, mqtt_counters) = (budget.door(), mqtt::Counters::default());
     let shutdown = Shutdown::new(&settings.shutdown);
     let mut services = Services::default();
 
@@ -184,11 +185,27 @@ where
             durability: Some(engine.capabilities().durability.name()),
             doors: ready.doors.iter().map(|(name, address)| (*name, address.to_string())).collect(),
         };
-        let admin = AdminService::new(facts, vec![connection_counters(budget.clone())]);
+        let counted = Arc::clone(&broker);
+        let counters: Vec<CounterSource> = vec![
+            connection_counters(budget.clone(), mqtt_budget.clone()),
+            Box::new(move || counted.counters()),
+            Box::new({
+                let counters = mqtt_counters.clone();
+                move || counters.list()
+            }),
+        ];
+        let admin = AdminService::new(facts, counters);
         door.open(grpc::Services { broker: Arc::clone(&broker), admin });
     }
     if let Some(listener) = mqtt_listener {
-        let door = mqtt::serve(listener, settings.mqtt.settings, broker, budget.clone(), shutdown.clone());
+        let door = mqtt::serve(
+            listener,
+            settings.mqtt.settings,
+            broker,
+            mqtt_budget,
+            mqtt_counters,
+            shutdown.clone(),
+        );
         services.start("mqtt", async {
             door.await;
             Ok(())
@@ -262,12 +279,20 @@ async fn bind(
     }
 }
 
-fn connection_counters(budget: ConnectionBudget) -> CounterSource {
+/// Of all doors, and of each.
+fn connection_counters(grpc: ConnectionBudget, mqtt: ConnectionBudget) -> CounterSource {
     Box::new(move || {
+        let (all, grpc, mqtt) = (grpc.all(), grpc.own(), mqtt.own());
         vec![
-            ("connections", budget.open()),
-            ("connections_total", budget.accepted()),
-            ("connections_refused_total", budget.refused()),
+            ("connections", all.open()),
+            ("connections_total", all.accepted()),
+            ("connections_refused_total", all.refused()),
+            ("grpc_connections", grpc.open()),
+            ("grpc_connections_total", grpc.accepted()),
+            ("grpc_connections_refused_total", grpc.refused()),
+            ("mqtt_connections", mqtt.open()),
+            ("mqtt_connections_total", mqtt.accepted()),
+            ("mqtt_connections_refused_total", mqtt.refused()),
         ]
     })
 }

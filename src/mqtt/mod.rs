@@ -105,6 +105,37 @@ impl Settings {
     }
 }
 
+/// What this door counts since the start; clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Counters(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    connects_refused: AtomicU64,
+    connect_timeouts: AtomicU64,
+}
+
+impl Counters {
+    /// By the names that operators see.
+    #[must_use]
+    pub fn list(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("mqtt_connects_refused_total", self.0.connects_refused.load(Ordering::Relaxed)),
+            ("mqtt_connect_timeouts_total", self.0.connect_timeouts.load(Ordering::Relaxed)),
+        ]
+    }
+
+    /// What should have been a CONNECT was none, or was refused.
+    fn refused(&self) {
+        self.0.connects_refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// No CONNECT came within the time for it.
+    fn timed_out(&self) {
+        self.0.connect_timeouts.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Connections beyond the budget that are told so at the same time; more are closed unread.
 const TOLD_TO_GO: usize = 32;
 
@@ -113,6 +144,7 @@ const TOLD_TO_GO: usize = 32;
 struct Door {
     settings: Settings,
     broker: Arc<Broker>,
+    counters: Counters,
     buffers: Arc<Buffers>,
     wills: Wills,
     shutdown: Shutdown,
@@ -158,12 +190,14 @@ pub async fn serve(
     settings: Settings,
     broker: Arc<Broker>,
     budget: ConnectionBudget,
+    counters: Counters,
     shutdown: Shutdown,
 ) {
     let door = Arc::new(Door {
         wills: Wills::new(Arc::clone(&broker), shutdown.clone()),
         settings,
         broker,
+        counters,
         buffers: Arc::default(),
         shutdown,
         connected: Mutex::default(),

@@ -112,6 +112,7 @@ impl Broker {
             created_at,
             attached: ArcSwapOption::empty(),
             dropped: AtomicU64::new(0),
+            all_dropped: Arc::clone(&self.pubsub.dropped),
             told_dropped: AtomicU64::new(0),
             incoming: Incoming::default(),
             state: Mutex::new(State { expiry, ..State::default() }),

@@ -97,6 +97,7 @@ async fn begin(door: &Arc<Door>, wire: &mut Wire, peer: SocketAddr) -> Option<Li
     let connect = tokio::select! {
         connect = read_connect(door, wire) => connect,
         () = tokio::time::sleep(door.settings.connect_timeout) => {
+            door.counters.timed_out();
             tracing::debug!(%peer, "no CONNECT within the time for it");
             return None;
         }
@@ -106,6 +107,7 @@ async fn begin(door: &Arc<Door>, wire: &mut Wire, peer: SocketAddr) -> Option<Li
         Ok(connect) => connect,
         Err(NoConnect::Gone) => return None,
         Err(NoConnect::Bad(error)) => {
+            door.counters.refused();
             tracing::debug!(%peer, %error, rule = error.rule(), "no CONNECT");
             let version = wire.decoder.version();
             if let Some((connack, version)) = answer(&error, version) {
@@ -122,6 +124,7 @@ async fn begin(door: &Arc<Door>, wire: &mut Wire, peer: SocketAddr) -> Option<Li
             Some(live)
         }
         Err(refused) => {
+            door.counters.refused();
             tracing::debug!(%peer, code = %refused.code, why = refused.why, "CONNECT refused");
             refuse_with(wire, refused.connack(version), version);
             end::linger(door, wire).await;

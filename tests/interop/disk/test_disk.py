@@ -9,7 +9,7 @@ import grpc
 import pytest
 from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from stafett.v1 import common_pb2, queue_pb2
+from stafett.v1 import admin_pb2, common_pb2, queue_pb2
 
 from harness import DEADLINE, remaining
 from harness.broker import Broker
@@ -227,6 +227,8 @@ def test_a_disk_that_fills_up_refuses_at_the_watermark_and_recovers_by_itself(br
     assert refusals["grpc"].detail("ErrorInfo").reason == "DISK_NEARLY_FULL"
     assert refusals["grpc"].detail("RetryInfo").retry_delay.seconds > 0
     assert disk.free() > 0
+    counters = broker.admin().GetServerInfo(admin_pb2.GetServerInfoRequest(), timeout=DEADLINE).counters
+    assert counters["publishes_refused_disk_total"] >= 2
     assert len(feeders.acknowledged) > 100
 
     # Settling goes on, and the broker serves.
