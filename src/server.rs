@@ -13,9 +13,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
+use tokio::signal::unix::Signal;
 use tokio::task::JoinError;
 
-use crate::config::{Listen, Settings};
+use crate::config::{Listen, MqttDoor, Settings};
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
 use crate::engine::embedded::Embedded;
@@ -23,6 +24,8 @@ use crate::engine::{Engine, EngineError, EngineSettings, Health, OpenError, Open
 use crate::grpc::{self, AdminService, CounterSource, HealthBoard, ServerFacts};
 use crate::mqtt;
 use crate::shutdown::Shutdown;
+use crate::socket::{Address, Bound};
+use crate::tls::Tls;
 use crate::types::clock;
 
 use services::Services;
@@ -54,6 +57,9 @@ pub enum ServerError {
         /// Why.
         source: io::Error,
     },
+    /// A listener of the MQTT door cannot be had.
+    #[error(transparent)]
+    Listen(#[from] mqtt::ListenError),
     /// The process cannot be told to stop.
     #[error("cannot receive signals")]
     Signals(#[source] io::Error),
@@ -76,6 +82,14 @@ pub enum ServerError {
     },
 }
 
+impl ServerError {
+    /// Whether another configuration is all that it takes.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::NoDoor | Self::Listen(mqtt::ListenError::Tls { .. }))
+    }
+}
+
 /// How the server ended when it was told to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {
@@ -90,13 +104,13 @@ pub enum Stopped {
 /// The doors that accept, with the addresses they are bound to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ready {
-    doors: Vec<(&'static str, SocketAddr)>,
+    doors: Vec<(String, Bound)>,
 }
 
 impl Ready {
     /// Name and address of each door.
     #[must_use]
-    pub fn doors(&self) -> &[(&'static str, SocketAddr)] {
+    pub fn doors(&self) -> &[(String, Bound)] {
         &self.doors
     }
 }
@@ -131,17 +145,19 @@ where
     F: FnOnce(&Ready) -> io::Result<()>,
 {
     let mut signals = Signals::install().map_err(ServerError::Signals)?;
+    let hangups = signals::hangups().map_err(ServerError::Signals)?;
     let started_at = clock::unix_now();
     let open_files = open_files::raise();
     let budget =
         ConnectionBudget::new(open_files::connections_within(open_files, settings.limits.connections));
-    let (mqtt_budget, mqtt_counters) = (budget.door(), mqtt::Counters::default());
+    let (grpc_budget, mqtt_budget) = (budget.part(budget.limit()), budget.part(budget.limit()));
+    let mqtt_counters = mqtt::Counters::default();
     let shutdown = Shutdown::new(&settings.shutdown);
     let mut services = Services::default();
 
     let mut ready = Ready::default();
-    let grpc_listener = bind(&settings.grpc.listen, "grpc", "--grpc-listen", &mut ready).await?;
-    let mqtt_listener = bind(&settings.mqtt.listen, "mqtt", "--mqtt-listen", &mut ready).await?;
+    let grpc_listener = bind_grpc(&settings.grpc.listen, &mut ready).await?;
+    let mqtt_listeners = bind_mqtt(settings.mqtt, &mut ready).await?;
     if ready.doors.is_empty() {
         return Err(ServerError::NoDoor);
     }
@@ -152,7 +168,7 @@ where
         Some(listener) => {
             let door =
                 grpc::Door::new(settings.grpc.settings, board.clone(), progress.clone(), shutdown.clone())?;
-            let served = door.clone().serve(listener, budget.clone());
+            let served = door.clone().serve(listener, grpc_budget.clone());
             services.start("grpc", async { Ok(served.await?) });
             Some(door)
         }
@@ -176,6 +192,8 @@ where
     };
 
     services.start("broker", drain(Arc::clone(&broker), shutdown.clone()));
+    let tls = mqtt_listeners.iter().filter_map(mqtt::Listener::tls).collect();
+    services.start("certificates", renew(tls, hangups, shutdown.clone()));
     services.start("store", watch_store(Arc::clone(&engine), board.clone(), shutdown.clone()));
     if let Some(door) = door {
         let facts = ServerFacts {
@@ -183,11 +201,11 @@ where
             features: FEATURES.to_vec(),
             max_connections: budget.limit(),
             durability: Some(engine.capabilities().durability.name()),
-            doors: ready.doors.iter().map(|(name, address)| (*name, address.to_string())).collect(),
+            doors: ready.doors.iter().map(|(name, address)| (name.clone(), address.to_string())).collect(),
         };
         let counted = Arc::clone(&broker);
         let counters: Vec<CounterSource> = vec![
-            connection_counters(budget.clone(), mqtt_budget.clone()),
+            connection_counters(budget.clone(), grpc_budget, mqtt_budget.clone()),
             Box::new(move || counted.counters()),
             Box::new({
                 let counters = mqtt_counters.clone();
@@ -197,15 +215,8 @@ where
         let admin = AdminService::new(facts, counters);
         door.open(grpc::Services { broker: Arc::clone(&broker), admin });
     }
-    if let Some(listener) = mqtt_listener {
-        let door = mqtt::serve(
-            listener,
-            settings.mqtt.settings,
-            broker,
-            mqtt_budget,
-            mqtt_counters,
-            shutdown.clone(),
-        );
+    if !mqtt_listeners.is_empty() {
+        let door = mqtt::serve(mqtt_listeners, broker, mqtt_budget, mqtt_counters, shutdown.clone());
         services.start("mqtt", async {
             door.await;
             Ok(())
@@ -257,13 +268,49 @@ async fn drain(broker: Arc<Broker>, shutdown: Shutdown) -> Result<(), ServerErro
     Ok(())
 }
 
-/// Binds a door's address and notes it; `None` when the door is off.
-async fn bind(
-    listen: &Listen,
-    name: &'static str,
-    flag: &'static str,
-    ready: &mut Ready,
-) -> Result<Option<TcpListener>, ServerError> {
+/// Reads the files for TLS again at every SIGHUP.
+async fn renew(tls: Vec<Arc<Tls>>, mut hangups: Signal, shutdown: Shutdown) -> Result<(), ServerError> {
+    loop {
+        tokio::select! {
+            () = shutdown.stopping().cancelled() => return Ok(()),
+            _ = hangups.recv() => {}
+        }
+        let tls = tls.clone();
+        let renewed = tokio::task::spawn_blocking(move || {
+            for tls in &tls {
+                match tls.reload() {
+                    Ok(()) => tracing::info!(cert = %tls.cert().display(), "certificate read again"),
+                    Err(error) => {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::error!(error, "the certificate that was in use stays");
+                    }
+                }
+            }
+        });
+        renewed.await.map_err(|source| ServerError::Panicked { service: "certificates", source })?;
+    }
+}
+
+/// Binds every listener of the MQTT door and notes it.
+async fn bind_mqtt(door: MqttDoor, ready: &mut Ready) -> Result<Vec<mqtt::Listener>, ServerError> {
+    let MqttDoor { listen, settings, listeners } = door;
+    let first = match listen {
+        Listen::Off => None,
+        Listen::At { host, port } => {
+            Some(mqtt::ListenerSettings::plain(Address::Tcp { host, port }, settings))
+        }
+    };
+    let mut bound = Vec::new();
+    for listener in first.into_iter().chain(listeners) {
+        let listener = mqtt::Listener::bind(listener).await?;
+        ready.doors.push((listener.door().to_owned(), listener.bound().clone()));
+        bound.push(listener);
+    }
+    Ok(bound)
+}
+
+/// Binds the gRPC door's address and notes it; `None` when the door is off.
+async fn bind_grpc(listen: &Listen, ready: &mut Ready) -> Result<Option<TcpListener>, ServerError> {
     let Listen::At { .. } = listen else { return Ok(None) };
     let address = listen.to_string();
     let bound = async {
@@ -272,17 +319,20 @@ async fn bind(
     };
     match bound.await {
         Ok((at, listener)) => {
-            ready.doors.push((name, at));
+            ready.doors.push(("grpc".to_owned(), Bound::Tcp(at)));
             Ok(Some(listener))
         }
-        Err(source) => Err(ServerError::Bind { address, flag, source }),
+        Err(source) => Err(ServerError::Bind { address, flag: "--grpc-listen", source }),
     }
 }
 
 /// Of all doors, and of each.
-fn connection_counters(grpc: ConnectionBudget, mqtt: ConnectionBudget) -> CounterSource {
+fn connection_counters(
+    all: ConnectionBudget,
+    grpc: ConnectionBudget,
+    mqtt: ConnectionBudget,
+) -> CounterSource {
     Box::new(move || {
-        let (all, grpc, mqtt) = (grpc.all(), grpc.own(), mqtt.own());
         vec![
             ("connections", all.open()),
             ("connections_total", all.accepted()),
@@ -311,7 +361,7 @@ fn greet(ready: &Ready, budget: &ConnectionBudget, open_files: Option<u64>) {
         ),
         None => tracing::info!(connections = budget.limit(), "at most that many connections"),
     }
-    if let Some((_, address)) = ready.doors().iter().find(|(door, _)| *door == "grpc") {
+    if let Some((_, Bound::Tcp(address))) = ready.doors().iter().find(|(door, _)| door == "grpc") {
         tracing::info!("try: stafett info --server http://{}", reachable(*address));
     }
 }
@@ -334,12 +384,15 @@ mod tests {
 
     #[test]
     fn the_ready_line_names_every_door() {
+        let tcp = |address: &str| Bound::Tcp(address.parse().unwrap());
         let ready = Ready {
             doors: vec![
-                ("grpc", "127.0.0.1:50051".parse().unwrap()),
-                ("mqtt", "[::1]:1883".parse().unwrap()),
+                ("grpc".to_owned(), tcp("127.0.0.1:50051")),
+                ("mqtt".to_owned(), tcp("[::1]:1883")),
+                ("mqtt.local".to_owned(), Bound::Unix("/run/m.sock".into())),
             ],
         };
-        assert_eq!(ready.to_string(), "ready grpc=127.0.0.1:50051 mqtt=[::1]:1883");
+        let line = "ready grpc=127.0.0.1:50051 mqtt=[::1]:1883 mqtt.local=unix:/run/m.sock";
+        assert_eq!(ready.to_string(), line);
     }
 }
