@@ -259,16 +259,17 @@ def test_a_store_that_cannot_write_ends_the_broker_and_keeps_what_it_acknowledge
     disk, broker = broker_on(96)
     queues = broker.queues()
     create(queues)
-    stored = [f"grpc {number}" for number in range(500)]
-    for number in range(500):
-        enqueue(queues, payload("grpc", number))
-    leased = receive(queues, 500)
+    # Small ones: what is written below is what is said of them.
+    stored = [f"grpc {number}" for number in range(1000)]
+    for one in stored:
+        enqueue(queues, one.encode())
+    leased = receive(queues, 1000)
     watched = health_pb2_grpc.HealthStub(broker.channel()).Watch(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
     assert next(watched).status == SERVING
 
     # Whatever room the broker finds or has kept is taken from it, until it cannot write what is settled.
     settled, unknown = set(), set()
-    until = time.monotonic() + DEADLINE
+    until = time.monotonic() + 2 * DEADLINE
     while not unknown and remaining(until) > 0:
         disk.fill()
         one, *others = leased
@@ -276,7 +277,7 @@ def test_a_store_that_cannot_write_ends_the_broker_and_keeps_what_it_acknowledge
             acknowledge(queues, [one])
             settled.add(name(one.message.payload))
             nack(queues, others)
-            leased = receive(queues, 500)
+            leased = receive(queues, 1000)
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.UNAVAILABLE, error
             unknown.add(name(one.message.payload))
