@@ -167,7 +167,7 @@ impl State {
         let mut held_up = false;
         while count < how.max && (bytes < how.max_bytes || count == 0) && how.max_bytes > 0 {
             let Some(entry) = self.levels.iter_mut().find_map(Level::pop) else { break };
-            if entry.is_expired(how.now) {
+            if self.is_over(&entry, how.now) {
                 self.forget(&entry);
                 not.expired.push(entry);
                 continue;
@@ -206,6 +206,11 @@ impl State {
         }
         self.levels.iter_mut().for_each(Level::shrink);
         not
+    }
+
+    /// Whether its time is over. What was begun is carried to its end [MQTT-4.3.3-7, MQTT-4.3.3-13].
+    pub(super) fn is_over(&self, entry: &Entry, now: UnixMillis) -> bool {
+        entry.is_expired(now) && self.marks.get(&entry.sequence).is_none_or(|mark| mark.outgoing.is_none())
     }
 
     /// The entry and what will be asked for after it, one for each pack.

@@ -198,12 +198,14 @@ impl State {
         due.noted = noted.len() as u64;
         due.marks.extend(noted);
         if self.expiring > 0 {
-            for level in &mut self.levels {
-                level.fresh.retain(|entry| !entry.is_expired(now) || (due.expired.push(*entry), false).1);
+            let mut levels = std::mem::take(&mut self.levels);
+            for level in &mut levels {
+                level.fresh.retain(|entry| !self.is_over(entry, now) || (due.expired.push(*entry), false).1);
                 level
                     .returned
-                    .retain(|_, entry| !entry.is_expired(now) || (due.expired.push(*entry), false).1);
+                    .retain(|_, entry| !self.is_over(entry, now) || (due.expired.push(*entry), false).1);
             }
+            self.levels = levels;
             due.expired.iter().for_each(|entry| self.forget(entry));
             if !due.expired.is_empty() {
                 self.members.go_on();
