@@ -53,7 +53,7 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 55] = [
+pub static ENTRIES: [Entry; 59] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -83,6 +83,10 @@ pub static ENTRIES: [Entry; 55] = [
     }),
     entry("grpc.outbox_messages", |s| Slot::count(&mut s.grpc.settings.outbox_messages, 16..=10_000_000)),
     entry("grpc.outbox_bytes", |s| Slot::bytes(&mut s.grpc.settings.outbox_bytes, 64 * KIB..=16 * GIB)),
+    entry("grpc.tls.cert", |s| Slot::OptionalPath(&mut s.grpc.tls.cert)),
+    entry("grpc.tls.key", |s| Slot::OptionalPath(&mut s.grpc.tls.key)),
+    entry("grpc.tls.client_cert", |s| Slot::ClientCert(&mut s.grpc.tls.client_cert)),
+    entry("grpc.tls.client_ca", |s| Slot::OptionalPath(&mut s.grpc.tls.client_ca)),
     with_flag("mqtt.listen", "--mqtt-listen", |s| Slot::Listen(&mut s.mqtt.listen)),
     entry("mqtt.max_connections", |s| Slot::count(&mut s.mqtt.settings.max_connections, 1..=1_000_000_000)),
     entry("mqtt.max_packet_bytes", |s| {
