@@ -60,6 +60,8 @@ pub struct SessionSpec {
     pub created_at: UnixMillis,
     /// When it was last seen connected, as of the last checkpoint.
     pub last_connected: UnixMillis,
+    /// Whether it was connected when this was written.
+    pub connected: bool,
     /// At most so many messages wait; beyond it the new one is dropped and counted.
     pub max_messages: u64,
     /// At most so many bytes of messages wait; beyond it the new one is dropped and counted.

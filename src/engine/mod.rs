@@ -244,6 +244,8 @@ pub struct Leased {
     pub lease_expires: Option<UnixMillis>,
     /// What is known of an earlier delivery in this session.
     pub outgoing: Option<Outgoing>,
+    /// It was stored by an earlier start of the engine: what became of it then may not be known.
+    pub earlier_boot: bool,
     /// The message.
     pub message: Message,
 }
@@ -472,6 +474,9 @@ pub trait Consumer: Send + Sync + fmt::Debug {
 
     /// Woken when [`Consumer::take`] may give more, or the target is gone.
     fn ready(&self) -> &Notify;
+
+    /// The numbers that a session's peer knows unsettled deliveries by.
+    fn outgoing(&self) -> Vec<u16>;
 
     /// Gives back all that it has, counted as failed or not.
     fn release_all(&self, counted: bool);

@@ -16,7 +16,7 @@ use bytes::{BufMut, BytesMut};
 use smallvec::SmallVec;
 
 use super::buffers::Buffers;
-use super::codec::Version;
+use super::codec::{Connect, Version};
 use super::out::{Out, SHARED_FROM};
 use super::state::{Origin, Window};
 use super::translate::Delivery;
@@ -30,6 +30,15 @@ pub(super) struct Form {
     pub(super) version: Version,
     /// Bytes of the largest packet that it takes [5: MQTT-3.1.2-24].
     pub(super) max_packet: usize,
+}
+
+impl Form {
+    /// As CONNECT says.
+    pub(super) fn of(connect: &Connect) -> Self {
+        let max_packet =
+            connect.properties.maximum_packet_size.map_or(usize::MAX, |size| size.get() as usize);
+        Self { version: connect.version, max_packet }
+    }
 }
 
 /// See the module.

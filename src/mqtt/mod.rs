@@ -214,7 +214,8 @@ impl Door {
             }
             match budget.try_acquire() {
                 Some(permit) => {
-                    self.shutdown.spawn(connection::run(Arc::clone(&self), socket, peer, permit));
+                    let arrived = Box::new((socket, peer));
+                    self.shutdown.spawn(connection::run(Arc::clone(&self), arrived, permit));
                 }
                 None => {
                     tracing::debug!(%peer, limit = budget.limit(), "connection refused: all are taken");

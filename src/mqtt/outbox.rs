@@ -8,7 +8,7 @@
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -40,6 +40,8 @@ pub(super) struct Mailbox {
     in_flight: AtomicUsize,
     /// Deliveries above QoS 0 that wait here.
     above_qos0: AtomicUsize,
+    /// The connection is to end.
+    ends: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +60,7 @@ impl Mailbox {
             wake: Notify::new(),
             in_flight: AtomicUsize::new(0),
             above_qos0: AtomicUsize::new(0),
+            ends: AtomicBool::new(false),
         })
     }
 
@@ -86,8 +89,14 @@ impl Mailbox {
         self.in_flight.store(count, Ordering::Relaxed);
     }
 
+    /// Whether [`take`](Self::take) will say that the connection is to end.
+    pub(super) fn ends(&self) -> bool {
+        self.ends.load(Ordering::Acquire)
+    }
+
     /// Ends the connection; the first reason holds.
     pub(super) fn end(&self, reason: ReasonCode) {
+        self.ends.store(true, Ordering::Release);
         self.waiting.lock().closed.get_or_insert(reason);
         self.wake.notify_one();
     }
@@ -120,6 +129,7 @@ impl Outbox for Mailbox {
             } else if has_room && frames.above_qos0() < self.bounds.messages {
                 frames.push(offer, self.form, &self.buffers);
             } else {
+                self.ends.store(true, Ordering::Release);
                 *closed = Some(ReasonCode::QuotaExceeded);
                 dropped += deliveries.len() - at;
                 break;

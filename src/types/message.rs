@@ -98,6 +98,8 @@ pub struct Extras {
     pub publisher: Option<ClientId>,
     /// Why this message lies in a dead letter queue.
     pub dead_letter: Option<DeadLetter>,
+    /// Lies in a session's backlog for one subscription alone: that one's identifier, 0 if it has none.
+    pub subscription: Option<u32>,
 }
 
 /// Why and when a message was moved to a dead letter queue.
@@ -139,6 +141,7 @@ impl Message {
                 properties: extras.properties.iter().map(|(key, value)| (text(key), text(value))).collect(),
                 publisher: extras.publisher.clone(),
                 dead_letter: extras.dead_letter.clone(),
+                subscription: extras.subscription,
             })
         });
         Self { topic: self.topic.detached(), payload: Bytes::copy_from_slice(&self.payload), extras, ..*self }

@@ -120,6 +120,7 @@ impl Bench {
             expiry: Duration::MAX,
             created_at: UnixMillis(1),
             last_connected: UnixMillis(1),
+            connected: false,
             max_messages,
             max_bytes: u64::MAX,
         };

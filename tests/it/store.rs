@@ -58,6 +58,7 @@ fn session() -> Definition {
         expiry: Duration::MAX,
         created_at: UnixMillis(1_700_000_000_000),
         last_connected: UnixMillis(1_700_000_000_000),
+        connected: false,
         max_messages: 1_000,
         max_bytes: 1 << 30,
     })

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use super::sources::Sources;
 use crate::core::Limits;
 use crate::core::delivery::Outbox;
-use crate::core::retained::replay::Replay;
+use crate::core::retained::replay::Replays;
 use crate::core::share::ShareGroup;
 use crate::engine::{Definition, Op, SessionSpec, SubscribeOptions};
 use crate::types::topic::FilterSpec;
@@ -33,6 +33,8 @@ pub struct SessionEntry {
     /// Where its backlog is, if it outlives its connection (or did so when it was made).
     pub(crate) target: Option<TargetId>,
     pub(crate) created_at: UnixMillis,
+    /// A crash of the broker has cut its connection off: what was stored by then may have been sent.
+    pub(crate) cut_off: bool,
     /// Its connection.
     pub(crate) attached: ArcSwapOption<Attachment>,
     /// Deliveries that its outboxes did not take.
@@ -40,6 +42,7 @@ pub struct SessionEntry {
     /// Of what its full backlog dropped, how much its connections were told of.
     pub(crate) told_dropped: AtomicU64,
     pub(crate) incoming: Incoming,
+    pub(crate) replays: Mutex<Replays>,
     pub(crate) state: Mutex<State>,
 }
 
@@ -68,8 +71,6 @@ pub(crate) struct Subscription {
 pub(crate) struct Attachment {
     pub(crate) outbox: Arc<dyn Outbox>,
     pub(crate) sources: Mutex<Sources>,
-    /// Retained values that are still to be handed on.
-    pub(crate) replays: Mutex<Vec<Replay>>,
     /// Woken when there is another source or replay.
     pub(crate) changed: Notify,
     /// The session has gone to another connection, or is deleted.
@@ -83,7 +84,6 @@ impl Attachment {
         Arc::new(Self {
             outbox,
             sources: Mutex::default(),
-            replays: Mutex::default(),
             changed: Notify::new(),
             detached: AtomicBool::new(false),
             released: watch::Sender::new(false),
@@ -127,6 +127,7 @@ impl SessionEntry {
             expiry: self.state.lock().expiry,
             created_at: self.created_at,
             last_connected,
+            connected: self.attached.load().is_some(),
             max_messages: limits.session_messages,
             max_bytes: limits.session_bytes,
         };

@@ -59,6 +59,8 @@ pub struct Opened {
     pub expiry: Duration,
     /// Packet ids of QoS 2 publishes that were stored and not released yet.
     pub incoming: Vec<u16>,
+    /// Packet ids of deliveries of earlier connections that are not settled: each comes with its delivery.
+    pub outgoing: Vec<u16>,
 }
 
 /// A stored message for this session.
@@ -70,6 +72,9 @@ pub struct SessionDelivery {
     pub leased: Leased,
     /// The identifiers of all subscriptions that match.
     pub identifiers: SmallVec<[NonZeroU32; 1]>,
+    /// It has no packet id, and yet it may have been sent before: at QoS 1 a packet id is stored when the connection
+    /// ends, and a crash came first.
+    pub maybe_sent: bool,
     /// How many messages the full backlog has dropped since the last delivery that said so.
     pub dropped_before: u64,
 }

@@ -68,7 +68,8 @@ impl Broker {
                     });
                 }
                 let target = durable.then(|| self.engine.next_target());
-                let entry = self.new_entry(client_id, open.principal, target, expiry, clock::unix_now());
+                let new = (clock::unix_now(), false);
+                let entry = self.new_entry(client_id, open.principal, target, expiry, new);
                 claim.set(&entry);
                 entry
             }
@@ -78,9 +79,9 @@ impl Broker {
         entry.attached.store(Some(Arc::clone(&attachment)));
         // From here on the handle gives back whatever happens.
         let session = Session { broker: Arc::clone(self), entry, attachment };
-        session.begin(present).await?;
+        let outgoing = session.begin(present).await?;
         let incoming = session.entry.incoming.all().await;
-        Ok(Opened { session, present, expiry, incoming })
+        Ok(Opened { session, present, expiry, incoming, outgoing })
     }
 
     /// Closes the connection of a session and waits until it has given everything back.
@@ -102,7 +103,7 @@ impl Broker {
         principal: bytestring::ByteString,
         target: Option<TargetId>,
         expiry: Duration,
-        created_at: UnixMillis,
+        (created_at, cut_off): (UnixMillis, bool),
     ) -> Arc<SessionEntry> {
         Arc::new(SessionEntry {
             key: self.pubsub.next_session(),
@@ -110,10 +111,12 @@ impl Broker {
             principal,
             target,
             created_at,
+            cut_off,
             attached: ArcSwapOption::empty(),
             dropped: AtomicU64::new(0),
             told_dropped: AtomicU64::new(0),
             incoming: Incoming::default(),
+            replays: Mutex::default(),
             state: Mutex::new(State { expiry, ..State::default() }),
         })
     }
@@ -176,7 +179,8 @@ impl Broker {
         now: UnixMillis,
     ) -> Vec<crate::core::route::RouteChange> {
         let StoredSession { id, spec, subscriptions, incoming } = stored;
-        let entry = self.new_entry(spec.client_id, spec.principal, Some(id), spec.expiry, spec.created_at);
+        let known = (spec.created_at, spec.connected);
+        let entry = self.new_entry(spec.client_id, spec.principal, Some(id), spec.expiry, known);
         entry.incoming.restore(incoming);
         let sessions = &self.pubsub.sessions;
         if !sessions.restore(&entry) {
@@ -194,11 +198,12 @@ impl Broker {
 }
 
 impl Session {
-    /// Makes the session durable as it is now, and joins the consumers of all that it takes from.
-    async fn begin(&self, present: bool) -> Result<(), CoreError> {
+    /// Makes the session durable as it is now, and joins the consumers of all that it takes from. Returns the packet
+    /// ids of unsettled deliveries.
+    async fn begin(&self, present: bool) -> Result<Vec<u16>, CoreError> {
         let (broker, entry) = (&self.broker, &self.entry);
         broker.pubsub.sessions.timers.connected(entry);
-        let Some(target) = entry.target else { return Ok(()) };
+        let Some(target) = entry.target else { return Ok(Vec::new()) };
         if let Some(op) = entry.definition(&broker.limits, clock::unix_now()) {
             let outcome = broker.engine.commit(vec![op]).await?.pop();
             if let Some(Outcome::Refused(refusal)) = outcome
@@ -208,9 +213,11 @@ impl Session {
                 return Err(CoreError::refused(refusal, |id| id.0.to_string()));
             }
         }
-        self.attachment.add_source(broker.source(target, None, Kind::Backlog)?);
+        let backlog = broker.source(target, None, Kind::Backlog)?;
+        let outgoing = backlog.outgoing();
+        self.attachment.add_source(backlog);
         broker.consume_subscribed(entry);
-        Ok(())
+        Ok(outgoing)
     }
 
     /// Changes how long the session outlives its connection, durably. A session that was made to end with its

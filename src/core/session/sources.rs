@@ -1,6 +1,6 @@
 //! What a connection takes stored messages from: its session's backlog, durable share groups, queues.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::num::NonZeroU32;
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,10 +15,12 @@ use tokio::sync::futures::Notified;
 use super::entry::Attachment;
 use super::entry::State;
 use super::{Session, SessionDelivery};
+use crate::core::delivery::Offer;
 use crate::core::share::ShareGroup;
 use crate::core::{Broker, CoreError};
 use crate::engine::{
-    Consumer, ConsumerOptions, EngineError, LeaseRef, Leased, Nack, Op, Outcome, Outgoing, Settled, Ticket,
+    Append, Consumer, ConsumerOptions, EngineError, LeaseRef, Leased, Nack, Op, Outcome, Outgoing, Publish,
+    Settled, Ticket,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{Qos, Sequence, TargetId, clock};
@@ -67,6 +69,11 @@ impl Source {
         self.consumer.target()
     }
 
+    /// The numbers that the session's peer knows unsettled deliveries by.
+    pub(super) fn outgoing(&self) -> Vec<u16> {
+        self.consumer.outgoing()
+    }
+
     /// The lease of a message that was taken here.
     fn lease(&self, sequence: Sequence, forget: bool) -> LeaseRef {
         let attempt = match &self.kind {
@@ -89,6 +96,15 @@ impl Sources {
     /// Removes sources; what was taken there goes back.
     pub(crate) fn remove(&mut self, mut which: impl FnMut(&Kind) -> bool) {
         self.list.retain(|source| !which(&source.kind));
+    }
+
+    /// All sources, each time another one first: the backlog, which was added first, the first time, so that what has a
+    /// packet id from an earlier connection comes before anything new.
+    fn in_turn(&mut self) -> SmallVec<[Arc<Source>; 2]> {
+        let (first, rest) = self.list.split_at(self.turn.min(self.list.len()));
+        let sources = rest.iter().chain(first).cloned().collect();
+        self.turn = (self.turn + 1) % self.list.len().max(1);
+        sources
     }
 
     fn find(&self, target: TargetId) -> Option<Arc<Source>> {
@@ -125,7 +141,6 @@ impl Attachment {
         self.detached.store(true, Ordering::Release);
         sources.list.clear();
         drop(sources);
-        self.replays.lock().clear();
         self.changed.notify_one();
     }
 }
@@ -147,13 +162,10 @@ impl Session {
     ) -> Result<(), CoreError> {
         let mut room = max.saturating_sub(self.replay(max));
         let mut bytes = max_bytes;
-        let sources: SmallVec<[Arc<Source>; 2]> = {
-            let mut sources = self.attachment.sources.lock();
-            let count = sources.list.len().max(1);
-            sources.turn = (sources.turn + 1) % count;
-            let (first, rest) = sources.list.split_at(sources.turn.min(sources.list.len()));
-            rest.iter().chain(first).cloned().collect()
-        };
+        let sources = self.attachment.sources.lock().in_turn();
+        if max == 0 && sources.iter().all(|source| matches!(source.kind, Kind::Backlog)) {
+            return Ok(());
+        }
         let mut taken: Vec<Leased> = Vec::new();
         if room == 0 || bytes == 0 {
             self.pass_on(&sources);
@@ -193,13 +205,24 @@ impl Session {
     /// Turns what was taken from one source into deliveries.
     fn tell(&self, source: &Source, taken: &mut Vec<Leased>, out: &mut Vec<SessionDelivery>) {
         let mut dropped_before = self.dropped_since(source, taken);
+        let mut moves = Vec::new();
         let state = self.entry.state.lock();
         let part = source.kind.part(&state);
         for mut leased in taken.drain(..) {
             let identifiers = match part {
-                None => state.identifiers(&leased.message.topic),
+                None => match leased.message.extras.as_ref().and_then(|extras| extras.subscription) {
+                    None => state.identifiers(&leased.message.topic),
+                    Some(of_one) => NonZeroU32::new(of_one).into_iter().collect(),
+                },
                 Some((max_qos, identifier)) => {
                     leased.qos = leased.qos.min(max_qos);
+                    // 5: [MQTT-4.8.2-4], [MQTT-4.8.2-5]: from its beginning on it is this member's, also over a crash.
+                    if let Some(to) = self.entry.target.filter(|_| leased.qos == Qos::ExactlyOnce) {
+                        let Leased { sequence, priority, mut message, .. } = leased;
+                        message.extras_mut().subscription = Some(identifier.map_or(0, NonZeroU32::get));
+                        moves.push(Op::Move { from: source.target(), sequence, to, message, priority });
+                        continue;
+                    }
                     identifier.into_iter().collect()
                 }
             };
@@ -207,7 +230,18 @@ impl Session {
                 attempts.lock().insert(leased.sequence, leased.attempt);
             }
             let dropped_before = std::mem::take(&mut dropped_before);
-            out.push(SessionDelivery { source: source.target(), leased, identifiers, dropped_before });
+            let maybe_sent = part.is_none()
+                && self.entry.cut_off
+                && leased.earlier_boot
+                && leased.qos == Qos::AtLeastOnce
+                && leased.outgoing.is_none();
+            let source = source.target();
+            out.push(SessionDelivery { source, leased, identifiers, maybe_sent, dropped_before });
+        }
+        drop(state);
+        if !moves.is_empty() {
+            // It comes from the backlog when that is done.
+            drop(self.broker.engine.commit(moves));
         }
     }
 
@@ -221,45 +255,69 @@ impl Session {
         stats.dropped_total.saturating_sub(told)
     }
 
-    /// Hands on retained values. Returns how many.
+    /// Hands on up to `max` retained values. Returns how many went to the outbox: what a session that outlives its
+    /// connection gets above QoS 0 becomes a part of its backlog first, and comes from there.
     pub(super) fn replay(&self, max: usize) -> usize {
-        let attachment = &self.attachment;
-        let mut replays = attachment.replays.lock();
-        let mut offered = 0;
-        while offered < max
-            && let Some(replay) = replays.first_mut()
-        {
-            let retained = &self.broker.pubsub.retained;
-            offered += replay.go_on(retained, &*attachment.outbox, max - offered, clock::unix_now());
-            if replay.is_done() {
-                replays.remove(0);
-            }
+        let mut replays = self.entry.replays.lock();
+        if replays.is_empty() || self.attachment.detached.load(Ordering::Acquire) {
+            return 0;
         }
+        let outbox = &*self.attachment.outbox;
+        let mut offered = 0;
+        replays.go_on(&self.broker.pubsub.retained, max, clock::unix_now(), |offers| {
+            let stored = |offer: &&Offer<'_>| self.entry.target.is_some() && offer.qos > Qos::AtMostOnce;
+            let (stored, live): (Vec<&Offer<'_>>, Vec<_>) = offers.iter().partition(stored);
+            let live: SmallVec<[Offer<'_>; 8]> = live.into_iter().copied().collect();
+            if !live.is_empty() {
+                outbox.offer(&live);
+                offered += live.len();
+            }
+            let target = self.entry.target.filter(|_| !stored.is_empty())?;
+            let ops = stored.into_iter().map(|offer| {
+                let append = Append { qos: offer.qos, retain: offer.retain, ..Append::to(target) };
+                let mut message = offer.message.clone();
+                let identifier = offer.identifiers.first().map_or(0, |id| id.get());
+                message.extras_mut().subscription = Some(identifier);
+                Op::Publish(Publish {
+                    message,
+                    targets: SmallVec::from_iter([append]),
+                    retain: false,
+                    newest_only: false,
+                    incoming: None,
+                })
+            });
+            Some(self.broker.engine.commit(ops.collect()))
+        });
         offered
     }
 
     /// Returns when [`take`](Self::take) may give more. Cancel safe.
     pub async fn ready(&self) {
         let changed = self.attachment.changed.notified();
-        if !self.attachment.replays.lock().is_empty() {
-            return;
-        }
+        let replays = poll_fn(|cx| self.entry.replays.lock().poll_ready(cx));
         let sources: SmallVec<[Arc<Source>; 2]> =
             self.attachment.sources.lock().list.iter().cloned().collect();
         match &*sources {
-            [] => changed.await,
+            [] => {
+                tokio::select! {
+                    () = changed => {}
+                    () = replays => {}
+                }
+            }
             [one] => {
                 tokio::select! {
                     () = changed => {}
+                    () = replays => {}
                     () = one.consumer.ready().notified() => {}
                 }
             }
             many => {
                 let mut all: Vec<_> =
                     many.iter().map(|source| Box::pin(source.consumer.ready().notified())).collect();
-                let mut changed = pin!(changed);
-                std::future::poll_fn(|cx| {
+                let (mut changed, mut replays) = (pin!(changed), pin!(replays));
+                poll_fn(|cx| {
                     let mut ready = changed.as_mut().poll(cx).is_ready();
+                    ready |= replays.as_mut().poll(cx).is_ready();
                     for one in &mut all {
                         ready |= Notified::poll(one.as_mut(), cx).is_ready();
                     }

@@ -9,7 +9,6 @@ use super::Session;
 use super::entry::{SessionEntry, Subscription};
 use super::sources::Kind;
 use crate::core::queues::QueueEntry;
-use crate::core::retained::replay::Replay;
 use crate::core::route::{Route, RouteChange, RouteKey};
 use crate::core::router::Change;
 use crate::core::share::ShareGroup;
@@ -93,10 +92,10 @@ impl Session {
         }
         if !replays.is_empty() {
             let retained = &self.broker.pubsub.retained;
-            let begin = |(filter, options): (TopicFilter, SubscribeOptions)| -> Replay {
-                retained.replay(filter, options.max_qos, options.identifier)
-            };
-            self.attachment.replays.lock().extend(replays.into_iter().map(begin));
+            for (filter, options) in replays {
+                let replay = retained.replay(filter, options.max_qos, options.identifier);
+                self.entry.replays.lock().begin(replay);
+            }
             self.replay(REPLAY_AT_ONCE);
             self.attachment.changed.notify_one();
         }
@@ -166,6 +165,7 @@ impl Session {
                 continue;
             };
             self.broker.end_subscription(&self.entry, &spec, &old, &mut work);
+            self.entry.replays.lock().end(spec.filter());
             self.attachment.sources.lock().remove(|kind| match (kind, &old.group) {
                 (Kind::Group(group), Some(left)) => Arc::ptr_eq(group, left),
                 (Kind::Queue(consumed, _), None) => *consumed == spec,

@@ -39,6 +39,8 @@ struct StoredMessage {
     publisher: Option<Bytes>,
     #[prost(message, optional, tag = "14")]
     dead_letter: Option<StoredDeadLetter>,
+    #[prost(uint32, optional, tag = "15")]
+    subscription: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -85,6 +87,7 @@ fn stored(message: &Message) -> StoredMessage {
             .iter()
             .flat_map(|(k, v)| [k.clone().into_bytes(), v.clone().into_bytes()])
             .collect();
+        stored.subscription = extras.subscription;
         stored.publisher = extras.publisher.as_ref().map(|id| id.to_byte_string().into_bytes());
         stored.dead_letter = extras.dead_letter.as_ref().map(|dead| StoredDeadLetter {
             source: dead.source.to_byte_string().into_bytes(),
@@ -114,6 +117,7 @@ pub(super) fn decode_message(bytes: Bytes) -> Result<Message, FormatError> {
             .map(|id| ClientId::parse(text(id)?).map_err(|e| wrong(&e)))
             .transpose()?,
         dead_letter: None,
+        subscription: stored.subscription,
     };
     let mut properties = stored.properties.into_iter();
     while let (Some(key), Some(value)) = (properties.next(), properties.next()) {
@@ -172,6 +176,7 @@ mod tests {
                         attempts: 3,
                         at: UnixMillis(9),
                     }),
+                    subscription: Some(0),
                 };
             }
             let mut out = Vec::new();

@@ -61,6 +61,7 @@ impl Consumer for EmbeddedConsumer {
             self.shared.tasks.push(Job::Load { target: self.target.clone(), entries: not.missing });
         }
         out.reserve(taken.len());
+        let earlier = self.target.earlier.load(Ordering::Relaxed);
         for taken in taken {
             let entry = taken.entry;
             let mut message = match decode_message(taken.body) {
@@ -79,6 +80,7 @@ impl Consumer for EmbeddedConsumer {
                 priority: entry.priority(),
                 lease_expires: taken.lease_ends,
                 outgoing: taken.outgoing,
+                earlier_boot: entry.sequence < earlier,
                 message,
             });
         }
@@ -91,6 +93,11 @@ impl Consumer for EmbeddedConsumer {
 
     fn ready(&self) -> &Notify {
         &self.waker.notify
+    }
+
+    fn outgoing(&self) -> Vec<u16> {
+        let state = self.target.state.lock();
+        state.marks.values().filter_map(|mark| mark.outgoing.map(|outgoing| outgoing.packet_id)).collect()
     }
 
     fn release_all(&self, counted: bool) {

@@ -220,7 +220,7 @@ impl State {
         let (mut count, mut bytes) = (0, 0);
         while count < how.max && (bytes < how.max_bytes || count == 0) && how.max_bytes > 0 {
             let Some(entry) = self.levels.iter_mut().find_map(Level::pop) else { break };
-            if entry.is_expired(how.now) {
+            if self.is_over(&entry, how.now) {
                 self.forget(&entry);
                 not.expired.push(entry);
                 continue;
@@ -243,6 +243,11 @@ impl State {
         }
         self.levels.iter_mut().for_each(Level::shrink);
         not
+    }
+
+    /// Whether its time is over. What was begun is carried to its end [MQTT-4.3.3-7, MQTT-4.3.3-13].
+    fn is_over(&self, entry: &Entry, now: UnixMillis) -> bool {
+        entry.is_expired(now) && self.marks.get(&entry.sequence).is_none_or(|mark| mark.outgoing.is_none())
     }
 
     /// The entry and what will be asked for after it, one for each pack.
@@ -458,12 +463,14 @@ impl State {
             }
         }
         if self.expiring > 0 {
-            for level in &mut self.levels {
-                level.fresh.retain(|entry| !entry.is_expired(now) || (due.expired.push(*entry), false).1);
+            let mut levels = std::mem::take(&mut self.levels);
+            for level in &mut levels {
+                level.fresh.retain(|entry| !self.is_over(entry, now) || (due.expired.push(*entry), false).1);
                 level
                     .returned
-                    .retain(|_, entry| !entry.is_expired(now) || (due.expired.push(*entry), false).1);
+                    .retain(|_, entry| !self.is_over(entry, now) || (due.expired.push(*entry), false).1);
             }
+            self.levels = levels;
             due.expired.iter().for_each(|entry| self.forget(entry));
         }
         self.wake(woken);

@@ -73,6 +73,8 @@ struct StoredSession {
     max_messages: u64,
     #[prost(uint64, tag = "7")]
     max_bytes: u64,
+    #[prost(bool, tag = "8")]
+    connected: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -127,6 +129,7 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             last_connected: session.last_connected.0,
             max_messages: session.max_messages,
             max_bytes: session.max_bytes,
+            connected: session.connected,
         }),
         Definition::Group(group) => Kind::Group(StoredGroup {
             filter: group.filter.to_string(),
@@ -170,6 +173,7 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             expiry: session.expiry_ms.map_or(Duration::MAX, Duration::from_millis),
             created_at: UnixMillis(session.created_at),
             last_connected: UnixMillis(session.last_connected),
+            connected: session.connected,
             max_messages: session.max_messages,
             max_bytes: session.max_bytes,
         }),
@@ -245,6 +249,7 @@ mod tests {
                 expiry: Duration::MAX,
                 created_at: UnixMillis(1),
                 last_connected: UnixMillis(2),
+                connected: true,
                 max_messages: 3,
                 max_bytes: 4,
             }),

@@ -320,6 +320,7 @@ impl<'a> Reading<'a> {
         for target in self.registry.all() {
             let next = self.sequences.get(&target.id.0).copied().unwrap_or(1);
             target.next_sequence.store(next, Ordering::Relaxed);
+            target.earlier.store(next, Ordering::Relaxed);
         }
         let known = self.trees.meta.get("next_target").map_err(|e| self.damaged(e))?;
         let known =

@@ -55,6 +55,8 @@ pub(super) struct Target {
     pub(super) messages: AtomicU64,
     pub(super) bytes: AtomicU64,
     pub(super) next_sequence: AtomicU64,
+    /// Messages below were stored by an earlier start.
+    pub(super) earlier: AtomicU64,
     pub(super) totals: Totals,
     pub(super) state: Mutex<State>,
 }
@@ -77,6 +79,7 @@ impl Target {
             messages: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             next_sequence: AtomicU64::new(next_sequence),
+            earlier: AtomicU64::new(next_sequence),
             totals: Totals::default(),
             state: Mutex::default(),
         }

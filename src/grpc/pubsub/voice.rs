@@ -95,7 +95,7 @@ pub(super) fn stored(
         delivery_id,
         subscription_ids: identifiers.into_iter().map(|id| id.get()).collect(),
         delivery_attempt: attempt,
-        retained: false,
+        retained: retain,
         dropped_before,
     }
 }

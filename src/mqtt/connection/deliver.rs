@@ -55,6 +55,7 @@ impl Live {
                 break;
             }
             self.session.take(room.min(TAKE_MESSAGES), TAKE_BYTES, &mut taken)?;
+            self.waits = true;
             self.more = !taken.is_empty();
             // 3.1.1 and 5: [MQTT-4.4.0-1]: what has a number already comes first, so that no other gets it.
             if taken.iter().any(|delivery| delivery.leased.outgoing.is_some()) {
@@ -65,6 +66,14 @@ impl Live {
             }
         }
         Ok(())
+    }
+
+    /// What this connection would be woken for goes to others as long as it does not listen.
+    pub(super) fn stand_back(&mut self) {
+        if std::mem::take(&mut self.waits) {
+            // Gives nothing, and what fails is seen when there is room.
+            self.session.take(0, 0, &mut Vec::new()).ok();
+        }
     }
 
     fn start(&mut self, delivery: SessionDelivery, wire: &mut Wire) {

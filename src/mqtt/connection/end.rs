@@ -88,6 +88,7 @@ async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Endin
     drop(errands);
     let mut handed_back: Vec<_> = frames.into_shared().chain(mailbox.shut().into_shared()).collect();
     let mut failed: Vec<(TargetId, Sequence)> = Vec::new();
+    let mut begun: Vec<(TargetId, Sequence)> = Vec::new();
     let mut numbered = None;
     for (id, Flight { origin, step, at }) in state.window().drain() {
         match origin {
@@ -98,6 +99,12 @@ async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Endin
                 if ending.how == End::Lost && at < wire.out.written() {
                     failed.push((stored.source, stored.sequence));
                 }
+            }
+            // 5: [MQTT-4.8.2-5]: of a share group, begun at QoS 2 with a session that ends now.
+            Origin::Stored(stored)
+                if step != Step::Acknowledge && !session.is_durable() && at < wire.out.written() =>
+            {
+                begun.push((stored.source, stored.sequence));
             }
             // At QoS 1 the number is stored now, at QoS 2 it was before.
             Origin::Stored(stored)
@@ -115,15 +122,16 @@ async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Endin
     {
         tracing::debug!(client = %session.client_id(), %error, "packet ids not stored");
     }
-    failed.sort_unstable();
-    for failed in failed.chunk_by(|a, b| a.0 == b.0) {
-        let sequences: Vec<Sequence> = failed.iter().map(|(_, sequence)| *sequence).collect();
-        if let Some((source, _)) = failed.first()
-            && let Err(error) = session.nack(*source, &sequences, Nack::Failed, Duration::ZERO)
-        {
+    by_source(failed, |source, sequences| {
+        if let Err(error) = session.nack(source, sequences, Nack::Failed, Duration::ZERO) {
             tracing::debug!(client = %session.client_id(), %error, "deliveries not given back");
         }
-    }
+    });
+    by_source(begun, |source, sequences| {
+        if let Err(error) = session.settle(source, sequences) {
+            tracing::debug!(client = %session.client_id(), %error, "deliveries not settled");
+        }
+    });
     if !handed_back.is_empty() {
         session.hand_back(handed_back);
     }
@@ -141,6 +149,17 @@ async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Endin
     // What waits for the store is seen to by the broker.
     drop(publisher);
     close(session, ending.how).await;
+}
+
+/// Calls `what` once for each source.
+fn by_source(mut deliveries: Vec<(TargetId, Sequence)>, mut what: impl FnMut(TargetId, &[Sequence])) {
+    deliveries.sort_unstable();
+    for deliveries in deliveries.chunk_by(|a, b| a.0 == b.0) {
+        let sequences: Vec<Sequence> = deliveries.iter().map(|(_, sequence)| *sequence).collect();
+        if let Some((source, _)) = deliveries.first() {
+            what(*source, &sequences);
+        }
+    }
 }
 
 async fn close(session: Arc<Session>, how: End) {

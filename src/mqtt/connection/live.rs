@@ -49,6 +49,8 @@ pub(super) struct Live {
     pub(super) errands: Option<Box<Errands>>,
     /// The session may have more.
     pub(super) more: bool,
+    /// The session may wake this connection for what others could take.
+    pub(super) waits: bool,
     /// When something was published last, until that is long ago.
     published: Option<Instant>,
     /// The client was not read for a while, through no fault of its own.
@@ -79,14 +81,15 @@ enum Wake {
 
 impl Live {
     pub(super) fn new(door: &Arc<Door>, hello: Hello, opened: Opened, mailbox: Arc<Mailbox>) -> Self {
-        let Opened { session, incoming, expiry, .. } = opened;
+        let Opened { session, incoming, outgoing, expiry, .. } = opened;
         let limits = door.broker.limits();
         let publisher = door.broker.publisher(PublisherInfo {
             client_id: Some(session.client_id().clone()),
             session: session.target(),
             no_local: Some(session.key()),
         });
-        let state = State::new(hello, session.target(), incoming, &door.settings, limits, clock::now());
+        let state =
+            State::new(hello, session.target(), (incoming, outgoing), &door.settings, limits, clock::now());
         Self {
             state,
             session: Arc::new(session),
@@ -97,6 +100,7 @@ impl Live {
             receipts: Vec::new(),
             errands: None,
             more: true,
+            waits: false,
             published: None,
             deaf: false,
             later: None,
@@ -115,6 +119,10 @@ impl Live {
     pub(super) async fn serve(&mut self, door: &Door, wire: &mut Wire) -> Box<Ending> {
         let mut timer = pin!(sleep_until(clock::now().into()));
         loop {
+            if self.mailbox.ends() {
+                // What the client said before that counts, its DISCONNECT above all.
+                wire.read_now(&door.buffers);
+            }
             if let Some(ending) = self.turn(wire) {
                 return ending;
             }
@@ -179,6 +187,9 @@ impl Live {
         let reads = has_room && wire.out.len() < HIGH_WATER;
         let drained = wire.out.len() <= LOW_WATER;
         let takes = drained && !self.more && !self.parks() && self.state.window().room() > 0;
+        if !takes {
+            self.stand_back();
+        }
         if wire.input.is_empty() && wire.out.is_empty() {
             self.rest(door);
         }

@@ -43,14 +43,16 @@ const LINGER: Duration = Duration::from_secs(2);
 const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Serves one connection to its end.
-pub(super) async fn run(door: Arc<Door>, socket: Socket, peer: Peer, permit: ConnectionPermit) {
+pub(super) async fn run(door: Arc<Door>, arrived: Box<(Socket, Peer)>, permit: ConnectionPermit) {
+    let (socket, mut peer) = *arrived;
     let until = clock::now() + door.settings.connect_timeout;
     // What comes before and after takes more room than what lasts: it is given back.
-    let (mut wire, peer) = if door.layers.is_empty() {
-        (new_wire(&door, socket.into()), peer)
+    let mut wire = if door.layers.is_empty() {
+        new_wire(&door, socket.into())
     } else {
-        let Some((stream, peer)) = Box::pin(lay(&door, socket, peer, until)).await else { return };
-        (new_wire(&door, stream), peer)
+        let Some(laid) = Box::pin(lay(&door, socket, peer, until)).await else { return };
+        peer = laid.1;
+        new_wire(&door, laid.0)
     };
     let Some(mut live) = Box::pin(begin(&door, &mut wire, peer, until)).await else { return };
     let ending = live.serve(&door, &mut wire).await;
@@ -67,7 +69,7 @@ pub(super) async fn refuse(door: Arc<Door>, socket: Socket, peer: Peer) {
     if let Ok(Ok(connect)) = connect {
         let why = "the server has as many connections as it may".to_owned();
         let refused = Refused { code: ReasonCode::QuotaExceeded, why };
-        refuse_with(&mut wire, refused.connack(connect.version), connect.version);
+        refuse_with(&mut wire, refused.connack(connect.version), Form::of(&connect));
         end::linger(&door, &mut wire).await;
     }
 }
@@ -136,21 +138,21 @@ async fn begin(door: &Arc<Door>, wire: &mut Wire, peer: Peer, until: Instant) ->
             tracing::debug!(%peer, %error, rule = error.rule(), "no CONNECT");
             let version = wire.decoder.version();
             if let Some((connack, version)) = answer(&error, version) {
-                refuse_with(wire, Some(connack), version);
+                refuse_with(wire, Some(connack), Form { version, max_packet: usize::MAX });
                 end::linger(door, wire).await;
             }
             return None;
         }
     };
-    let version = connect.version;
+    let form = Form::of(&connect);
     match open(door, wire, connect).await {
         Ok(live) => {
-            tracing::debug!(%peer, client = %live.client_id(), ?version, "connected");
+            tracing::debug!(%peer, client = %live.client_id(), version = ?form.version, "connected");
             Some(live)
         }
         Err(refused) => {
             tracing::debug!(%peer, code = %refused.code, why = refused.why, "CONNECT refused");
-            refuse_with(wire, refused.connack(version), version);
+            refuse_with(wire, refused.connack(form.version), form);
             end::linger(door, wire).await;
             None
         }
@@ -171,9 +173,9 @@ fn answer(error: &DecodeError, version: Option<Version>) -> Option<(ConnAck, Ver
     Some((refused.connack(version)?, version))
 }
 
-fn refuse_with(wire: &mut Wire, connack: Option<ConnAck>, version: Version) {
+fn refuse_with(wire: &mut Wire, connack: Option<ConnAck>, form: Form) {
     if let Some(connack) = connack {
-        wire.send(Packet::ConnAck(Box::new(connack)), Form { version, max_packet: usize::MAX });
+        wire.send(Packet::ConnAck(Box::new(connack)), form);
     }
 }
 

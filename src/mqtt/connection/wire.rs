@@ -6,6 +6,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
+use futures_util::FutureExt;
 use tokio::io::{AsyncBufRead, AsyncReadExt, AsyncWrite};
 
 use crate::mqtt::buffers::{Buffers, READ_BYTES};
@@ -48,8 +49,8 @@ impl Wire {
     }
 
     /// Writes what waits, and reads once if `reads`. Returns when something was read, or when no more than `low` bytes
-    /// wait after more had. An error of writing is told when there is nothing left to read. Cancel safe: what was read is
-    /// in `input`, what was written has left `out`.
+    /// wait after more had. What cannot be written any more is dropped: the end is told by the reading side alone, after
+    /// all that the peer said before it. Cancel safe: what was read is in `input`, what was written has left `out`.
     pub(super) async fn io(&mut self, buffers: &Buffers, reads: bool, low: usize) -> io::Result<Io> {
         poll_fn(|cx| self.poll_io(cx, buffers, reads, low)).await
     }
@@ -62,31 +63,29 @@ impl Wire {
         low: usize,
     ) -> Poll<io::Result<Io>> {
         let waited = self.out.len();
-        let mut refused = None;
         while !self.out.is_empty() {
             match self.out.poll_write(cx, &mut self.stream) {
                 Poll::Ready(Ok(())) => {}
-                // The peer has left with data unread. What it said before still holds, its DISCONNECT above all: the end
-                // is told by the reading side.
-                Poll::Ready(Err(error)) => {
-                    self.out.discard();
-                    refused = Some(error);
-                }
+                // The peer has left with data unread. What it said before still holds, its DISCONNECT above all, and may
+                // not have been announced yet.
+                Poll::Ready(Err(_)) => self.out.discard(),
                 Poll::Pending => break,
             }
         }
-        if let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_flush(cx) {
-            refused = Some(error);
+        if let Poll::Ready(Err(_)) = Pin::new(&mut self.stream).poll_flush(cx) {
+            self.out.discard();
         }
         self.out.release(buffers);
-        let wrote = waited > low && self.out.len() <= low;
-        let read = if reads { self.poll_read(cx, buffers)? } else { Poll::Pending };
-        match (read, refused) {
-            (Poll::Ready(io), _) => Poll::Ready(Ok(io)),
-            (Poll::Pending, Some(error)) if reads || !wrote => Poll::Ready(Err(error)),
-            (Poll::Pending, _) if wrote => Poll::Ready(Ok(Io::Wrote)),
-            (Poll::Pending, _) => Poll::Pending,
+        if reads && let Poll::Ready(io) = self.poll_read(cx, buffers)? {
+            return Poll::Ready(Ok(io));
         }
+        if waited > low && self.out.len() <= low { Poll::Ready(Ok(Io::Wrote)) } else { Poll::Pending }
+    }
+
+    /// Reads what is there without waiting, once.
+    pub(super) fn read_now(&mut self, buffers: &Buffers) {
+        // An error is told by the next look.
+        drop(poll_fn(|cx| self.poll_read(cx, buffers)).now_or_never());
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, buffers: &Buffers) -> Poll<io::Result<Io>> {
@@ -242,7 +241,10 @@ mod tests {
             assert_eq!(io.unwrap(), if reads { Io::Read } else { Io::Wrote });
         }
         assert_eq!(wire.input, &b"last"[..]);
+        // What is not written is no end: that is for the reading side to tell.
         wire.out.bytes().extend_from_slice(b"nor this");
-        assert!(!matches!(wire.io(&buffers, true, 0).await, Ok(Io::Read | Io::Wrote)));
+        let ended = async { while matches!(wire.io(&buffers, true, 0).await, Ok(Io::Wrote)) {} };
+        tokio::time::timeout(std::time::Duration::from_secs(30), ended).await.unwrap();
+        assert_eq!(wire.input, &b"last"[..]);
     }
 }

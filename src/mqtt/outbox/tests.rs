@@ -43,7 +43,7 @@ struct Sent {
 
 impl Sent {
     fn new(form: Form, max: u16) -> Self {
-        Self { frames: Frames::default(), window: Window::new(max), bytes: BytesMut::new(), form }
+        Self { frames: Frames::default(), window: Window::new(max, Vec::new()), bytes: BytesMut::new(), form }
     }
 
     /// The publishes that leave now.

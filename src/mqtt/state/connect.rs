@@ -58,6 +58,7 @@ impl Hello {
     /// # Errors
     /// [`Refused`] with the code for CONNACK.
     pub(in crate::mqtt) fn check(connect: Connect, settings: &Settings) -> Result<Self, Refused> {
+        let form = Form::of(&connect);
         let Connect { version, clean_start, keep_alive, client_id, will, properties, .. } = connect;
         // 5: [MQTT-4.12.0-1]: no method is supported.
         if let Some(method) = properties.authentication_method {
@@ -107,10 +108,7 @@ impl Hello {
             keep_alive: agreed,
             server_keep_alive: agreed != keep_alive,
             receive_maximum: properties.receive_maximum.map_or(u16::MAX, NonZeroU16::get).min(max_inflight),
-            form: Form {
-                version,
-                max_packet: properties.maximum_packet_size.map_or(usize::MAX, |size| size.get() as usize),
-            },
+            form,
             problem_information: properties.request_problem_information.unwrap_or(true),
             will,
         })

@@ -68,7 +68,7 @@ impl State {
             return Start::Note(packet_id, outgoing);
         }
         // [MQTT-3.3.1-1]
-        Start::Publish { packet_id, dup: leased.attempt > 1 }
+        Start::Publish { packet_id, dup: leased.attempt > 1 || delivery.maybe_sent }
     }
 
     /// A delivery that had to wait is sent now, at `at`. False: the client acknowledged it unseen.

@@ -125,12 +125,12 @@ pub(super) struct State {
 }
 
 impl State {
-    /// The machine of a connection whose session is open. `stored` are the packet ids at QoS 2 that an earlier
-    /// connection has not released.
+    /// The machine of a connection whose session is open. `incoming` are the packet ids at QoS 2 that the client has not
+    /// released on an earlier connection, `outgoing` those of deliveries that it has not acknowledged to the end.
     pub(super) fn new(
         hello: Hello,
         backlog: Option<TargetId>,
-        stored: Vec<u16>,
+        (incoming, outgoing): (Vec<u16>, Vec<u16>),
         settings: &Settings,
         limits: &Limits,
         now: Instant,
@@ -146,9 +146,9 @@ impl State {
                 settings.receive_maximum(),
                 settings.topic_alias_maximum(),
                 limits,
-                stored,
+                incoming,
             ),
-            window: Window::new(hello.receive_maximum),
+            window: Window::new(hello.receive_maximum, outgoing),
             terms: Arc::clone(&settings.terms),
             backlog,
             ends_with_connection: hello.expiry.is_zero(),

@@ -11,7 +11,7 @@
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::core::share::ShareGroup;
 use crate::types::{Message, Qos, Sequence, TargetId};
@@ -64,13 +64,16 @@ pub(in crate::mqtt) struct Flight {
 #[derive(Debug)]
 pub(in crate::mqtt) struct Window {
     flights: FxHashMap<u16, Flight>,
+    /// Of deliveries of earlier connections that are still to come.
+    held: FxHashSet<u16>,
     last: u16,
     max: usize,
 }
 
 impl Window {
-    pub(in crate::mqtt) fn new(max: u16) -> Self {
-        Self { flights: FxHashMap::default(), last: 0, max: usize::from(max) }
+    pub(in crate::mqtt) fn new(max: u16, held: Vec<u16>) -> Self {
+        let held = held.into_iter().collect();
+        Self { flights: FxHashMap::default(), held, last: 0, max: usize::from(max) }
     }
 
     /// How many deliveries may still begin.
@@ -97,6 +100,7 @@ impl Window {
     /// Takes up a delivery of an earlier connection with its number, also beyond the receive maximum where only PUBREL
     /// is left. False: another one has the number.
     pub(in crate::mqtt) fn resume(&mut self, id: NonZeroU16, flight: Flight) -> bool {
+        self.held.remove(&id.get());
         match self.flights.entry(id.get()) {
             std::collections::hash_map::Entry::Occupied(_) => false,
             std::collections::hash_map::Entry::Vacant(entry) => {
@@ -106,11 +110,11 @@ impl Window {
         }
     }
 
-    /// The next number that nobody has. There is one: at most 65 534 others are taken.
+    /// The next number that nobody has. None: what earlier connections have left takes all others.
     fn free_id(&mut self) -> Option<NonZeroU16> {
         for _ in 0..=u16::MAX {
             self.last = self.last.checked_add(1).unwrap_or(1);
-            if !self.flights.contains_key(&self.last) {
+            if !self.flights.contains_key(&self.last) && !self.held.contains(&self.last) {
                 return NonZeroU16::new(self.last);
             }
         }
@@ -135,6 +139,9 @@ impl Window {
     pub(in crate::mqtt) fn release(&mut self) {
         if self.flights.is_empty() && self.flights.capacity() > 0 {
             self.flights = FxHashMap::default();
+        }
+        if self.held.is_empty() && self.held.capacity() > 0 {
+            self.held = FxHashSet::default();
         }
     }
 }

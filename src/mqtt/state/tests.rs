@@ -52,6 +52,11 @@ struct Machine {
 
 impl Machine {
     fn of(connect: Connect, durable: bool, stored: Vec<u16>) -> Self {
+        Self::resumed(connect, durable, (stored, Vec::new()))
+    }
+
+    /// With packet ids that earlier connections have left: incoming and outgoing.
+    fn resumed(connect: Connect, durable: bool, stored: (Vec<u16>, Vec<u16>)) -> Self {
         let now = clock::now();
         let backlog = durable.then_some(BACKLOG);
         let limits = Limits { max_topic_bytes: 100, ..Limits::default() };
@@ -444,6 +449,7 @@ fn leased(qos: Qos, sequence: u64) -> SessionDelivery {
             priority: Priority::default(),
             lease_expires: None,
             outgoing: None,
+            earlier_boot: false,
             message: Message {
                 id: MessageId::from_u128(1),
                 topic: TopicName::parse("a".into()).unwrap(),
@@ -456,6 +462,7 @@ fn leased(qos: Qos, sequence: u64) -> SessionDelivery {
         },
         identifiers: Default::default(),
         dropped_before: 0,
+        maybe_sent: false,
     }
 }
 
@@ -529,6 +536,21 @@ fn a_resumed_session_sends_again_with_the_old_numbers() {
     let clash = resumed(Qos::AtLeastOnce, 5, 3, OutgoingState::Sent);
     assert_eq!(machine.state.start(&clash, 0), Start::Wait);
     assert_eq!(machine.packet(Packet::PubComp(ok(2))).settled, [of_backlog(3)]);
+}
+
+#[test]
+fn what_has_a_number_of_an_earlier_connection_keeps_it_whatever_comes_before() {
+    // 3.1.1: [MQTT-2.3.1-4]; 5: [MQTT-2.2.1-4]; both: [MQTT-4.4.0-1].
+    for version in BOTH {
+        let mut machine = Machine::resumed(connect(version), true, (Vec::new(), vec![1, 3]));
+        let new = |packet_id| Start::Publish { packet_id: id(packet_id), dup: false };
+        assert_eq!(machine.state.start(&leased(Qos::AtLeastOnce, 7), 0), new(2));
+        assert_eq!(machine.state.window().begin(Qos::AtLeastOnce, Origin::Live, 0), Some(id(4)));
+        for (sequence, packet_id) in [(1, 3), (2, 1)] {
+            let old = resumed(Qos::AtLeastOnce, sequence, packet_id, OutgoingState::Sent);
+            assert_eq!(machine.state.start(&old, 0), Start::Publish { packet_id: id(packet_id), dup: true });
+        }
+    }
 }
 
 #[test]

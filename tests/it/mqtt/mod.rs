@@ -3,6 +3,8 @@
 //! [`Peer`] is a client that does what a test says and nothing by itself: it answers no packet and resends none. What is
 //! asked of a client that somebody else wrote is in `rumqtt`.
 
+mod cases;
+mod conformance;
 mod cross;
 mod limits;
 mod listeners;
@@ -11,6 +13,7 @@ mod publishing;
 mod queues;
 mod rumqtt;
 mod sessions;
+mod shares;
 mod wills;
 
 use std::collections::VecDeque;
@@ -172,6 +175,11 @@ impl Peer {
 
     pub(super) async fn send_bytes(&mut self, bytes: &[u8]) {
         within("the peer to read", self.stream.write_all(bytes)).await.unwrap();
+    }
+
+    /// Sends bytes; false when the broker has closed the connection.
+    pub(super) async fn try_send_bytes(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).await.is_ok()
     }
 
     /// The next packet; `None` when the broker has closed the connection.

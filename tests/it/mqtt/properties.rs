@@ -73,6 +73,52 @@ async fn what_is_left_of_the_time_is_told() {
 }
 
 #[tokio::test]
+async fn what_was_begun_at_qos_2_is_carried_to_its_end_though_its_time_is_over() {
+    // 5: [MQTT-4.3.3-7], [MQTT-4.3.3-13].
+    let broker = Broker::start().await;
+    let mut peer = Peer::connected(&broker, kept(V5, "c")).await;
+    peer.subscribe("e/#", QOS2).await;
+    let mut publisher = Peer::clean(&broker, V5, "").await;
+    let expires = PublishProperties { message_expiry: Some(1), ..Default::default() };
+    for n in 1..=3 {
+        publisher.say_packet(with(publish("e/x", QOS2, n, n.to_string()), expires.clone())).await;
+    }
+    let numbers = [1, 2, 3];
+    for number in numbers {
+        assert_eq!(peer.publish().await.packet_id, Some(id(number)));
+    }
+    for number in [1, 2] {
+        peer.send(Packet::PubRec(ack(number))).await;
+        assert_eq!(peer.next().await, Packet::PubRel(ack(number)));
+    }
+    peer.send(Packet::PubComp(ack(1))).await;
+    peer.vanish();
+    // Their time is over when this will comes.
+    let mut watch = Peer::subscribed(&broker, V5, "timer", QOS0).await;
+    let mut timer = connect(V5, "timer");
+    let mut later = will("timer", "over");
+    later.properties.delay = Some(4);
+    timer.will = Some(later);
+    timer.properties.session_expiry = Some(60);
+    Peer::connected(&broker, timer).await.vanish();
+    watch.receive().await;
+    let mut peer = Peer::connected(&broker, kept(V5, "c")).await;
+    let (mut released, mut again) = (false, false);
+    while !released || !again {
+        match peer.next().await {
+            Packet::PubRel(release) => released = release == ack(2),
+            Packet::Publish(publish) => again = publish.dup && publish.packet_id == Some(id(3)),
+            other => panic!("{other:?}"),
+        }
+    }
+    peer.send(Packet::PubComp(ack(2))).await;
+    peer.send(Packet::PubRec(ack(3))).await;
+    assert_eq!(peer.next().await, Packet::PubRel(ack(3)));
+    peer.send(Packet::PubComp(ack(3))).await;
+    peer.nothing_came().await;
+}
+
+#[tokio::test]
 async fn all_identifiers_of_matching_subscriptions_are_told() {
     // 5: [MQTT-3.3.4-3], [MQTT-3.3.4-4].
     let broker = Broker::start().await;

@@ -138,6 +138,46 @@ async fn consumers_compete_over_both_doors() {
 }
 
 #[tokio::test]
+async fn a_consumer_whose_window_is_full_lets_others_take() {
+    let (broker, mut queues) = Queues::start().await;
+    let mut narrow = connect(V5, "");
+    narrow.properties.receive_maximum = NonZeroU16::new(1);
+    let mut first = Peer::connected(&broker, narrow).await;
+    first.subscribe("$queue/q", QOS1).await;
+    first.subscribe("live", QOS1).await;
+    first.nothing_came().await;
+    // It waits for the queue when something else fills its window.
+    first.say("live", QOS1, "unacknowledged").await;
+    assert_eq!(text(&first.publish().await), "unacknowledged");
+    first.nothing_came().await;
+    let mut second = consumer(&broker, V5).await;
+    second.nothing_came().await;
+    queues.fill("q", &["1"]).await;
+    assert_eq!(text(&second.receive().await), "1");
+}
+
+#[tokio::test]
+async fn a_resumed_session_gets_what_it_had_first_and_with_its_number() {
+    // 3.1.1 and 5: [MQTT-4.4.0-1]
+    let (broker, mut queues) = Queues::start().await;
+    let mut peer = Peer::connected(&broker, kept(V5, "c")).await;
+    peer.subscribe("s", QOS1).await;
+    let mut publisher = Peer::clean(&broker, V5, "").await;
+    for payload in ["1", "2"] {
+        publisher.say("s", QOS1, payload).await;
+    }
+    let first = [peer.publish().await, peer.publish().await];
+    peer.subscribe("$queue/q", QOS1).await;
+    peer.vanish();
+    queues.fill("q", &["work"]).await;
+    let mut peer = Peer::connected(&broker, kept(V5, "c")).await;
+    for publish in first {
+        assert_eq!(peer.publish().await, Publish { dup: true, ..publish });
+    }
+    assert_eq!(text(&peer.publish().await), "work");
+}
+
+#[tokio::test]
 async fn priority_and_delay_are_user_properties() {
     let broker = Broker::start().await;
     let mut queues = Queues::of(&broker).await;

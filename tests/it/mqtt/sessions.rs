@@ -97,6 +97,62 @@ async fn what_is_in_flight_comes_again_with_its_number() {
     }
 }
 
+#[tokio::test]
+async fn what_may_have_been_sent_before_a_crash_says_so() {
+    // [MQTT-3.3.1-1]: at QoS 1 the number is stored when the connection ends, and a crash comes first.
+    let broker = Broker::start().await;
+    let (mut peer, _) = resumed(&broker, V311, "c").await;
+    peer.subscribe("s/#", QOS1).await;
+    away(&broker, V5, "away").await;
+    let mut publisher = Peer::clean(&broker, V5, "p").await;
+    for payload in ["1", "2"] {
+        publisher.say("s/x", QOS1, payload).await;
+        assert!(!peer.publish().await.dup);
+    }
+    let data = broker.data();
+    broker.kill9().await;
+    let broker = Broker::start_in(data, &[]).await;
+    let (mut peer, _) = resumed(&broker, V311, "c").await;
+    let mut publisher = Peer::clean(&broker, V5, "p").await;
+    publisher.say("s/x", QOS1, "3").await;
+    for (payload, dup) in [("1", true), ("2", true), ("3", false)] {
+        let publish = peer.receive().await;
+        assert_eq!((text(&publish), publish.dup), (payload, dup));
+    }
+    // It was not connected.
+    let (mut peer, _) = resumed(&broker, V5, "away").await;
+    for payload in ["1", "2", "3"] {
+        let publish = peer.receive().await;
+        assert_eq!((text(&publish), publish.dup), (payload, false));
+    }
+}
+
+#[tokio::test]
+async fn retained_values_above_qos_0_are_a_part_of_a_kept_session() {
+    // 3.1.1 and 5: [MQTT-4.4.0-1]
+    let mut broker = Broker::start().await;
+    for version in BOTH {
+        Peer::clean(&broker, V5, "p").await.say_retained("r/1", QOS1, "kept").await;
+        let (mut peer, _) = resumed(&broker, version, "c").await;
+        peer.subscribe("r/#", QOS2).await;
+        let first = peer.publish().await;
+        assert_eq!((text(&first), first.qos, first.retain, first.dup), ("kept", QOS1, true, false));
+        peer.vanish();
+        let (mut peer, _) = resumed(&broker, version, "c").await;
+        assert_eq!(peer.publish().await, Publish { dup: true, ..first.clone() });
+        peer.leave().await;
+        let data = broker.data();
+        broker.kill9().await;
+        broker = Broker::start_in(data, &[]).await;
+        let (mut peer, _) = resumed(&broker, version, "c").await;
+        assert_eq!(peer.receive().await, Publish { dup: true, ..first });
+        peer.nothing_came().await;
+        peer.leave().await;
+        resumed(&broker, version, "c").await.0.nothing_came().await;
+        Peer::clean(&broker, version, "c").await.leave().await;
+    }
+}
+
 /// How far a delivery at QoS 2 is when the connection, or the broker, is lost.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Cut {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use stafett::types::clock;
+use tokio::task::JoinSet;
 
 use super::*;
 
@@ -51,6 +52,38 @@ async fn a_client_that_takes_its_leave_leaves_no_will() {
     let mut peer = Peer::connected(&broker, with_will(connect(V5, "c"), None)).await;
     peer.send(Packet::Disconnect(Disconnect::new(ReasonCode::DisconnectWithWill))).await;
     assert_eq!(text(&watcher.receive().await), "lost");
+}
+
+#[tokio::test]
+async fn a_farewell_is_heard_though_the_client_closes_with_data_unread() {
+    // [MQTT-3.14.4-3]: closing with data unread resets the connection while the broker writes.
+    let broker = Broker::start().await;
+    let mut watcher = watcher(&broker).await;
+    let mut flood = Peer::clean(&broker, V311, "flood").await;
+    let mut floods = JoinSet::new();
+    floods.spawn(async move {
+        let publish = Packet::Publish(publish("flood/x", QOS0, 0, vec![0; 2000]));
+        let mut bytes = BytesMut::new();
+        for _ in 0..20 {
+            publish.encode(V311, &mut bytes).unwrap();
+        }
+        while flood.try_send_bytes(&bytes).await {}
+    });
+    for (n, version) in (0..300).zip(BOTH.into_iter().cycle()) {
+        let mut peer = Peer::connected(&broker, with_will(connect(version, "c"), None)).await;
+        let filters =
+            vec![SubscribeFilter { filter: "flood/#".into(), options: SubscribeOptions::default() }];
+        peer.send(Packet::Subscribe(Subscribe { packet_id: id(1), properties: None, filters })).await;
+        while !matches!(peer.next().await, Packet::Publish(_)) {}
+        peer.send(Packet::Disconnect(Disconnect::new(ReasonCode::Success))).await;
+        peer.vanish();
+        // The next one takes over, or comes after: in both cases the end of this one is decided then.
+        if n % 50 == 0 {
+            watcher.nothing_came().await;
+        }
+    }
+    Peer::clean(&broker, V5, "c").await.leave().await;
+    watcher.nothing_came().await;
 }
 
 #[tokio::test]

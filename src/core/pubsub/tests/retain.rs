@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bed::{publish, subscribe};
+use super::bed::{filter, publish, subscribe, take};
 use super::*;
 use crate::core::{CoreError, End, Limits};
 use crate::engine::{RetainHandling, SubscribeOptions};
@@ -123,6 +123,39 @@ async fn many_values_come_as_there_is_room() {
     topics.sort();
     topics.dedup();
     assert_eq!(topics.len(), 1000 - (4 - already));
+}
+
+#[tokio::test]
+async fn what_a_lasting_session_gets_above_qos_0_is_stored_for_it() {
+    let bed = Bed::new().await;
+    let mut publisher = bed.publisher();
+    let values = (0..400).map(|n| one(&format!("r/{n:03}"), "x")).collect();
+    publish(&mut publisher, values).await;
+    publish(&mut publisher, vec![retained("r/!", "0", Qos::AtMostOnce)]).await;
+    let (session, inbox, _) = bed.durable("s").await;
+    subscribe(&session, &[("r/#", options(Qos::AtLeastOnce))]).await;
+    assert_eq!(inbox.payloads(), ["0"]);
+    let mut taken = take(&session, 300).await;
+    assert!(taken.iter().all(|delivery| delivery.leased.retain));
+    let first: Vec<_> = taken.drain(..100).map(|delivery| delivery.leased.sequence).collect();
+    session.settle(session.target().unwrap(), &first).unwrap().durable.await.unwrap();
+    session.close(End::Lost).await;
+    // What was handed on is there again, and the rest follows.
+    let (session, _, present) = bed.durable("s").await;
+    assert!(present);
+    let taken = take(&session, 300).await;
+    let mut topics: Vec<_> = taken.iter().map(|delivery| delivery.leased.message.topic.to_string()).collect();
+    topics.sort();
+    assert_eq!(topics, (100..400).map(|n| format!("r/{n:03}")).collect::<Vec<_>>());
+    // A new one begins anew, one that ended does not go on.
+    subscribe(&session, &[("r/+", options(Qos::AtLeastOnce))]).await;
+    let (ended, here) = (filter("r/+"), session.target().unwrap());
+    within(session.unsubscribe(vec![ended])).await;
+    let more = take(&session, 255).await;
+    let mut none = Vec::new();
+    session.take(300, usize::MAX, &mut none).unwrap();
+    assert_eq!((more.len(), none.len()), (255, 0));
+    assert_eq!(bed.broker.engine.stats(here).unwrap().leased, 555);
 }
 
 #[tokio::test]
