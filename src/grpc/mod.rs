@@ -11,6 +11,7 @@ mod admin;
 mod bounds;
 mod convert;
 mod deadline;
+mod deliveries;
 mod feed;
 mod gate;
 mod health;
@@ -38,6 +39,7 @@ use crate::shutdown::Shutdown;
 use crate::tls::Tls;
 
 pub use admin::{AdminService, CounterSource, ServerFacts};
+pub use deliveries::DeliveryBatch;
 pub use health::HealthBoard;
 
 use deadline::DeadlineLayer;
