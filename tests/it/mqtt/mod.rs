@@ -6,6 +6,7 @@
 mod cases;
 mod conformance;
 mod cross;
+mod hostile;
 mod limits;
 mod properties;
 mod publishing;
