@@ -23,6 +23,7 @@ mod buffers;
 pub mod codec;
 mod connection;
 mod frames;
+mod fuzz;
 mod out;
 mod outbox;
 mod state;
@@ -46,7 +47,11 @@ use crate::shutdown::Shutdown;
 
 use buffers::Buffers;
 use codec::ReasonCode;
+#[doc(hidden)]
+pub use fuzz::fuzz_connection;
 use outbox::{Bounds, Mailbox};
+#[doc(hidden)]
+pub use state::fuzz_state;
 use will::Wills;
 
 /// What the operator decides about this door.

@@ -6,6 +6,7 @@
 mod cases;
 mod conformance;
 mod cross;
+mod fuzz;
 mod hostile;
 mod limits;
 mod properties;
