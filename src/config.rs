@@ -9,6 +9,7 @@
 
 pub mod entries;
 mod file;
+pub mod listeners;
 pub mod value;
 
 use std::fmt;
@@ -55,15 +56,18 @@ impl Default for GrpcDoor {
 /// The MQTT door and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MqttDoor {
-    /// Where it listens.
+    /// Where its first listener is.
     pub listen: Listen,
     /// How it serves.
     pub settings: mqtt::Settings,
+    /// `[[mqtt.listeners]]`: further ones.
+    pub listeners: Vec<mqtt::ListenerSettings>,
 }
 
 impl Default for MqttDoor {
     fn default() -> Self {
-        Self { listen: Listen::at("127.0.0.1", 1883), settings: mqtt::Settings::default() }
+        let listen = Listen::at("127.0.0.1", 1883);
+        Self { listen, settings: mqtt::Settings::default(), listeners: Vec::new() }
     }
 }
 
@@ -132,6 +136,14 @@ pub enum ConfigError {
         /// The valid key that looks most like it.
         nearest: Option<&'static str>,
     },
+    /// What a listener has does not fit together.
+    #[error("{place}: {problem}")]
+    Listener {
+        /// Where.
+        place: Place,
+        /// What is missing, or too much.
+        problem: String,
+    },
     /// The value is not permitted.
     #[error("{place}: {key} = {value:?} is not permitted: {problem}")]
     Value {
@@ -170,10 +182,11 @@ pub fn load(
 ) -> Result<Loaded, ConfigError> {
     let mut settings = Settings::default();
     let mut warnings = Vec::new();
+    let mut listeners = Vec::new();
     if let Some(path) = file {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        file::apply(&mut settings, path, &text)?;
+        listeners = file::apply(&mut settings, path, &text)?;
     }
     for (name, text) in environment {
         if let Some(entry) = ENTRIES.iter().find(|entry| entry.variable() == name) {
@@ -187,6 +200,7 @@ pub fn load(
             set(&mut settings, entry, &text, || Place::Flag(entry.flag.unwrap_or(key).to_owned()))?;
         }
     }
+    listeners::complete(&mut settings, listeners)?;
     Ok(Loaded { settings, warnings })
 }
 
@@ -206,6 +220,7 @@ pub fn render(settings: &Settings) -> String {
         }
         text.push_str(&format!("{name} = {}\n", (entry.slot)(&mut settings).show_toml()));
     }
+    text.push_str(&listeners::render(&settings.mqtt.listeners));
     text
 }
 
@@ -251,7 +266,8 @@ mod tests {
 
     fn from_file(text: &str) -> Result<Settings, ConfigError> {
         let mut settings = Settings::default();
-        file::apply(&mut settings, Path::new("x.toml"), text)?;
+        let listeners = file::apply(&mut settings, Path::new("x.toml"), text)?;
+        listeners::complete(&mut settings, listeners)?;
         Ok(settings)
     }
 

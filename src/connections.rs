@@ -1,6 +1,7 @@
-//! How many connections the process holds, over all doors together.
+//! How many connections the process holds, over all doors together, and how many one listener does.
 //!
-//! Invariant: never more permits are out than the limit; a permit returns when it is dropped. A door takes one before it
+//! Invariant: never more permits are out than the limit; a permit returns when it is dropped. A permit of a part counts in
+//! the whole, too. A door takes one before it
 //! reads from a socket and keeps it as long as the socket. Knows nothing of sockets.
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ struct Shared {
     open: AtomicU64,
     accepted: AtomicU64,
     refused: AtomicU64,
+    whole: Option<Arc<Shared>>,
 }
 
 /// The right to hold one connection; returned when dropped.
@@ -31,27 +33,18 @@ impl ConnectionBudget {
     /// A budget for `limit` connections at the same time.
     #[must_use]
     pub fn new(limit: u64) -> Self {
-        let shared = Shared {
-            limit,
-            open: AtomicU64::new(0),
-            accepted: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-        };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(Shared::new(limit, None)) }
+    }
+
+    /// A budget for `limit` of these connections, or for all when that is fewer.
+    #[must_use]
+    pub fn part(&self, limit: u64) -> Self {
+        Self { shared: Arc::new(Shared::new(limit.min(self.limit()), Some(Arc::clone(&self.shared)))) }
     }
 
     /// A permit, or `None` when all are out; a refusal is counted. Never waits.
     pub fn try_acquire(&self) -> Option<ConnectionPermit> {
-        let limit = self.shared.limit;
-        let taken = self.shared.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
-            if open < limit { open.checked_add(1) } else { None }
-        });
-        if taken.is_err() {
-            self.shared.refused.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        self.shared.accepted.fetch_add(1, Ordering::Relaxed);
-        Some(ConnectionPermit { shared: Arc::clone(&self.shared) })
+        self.shared.acquire().then(|| ConnectionPermit { shared: Arc::clone(&self.shared) })
     }
 
     /// How many connections are allowed at the same time.
@@ -79,9 +72,53 @@ impl ConnectionBudget {
     }
 }
 
+impl Shared {
+    fn new(limit: u64, whole: Option<Arc<Self>>) -> Self {
+        Self {
+            limit,
+            open: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            whole,
+        }
+    }
+
+    fn acquire(&self) -> bool {
+        let limit = self.limit;
+        let taken = self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
+            if open < limit { open.checked_add(1) } else { None }
+        });
+        if taken.is_err() {
+            self.refuse();
+            return false;
+        }
+        if self.whole.as_ref().is_some_and(|whole| !whole.acquire()) {
+            self.open.fetch_sub(1, Ordering::AcqRel);
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    fn refuse(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(whole) = &self.whole {
+            whole.refuse();
+        }
+    }
+
+    fn release(&self) {
+        self.open.fetch_sub(1, Ordering::AcqRel);
+        if let Some(whole) = &self.whole {
+            whole.release();
+        }
+    }
+}
+
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.shared.open.fetch_sub(1, Ordering::AcqRel);
+        self.shared.release();
     }
 }
 
@@ -102,6 +139,22 @@ mod tests {
         assert_eq!((budget.open(), budget.accepted(), budget.refused()), (2, 3, 1));
         drop((second, third));
         assert_eq!(budget.open(), 0);
+    }
+
+    #[test]
+    fn a_part_counts_in_the_whole() {
+        let whole = ConnectionBudget::new(3);
+        let (small, large) = (whole.part(1), whole.part(10));
+        assert_eq!((small.limit(), large.limit()), (1, 3));
+        let one = small.try_acquire().unwrap();
+        assert!(small.try_acquire().is_none());
+        let two = large.try_acquire().unwrap();
+        let three = large.try_acquire().unwrap();
+        assert!(large.try_acquire().is_none());
+        assert_eq!((whole.open(), whole.accepted(), whole.refused()), (3, 3, 2));
+        assert_eq!((small.open(), large.open(), large.refused()), (1, 2, 1));
+        drop((one, two, three));
+        assert_eq!((whole.open(), small.open(), large.open()), (0, 0, 0));
     }
 
     #[test]

@@ -10,16 +10,16 @@
 //! | `config` | file, environment and flags made into the settings of each module, once |
 //! | `telemetry` | what the process tells its operator on stderr |
 //! | `grpc` | the gRPC door |
-//! | `mqtt` | the MQTT codec |
-//! | `accept` | takes connections from a listening socket |
+//! | `mqtt` | the MQTT door |
+//! | `socket` | listening sockets and their connections |
+//! | `tls` | TLS of the listeners |
+//! | `proxy` | the PROXY protocol |
 //! | [`core`] | the broker: what all doors share |
 //! | [`connections`] | how many connections the process may hold |
 //! | [`shutdown`] | stop, drain, cut |
 //! | [`engine`] | what is asked of a store, and the embedded one |
 //! | [`types`] | names, ids, topics, messages, time |
 
-#[cfg(any(feature = "grpc", feature = "mqtt"))]
-pub mod accept;
 #[cfg(feature = "server")]
 pub mod cli;
 #[cfg(feature = "server")]
@@ -31,9 +31,15 @@ pub mod engine;
 pub mod grpc;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
+#[cfg(feature = "mqtt")]
+pub mod proxy;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod shutdown;
+#[cfg(any(feature = "grpc", feature = "mqtt"))]
+pub mod socket;
 #[cfg(feature = "server")]
 pub mod telemetry;
+#[cfg(feature = "mqtt")]
+pub mod tls;
 pub mod types;

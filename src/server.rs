@@ -4,28 +4,31 @@
 //! was cut. Services run in one set; the first that fails or panics stops the server.
 
 mod open_files;
+mod services;
 mod signals;
 
-use std::collections::HashMap;
 use std::fmt;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::signal::unix::Signal;
+use tokio::task::JoinError;
 
-use crate::config::{Listen, Settings};
+use crate::config::{Listen, MqttDoor, Settings};
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
 use crate::engine::embedded::Embedded;
-use crate::engine::{Engine, EngineError, Health, OpenError};
+use crate::engine::{Engine, EngineError, EngineSettings, Health, OpenError, OpenProgress};
 use crate::grpc::{self, AdminService, CounterSource, HealthBoard, ServerFacts};
 use crate::mqtt;
-use crate::shutdown::{Drained, Shutdown};
+use crate::shutdown::Shutdown;
+use crate::socket::{Address, Bound};
+use crate::tls::Tls;
 use crate::types::clock;
 
+use services::Services;
 use signals::Signals;
 
 /// What works in this build, as `GetServerInfo` lists it.
@@ -54,6 +57,9 @@ pub enum ServerError {
         /// Why.
         source: io::Error,
     },
+    /// A listener of the MQTT door cannot be had.
+    #[error(transparent)]
+    Listen(#[from] mqtt::ListenError),
     /// The process cannot be told to stop.
     #[error("cannot receive signals")]
     Signals(#[source] io::Error),
@@ -76,6 +82,14 @@ pub enum ServerError {
     },
 }
 
+impl ServerError {
+    /// Whether another configuration is all that it takes.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::NoDoor | Self::Listen(mqtt::ListenError::Tls { .. }))
+    }
+}
+
 /// How the server ended when it was told to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {
@@ -90,13 +104,13 @@ pub enum Stopped {
 /// The doors that accept, with the addresses they are bound to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ready {
-    doors: Vec<(&'static str, SocketAddr)>,
+    doors: Vec<(String, Bound)>,
 }
 
 impl Ready {
     /// Name and address of each door.
     #[must_use]
-    pub fn doors(&self) -> &[(&'static str, SocketAddr)] {
+    pub fn doors(&self) -> &[(String, Bound)] {
         &self.doors
     }
 }
@@ -117,7 +131,21 @@ pub async fn run<F>(settings: Settings, announce: F) -> Result<Stopped, ServerEr
 where
     F: FnOnce(&Ready) -> io::Result<()>,
 {
+    run_on(settings, |store, progress| Ok(Arc::new(Embedded::open_telling(store, progress)?)), announce).await
+}
+
+/// The same on the store that `open` opens, on a thread that may block. Meanwhile the gRPC door answers: health says
+/// NOT_SERVING, calls are told to come again. MQTT clients wait in the queue of the listening socket.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on<O, F>(settings: Settings, open: O, announce: F) -> Result<Stopped, ServerError>
+where
+    O: FnOnce(EngineSettings, &OpenProgress) -> Result<Arc<dyn Engine>, OpenError> + Send + 'static,
+    F: FnOnce(&Ready) -> io::Result<()>,
+{
     let mut signals = Signals::install().map_err(ServerError::Signals)?;
+    let hangups = signals::hangups().map_err(ServerError::Signals)?;
     let started_at = clock::unix_now();
     let open_files = open_files::raise();
     let budget =
@@ -126,51 +154,69 @@ where
     let mut services = Services::default();
 
     let mut ready = Ready::default();
-    let grpc_listener = bind(&settings.grpc.listen, "grpc", "--grpc-listen", &mut ready).await?;
-    let mqtt_listener = bind(&settings.mqtt.listen, "mqtt", "--mqtt-listen", &mut ready).await?;
+    let grpc_listener = bind_grpc(&settings.grpc.listen, &mut ready).await?;
+    let mqtt_listeners = bind_mqtt(settings.mqtt, &mut ready).await?;
     if ready.doors.is_empty() {
         return Err(ServerError::NoDoor);
     }
 
-    let store = settings.store.clone();
-    let engine: Arc<dyn Engine> = Arc::new(
-        tokio::task::spawn_blocking(move || Embedded::open(store))
-            .await
-            .map_err(|source| ServerError::Panicked { service: "store", source })??,
-    );
-
-    let broker = Broker::open(Arc::clone(&engine), settings.limits.core.clone()).await?;
-    services.start("broker", drain(Arc::clone(&broker), shutdown.clone()));
-
     let board = HealthBoard::new(&grpc::SERVED);
+    let progress = OpenProgress::default();
+    let door = match grpc_listener {
+        Some(listener) => {
+            let door =
+                grpc::Door::new(settings.grpc.settings, board.clone(), progress.clone(), shutdown.clone())?;
+            let served = door.clone().serve(listener, budget.clone());
+            services.start("grpc", async { Ok(served.await?) });
+            Some(door)
+        }
+        None => None,
+    };
+
+    let (store, limits) = (settings.store.clone(), settings.limits.core.clone());
+    let opened = async {
+        let engine = tokio::task::spawn_blocking(move || open(store, &progress))
+            .await
+            .map_err(|source| ServerError::Panicked { service: "store", source })??;
+        let broker = Broker::open(Arc::clone(&engine), limits).await?;
+        Ok::<_, ServerError>((engine, broker))
+    };
+    let (engine, broker) = tokio::select! {
+        opened = opened => opened?,
+        // Nobody was told of anything yet: the store is left as a crash would leave it.
+        cause = services.cause(&shutdown, &mut signals) => {
+            return services.stop(cause, &shutdown, &mut signals).await;
+        }
+    };
+
+    services.start("broker", drain(Arc::clone(&broker), shutdown.clone()));
+    let tls = mqtt_listeners.iter().filter_map(mqtt::Listener::tls).collect();
+    services.start("certificates", renew(tls, hangups, shutdown.clone()));
     services.start("store", watch_store(Arc::clone(&engine), board.clone(), shutdown.clone()));
-    if let Some(listener) = grpc_listener {
+    if let Some(door) = door {
         let facts = ServerFacts {
             started_at,
             features: FEATURES.to_vec(),
             max_connections: budget.limit(),
             durability: Some(engine.capabilities().durability.name()),
-            doors: ready.doors.iter().map(|(name, address)| (*name, address.to_string())).collect(),
+            doors: ready.doors.iter().map(|(name, address)| (name.clone(), address.to_string())).collect(),
         };
-        let offered = grpc::Services {
-            broker: Arc::clone(&broker),
-            admin: AdminService::new(facts, vec![connection_counters(budget.clone())]),
-            health: board,
-        };
-        let door = grpc::serve(listener, settings.grpc.settings, offered, budget.clone(), shutdown.clone());
-        services.start("grpc", async { Ok(door.await?) });
+        let admin = AdminService::new(facts, vec![connection_counters(budget.clone())]);
+        door.open(grpc::Services { broker: Arc::clone(&broker), admin });
     }
-    if let Some(listener) = mqtt_listener {
-        let door = mqtt::serve(listener, settings.mqtt.settings, broker, budget.clone(), shutdown.clone());
+    if !mqtt_listeners.is_empty() {
+        let door = mqtt::serve(mqtt_listeners, broker, budget.clone(), shutdown.clone());
         services.start("mqtt", async {
             door.await;
             Ok(())
         });
     }
 
+    board.set_all(true);
     announce(&ready).map_err(ServerError::Announce)?;
     greet(&ready, &budget, open_files);
-    let stopped = supervise(services, &shutdown, &mut signals).await?;
+    let cause = services.cause(&shutdown, &mut signals).await;
+    let stopped = services.stop(cause, &shutdown, &mut signals).await?;
     tokio::task::spawn_blocking(move || engine.close())
         .await
         .map_err(|source| ServerError::Panicked { service: "store", source })??;
@@ -211,13 +257,49 @@ async fn drain(broker: Arc<Broker>, shutdown: Shutdown) -> Result<(), ServerErro
     Ok(())
 }
 
-/// Binds a door's address and notes it; `None` when the door is off.
-async fn bind(
-    listen: &Listen,
-    name: &'static str,
-    flag: &'static str,
-    ready: &mut Ready,
-) -> Result<Option<TcpListener>, ServerError> {
+/// Reads the files for TLS again at every SIGHUP.
+async fn renew(tls: Vec<Arc<Tls>>, mut hangups: Signal, shutdown: Shutdown) -> Result<(), ServerError> {
+    loop {
+        tokio::select! {
+            () = shutdown.stopping().cancelled() => return Ok(()),
+            _ = hangups.recv() => {}
+        }
+        let tls = tls.clone();
+        let renewed = tokio::task::spawn_blocking(move || {
+            for tls in &tls {
+                match tls.reload() {
+                    Ok(()) => tracing::info!(cert = %tls.cert().display(), "certificate read again"),
+                    Err(error) => {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::error!(error, "the certificate that was in use stays");
+                    }
+                }
+            }
+        });
+        renewed.await.map_err(|source| ServerError::Panicked { service: "certificates", source })?;
+    }
+}
+
+/// Binds every listener of the MQTT door and notes it.
+async fn bind_mqtt(door: MqttDoor, ready: &mut Ready) -> Result<Vec<mqtt::Listener>, ServerError> {
+    let MqttDoor { listen, settings, listeners } = door;
+    let first = match listen {
+        Listen::Off => None,
+        Listen::At { host, port } => {
+            Some(mqtt::ListenerSettings::plain(Address::Tcp { host, port }, settings))
+        }
+    };
+    let mut bound = Vec::new();
+    for listener in first.into_iter().chain(listeners) {
+        let listener = mqtt::Listener::bind(listener).await?;
+        ready.doors.push((listener.door().to_owned(), listener.bound().clone()));
+        bound.push(listener);
+    }
+    Ok(bound)
+}
+
+/// Binds the gRPC door's address and notes it; `None` when the door is off.
+async fn bind_grpc(listen: &Listen, ready: &mut Ready) -> Result<Option<TcpListener>, ServerError> {
     let Listen::At { .. } = listen else { return Ok(None) };
     let address = listen.to_string();
     let bound = async {
@@ -226,10 +308,10 @@ async fn bind(
     };
     match bound.await {
         Ok((at, listener)) => {
-            ready.doors.push((name, at));
+            ready.doors.push(("grpc".to_owned(), Bound::Tcp(at)));
             Ok(Some(listener))
         }
-        Err(source) => Err(ServerError::Bind { address, flag, source }),
+        Err(source) => Err(ServerError::Bind { address, flag: "--grpc-listen", source }),
     }
 }
 
@@ -257,7 +339,7 @@ fn greet(ready: &Ready, budget: &ConnectionBudget, open_files: Option<u64>) {
         ),
         None => tracing::info!(connections = budget.limit(), "at most that many connections"),
     }
-    if let Some((_, address)) = ready.doors().iter().find(|(door, _)| *door == "grpc") {
+    if let Some((_, Bound::Tcp(address))) = ready.doors().iter().find(|(door, _)| door == "grpc") {
         tracing::info!("try: stafett info --server http://{}", reachable(*address));
     }
 }
@@ -274,121 +356,21 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// What runs until the server stops.
-#[derive(Default)]
-struct Services {
-    running: JoinSet<Result<(), ServerError>>,
-    names: HashMap<Id, &'static str>,
-}
-
-impl Services {
-    fn start<F>(&mut self, name: &'static str, service: F)
-    where
-        F: Future<Output = Result<(), ServerError>> + Send + 'static,
-    {
-        let id = self.running.spawn(service).id();
-        self.names.insert(id, name);
-    }
-
-    /// The next one that ends, and how; `None` when all have. Cancel safe.
-    async fn next(&mut self) -> Option<(&'static str, Result<(), ServerError>)> {
-        Some(match self.running.join_next_with_id().await? {
-            Ok((id, result)) => (self.name(id), result),
-            Err(source) => {
-                let service = self.name(source.id());
-                (service, Err(ServerError::Panicked { service, source }))
-            }
-        })
-    }
-
-    fn name(&self, id: Id) -> &'static str {
-        self.names.get(&id).copied().unwrap_or("unnamed")
-    }
-}
-
-/// Waits for a signal or a failure, then drains.
-async fn supervise(
-    mut services: Services,
-    shutdown: &Shutdown,
-    signals: &mut Signals,
-) -> Result<Stopped, ServerError> {
-    let mut failure = tokio::select! {
-        signal = signals.next() => {
-            let timeout = humantime::format_duration(shutdown.drain_timeout());
-            tracing::info!("{signal}: stopping, for at most {timeout}; a second signal cuts");
-            None
-        }
-        ended = services.next() => Some(match ended {
-            Some((_, Err(error))) => error,
-            Some((name, Ok(()))) => ServerError::Ended(name),
-            None => ServerError::Ended("last"),
-        }),
-    };
-
-    let rest = async {
-        while let Some((service, result)) = services.next().await {
-            if let Err(error) = result {
-                tracing::error!(service, error = &error as &dyn std::error::Error, "failed while stopping");
-                failure.get_or_insert(error);
-            }
-        }
-    };
-    let stopped = tokio::select! {
-        drained = shutdown.drain(rest) => match drained {
-            Drained::Clean => Stopped::Clean,
-            Drained::Forced => Stopped::Deadline,
-        },
-        signal = signals.next() => {
-            shutdown.cut();
-            tracing::warn!("{signal}: cut, what was in flight is dropped");
-            Stopped::Cut
-        }
-    };
-    match failure {
-        Some(error) => Err(error),
-        None => Ok(stopped),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn quick() -> (Shutdown, Signals) {
-        (Shutdown::new(&crate::shutdown::Settings::default()), Signals::install().unwrap())
-    }
-
-    #[tokio::test]
-    async fn the_first_failure_stops_the_others() {
-        let (shutdown, mut signals) = quick();
-        let mut services = Services::default();
-        let stopping = shutdown.stopping().clone();
-        services.start("patient", async move {
-            stopping.cancelled().await;
-            Ok(())
-        });
-        services.start("hasty", async { Ok(()) });
-        let error = supervise(services, &shutdown, &mut signals).await.unwrap_err();
-        assert!(matches!(error, ServerError::Ended("hasty")), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_panic_stops_the_server() {
-        let (shutdown, mut signals) = quick();
-        let mut services = Services::default();
-        services.start("broken", async { panic!("on purpose") });
-        let error = supervise(services, &shutdown, &mut signals).await.unwrap_err();
-        assert_eq!(error.to_string(), "the broken service panicked");
-    }
-
     #[test]
     fn the_ready_line_names_every_door() {
+        let tcp = |address: &str| Bound::Tcp(address.parse().unwrap());
         let ready = Ready {
             doors: vec![
-                ("grpc", "127.0.0.1:50051".parse().unwrap()),
-                ("mqtt", "[::1]:1883".parse().unwrap()),
+                ("grpc".to_owned(), tcp("127.0.0.1:50051")),
+                ("mqtt".to_owned(), tcp("[::1]:1883")),
+                ("mqtt.local".to_owned(), Bound::Unix("/run/m.sock".into())),
             ],
         };
-        assert_eq!(ready.to_string(), "ready grpc=127.0.0.1:50051 mqtt=[::1]:1883");
+        let line = "ready grpc=127.0.0.1:50051 mqtt=[::1]:1883 mqtt.local=unix:/run/m.sock";
+        assert_eq!(ready.to_string(), line);
     }
 }

@@ -38,7 +38,7 @@ const EVERYWHERE: &[&str] = &[
     "ulid",
 ];
 
-const ADAPTER: &[&str] = &["core", "engine", "types", "accept", "connections", "shutdown"];
+const ADAPTER: &[&str] = &["core", "engine", "types", "socket", "tls", "proxy", "connections", "shutdown"];
 
 /// The table. `engine` for others means its traits: the implementations are forbidden by [`IMPLEMENTATIONS`].
 const LAYERS: &[Layer] = &[
@@ -77,12 +77,26 @@ const LAYERS: &[Layer] = &[
             "types",
             "connections",
             "shutdown",
+            "socket",
+            "tls",
         ],
         external: &["humantime", "rustix", "tokio", "tokio_util"],
     },
     Layer {
         module: "config",
-        may: &["telemetry", "grpc", "mqtt", "http", "core", "engine", "types", "shutdown"],
+        may: &[
+            "telemetry",
+            "grpc",
+            "mqtt",
+            "http",
+            "core",
+            "engine",
+            "types",
+            "shutdown",
+            "socket",
+            "tls",
+            "proxy",
+        ],
         external: &["humantime", "serde", "strsim", "toml"],
     },
     Layer { module: "telemetry", may: &[], external: &["tracing_subscriber"] },
@@ -105,7 +119,11 @@ const LAYERS: &[Layer] = &[
             "tower_http",
         ],
     },
-    Layer { module: "mqtt", may: ADAPTER, external: &["socket2", "tokio", "tokio_util"] },
+    Layer {
+        module: "mqtt",
+        may: ADAPTER,
+        external: &["socket2", "tokio", "tokio_tungstenite", "tokio_util"],
+    },
     Layer { module: "mqtt::codec", may: &[], external: &[] },
     Layer {
         module: "http",
@@ -137,7 +155,9 @@ const LAYERS: &[Layer] = &[
         may: &["engine", "types"],
         external: &["async_nats", "tokio", "tokio_stream", "tokio_util"],
     },
-    Layer { module: "accept", may: &[], external: &["tokio::net", "tokio::time"] },
+    Layer { module: "socket", may: &[], external: &["socket2", "tokio::io", "tokio::net", "tokio::time"] },
+    Layer { module: "tls", may: &[], external: &["tokio::io", "tokio_rustls"] },
+    Layer { module: "proxy", may: &[], external: &["ppp", "tokio::io"] },
     Layer { module: "shutdown", may: &[], external: &["tokio", "tokio_util"] },
     Layer { module: "connections", may: &[], external: &[] },
     Layer { module: "types", may: &[], external: &[] },

@@ -12,7 +12,7 @@ use crate::{config, server, telemetry};
 use super::exit::{Exit, Failure};
 
 const READY: &str = "\
-When every configured door accepts, one line is written to stdout: ready grpc=ADDRESS mqtt=ADDRESS
+When every configured door accepts, one line is written to stdout: ready grpc=ADDRESS mqtt=ADDRESS mqtt.NAME=ADDRESS …
 Everything else goes to stderr. SIGTERM and ctrl-c finish what is in flight and end with code 0; a second one cuts and \
 ends with code 1. A setting is taken from the flag, else from the environment, else from the file, else the default; \
 stafett.default.toml lists all of them.";
@@ -96,7 +96,7 @@ pub(super) fn run(serve: &Serve) -> Result<Exit, Failure> {
             Ok(Exit::Done)
         }
         Ok(Stopped::Cut) => Ok(Exit::Failed),
-        Err(error @ ServerError::NoDoor) => Err(Failure::usage(error)),
+        Err(error) if error.is_configuration() => Err(Failure::usage(error)),
         Err(ServerError::Store(error)) => Err(Failure::store(error)),
         Err(error) => Err(Failure::failed(error)),
     }

@@ -1,9 +1,11 @@
 //! The table of all settings: name, flag, place in [`Settings`] and permitted range.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Settings;
 use super::value::Slot;
+use crate::mqtt::Terms;
 
 /// One setting.
 #[derive(Debug)]
@@ -46,8 +48,12 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
+fn terms(settings: &mut Settings) -> &mut Terms {
+    Arc::make_mut(&mut settings.mqtt.settings.terms)
+}
+
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 47] = [
+pub static ENTRIES: [Entry; 55] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -78,6 +84,7 @@ pub static ENTRIES: [Entry; 47] = [
     entry("grpc.outbox_messages", |s| Slot::count(&mut s.grpc.settings.outbox_messages, 16..=10_000_000)),
     entry("grpc.outbox_bytes", |s| Slot::bytes(&mut s.grpc.settings.outbox_bytes, 64 * KIB..=16 * GIB)),
     with_flag("mqtt.listen", "--mqtt-listen", |s| Slot::Listen(&mut s.mqtt.listen)),
+    entry("mqtt.max_connections", |s| Slot::count(&mut s.mqtt.settings.max_connections, 1..=1_000_000_000)),
     entry("mqtt.max_packet_bytes", |s| {
         Slot::bytes(&mut s.mqtt.settings.max_packet_bytes, 4 * KIB..=256 * MIB)
     }),
@@ -90,6 +97,13 @@ pub static ENTRIES: [Entry; 47] = [
     entry("mqtt.topic_alias_maximum", |s| Slot::count(&mut s.mqtt.settings.topic_alias_maximum, 0..=65_535)),
     entry("mqtt.outbox_bytes", |s| Slot::bytes(&mut s.mqtt.settings.outbox_bytes, 64 * KIB..=GIB)),
     entry("mqtt.outbox_messages", |s| Slot::count(&mut s.mqtt.settings.outbox_messages, 1..=10_000_000)),
+    entry("mqtt.versions", |s| Slot::Versions(&mut terms(s).versions)),
+    entry("mqtt.max_qos", |s| Slot::count(&mut terms(s).max_qos, 0..=2)),
+    entry("mqtt.retain", |s| Slot::Switch(&mut terms(s).retain)),
+    entry("mqtt.wildcards", |s| Slot::Switch(&mut terms(s).wildcards)),
+    entry("mqtt.shared_subscriptions", |s| Slot::Switch(&mut terms(s).shares)),
+    entry("mqtt.subscription_identifiers", |s| Slot::Switch(&mut terms(s).identifiers)),
+    entry("mqtt.denied_filters", |s| Slot::DeniedFilters(&mut terms(s).denied)),
     entry("limits.connections", |s| Slot::count(&mut s.limits.connections, 1..=1_000_000_000)),
     entry("limits.max_payload_bytes", |s| Slot::bytes(&mut s.limits.core.max_payload_bytes, KIB..=GIB)),
     entry("limits.max_topic_bytes", |s| Slot::bytes(&mut s.limits.core.max_topic_bytes, 64..=65_535)),

@@ -4,11 +4,14 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use super::entries::{ENTRIES, Entry};
+use super::entries::ENTRIES;
+use super::listeners::Table;
+use super::value::show_texts;
 use super::{ConfigError, Place, Settings, nearest, set};
 
-/// Puts what `text` says into `settings`; `path` is for the errors alone.
-pub(super) fn apply(settings: &mut Settings, path: &Path, text: &str) -> Result<(), ConfigError> {
+/// Puts what `text` says into `settings`; `path` is for the errors alone. The listeners inherit from what other layers
+/// say: they are returned.
+pub(super) fn apply(settings: &mut Settings, path: &Path, text: &str) -> Result<Vec<Table>, ConfigError> {
     let place = |offset: usize| {
         let line = text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1;
         Place::File(path.to_owned(), line)
@@ -18,6 +21,7 @@ pub(super) fn apply(settings: &mut Settings, path: &Path, text: &str) -> Result<
         problem: error.message().to_owned(),
     })?;
 
+    let mut listeners = Vec::new();
     for (section, content) in document.get_ref() {
         let name: &str = section.get_ref();
         if !ENTRIES.iter().any(|entry| entry.split().0 == name) {
@@ -36,26 +40,81 @@ pub(super) fn apply(settings: &mut Settings, path: &Path, text: &str) -> Result<
         for (key, value) in content {
             let at = || place(key.span().start);
             let key = format!("{name}.{}", key.get_ref());
+            if key == "mqtt.listeners" {
+                listeners = tables(value.get_ref(), &at, &place)?;
+                continue;
+            }
             let Some(entry) = ENTRIES.iter().find(|entry| entry.key == key) else {
                 let nearest = nearest(&key, ENTRIES.iter().map(|entry| entry.key));
                 return Err(ConfigError::UnknownKey { place: at(), key, nearest });
             };
-            let written = plain(value.get_ref()).ok_or_else(|| not_plain(entry, at()))?;
+            let written = plain(value.get_ref()).ok_or_else(|| not_plain(entry.key, at()))?;
             set(settings, entry, &written, at)?;
+        }
+    }
+    Ok(listeners)
+}
+
+/// The tables of `[[mqtt.listeners]]`.
+fn tables(
+    value: &DeValue<'_>,
+    at: &dyn Fn() -> Place,
+    place: &dyn Fn(usize) -> Place,
+) -> Result<Vec<Table>, ConfigError> {
+    let not_tables = |place: Place| ConfigError::Syntax {
+        place,
+        problem: "listeners are tables, each written [[mqtt.listeners]]".to_owned(),
+    };
+    let DeValue::Array(array) = value else { return Err(not_tables(at())) };
+    let mut tables = Vec::new();
+    for table in array {
+        let at = place(table.span().start);
+        let DeValue::Table(content) = table.get_ref() else { return Err(not_tables(at)) };
+        let mut written = Vec::new();
+        flatten("", content, place, &mut written)?;
+        tables.push(Table { place: at, written });
+    }
+    Ok(tables)
+}
+
+/// The values of a table and of those within it, with dotted keys.
+fn flatten(
+    prefix: &str,
+    table: &DeTable<'_>,
+    place: &dyn Fn(usize) -> Place,
+    written: &mut Vec<(String, String, Place)>,
+) -> Result<(), ConfigError> {
+    for (key, value) in table {
+        let at = place(key.span().start);
+        let name = format!("{prefix}{}", key.get_ref());
+        if let DeValue::Table(inner) = value.get_ref() {
+            flatten(&format!("{name}."), inner, place, written)?;
+        } else {
+            let text = plain(value.get_ref()).ok_or_else(|| not_plain(&name, at.clone()))?;
+            written.push((name, text, at));
         }
     }
     Ok(())
 }
 
-/// The text of a value that is one word: a string, or a decimal integer.
+/// The text of a value that is one word: a string, a decimal integer, true or false; or a list of strings, as TOML writes it.
 fn plain(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.clone().into_owned()),
         DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
+        DeValue::Boolean(switch) => Some(switch.to_string()),
+        DeValue::Array(texts) => {
+            let texts = texts.iter().map(|text| match text.get_ref() {
+                DeValue::String(text) => Some(text.clone().into_owned()),
+                _ => None,
+            });
+            texts.collect::<Option<Vec<String>>>().map(show_texts)
+        }
         _ => None,
     }
 }
 
-fn not_plain(entry: &Entry, place: Place) -> ConfigError {
-    ConfigError::Syntax { place, problem: format!("{} takes a string or a whole number", entry.key) }
+fn not_plain(key: &str, place: Place) -> ConfigError {
+    let problem = format!("{key} takes a string, a whole number, true or false, or a list of strings");
+    ConfigError::Syntax { place, problem }
 }

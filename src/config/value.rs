@@ -6,8 +6,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::listeners::{Transport, UnknownTransport};
 use crate::engine::Durability;
+use crate::mqtt::{DeniedFilter, UnknownVersion, Versions};
+use crate::proxy::{ProxyProtocol, UnknownProxyProtocol};
+use crate::socket::{self, Address};
 use crate::telemetry;
+use crate::tls::{ClientCert, UnknownClientCert};
+use crate::types::topic::TopicError;
 
 /// Where a door listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,12 +58,10 @@ impl FromStr for Listen {
         if text == "off" {
             return Ok(Self::Off);
         }
-        let (host, port) = text.rsplit_once(':').ok_or(NotAnAddress)?;
-        let bracketed = host.starts_with('[') && host.ends_with(']');
-        if host.is_empty() || (host.contains(':') && !bracketed) || host.contains(char::is_whitespace) {
-            return Err(NotAnAddress);
+        match text.parse() {
+            Ok(Address::Tcp { host, port }) => Ok(Self::At { host, port }),
+            Ok(Address::Unix(_)) | Err(_) => Err(NotAnAddress),
         }
-        Ok(Self::At { host: host.to_owned(), port: port.parse().map_err(|_| NotAnAddress)? })
     }
 }
 
@@ -105,6 +109,30 @@ impl<'a> From<&'a mut usize> for Number<'a> {
 pub enum Slot<'a> {
     /// A path, not empty.
     Path(&'a mut PathBuf),
+    /// A path, or `off`.
+    OptionalPath(&'a mut Option<PathBuf>),
+    /// A word of letters, digits, `-` and `_`.
+    Name(&'a mut String),
+    /// A path of a request, or `any`.
+    HttpPath(&'a mut Option<String>),
+    /// Yes or no.
+    Switch(&'a mut bool),
+    /// Versions of MQTT.
+    Versions(&'a mut Versions),
+    /// Topic filters, each with or without `=` before it.
+    DeniedFilters(&'a mut Vec<DeniedFilter>),
+    /// Texts, any number of them.
+    Texts(&'a mut Vec<String>),
+    /// Where a listener is.
+    Address(&'a mut Address),
+    /// Permissions of a file, octal.
+    FileMode(&'a mut u32),
+    /// Whether connections begin with a PROXY header.
+    ProxyProtocol(&'a mut ProxyProtocol),
+    /// Whether clients show a certificate.
+    ClientCert(&'a mut ClientCert),
+    /// What is carried over the sockets of a listener.
+    Transport(&'a mut Transport),
     /// An address or `off`.
     Listen(&'a mut Listen),
     /// A time with its unit.
@@ -142,6 +170,51 @@ impl<'a> Slot<'a> {
         match self {
             Self::Path(_) if text.is_empty() => return Err("must be a path".to_owned()),
             Self::Path(path) => *path = PathBuf::from(text),
+            Self::OptionalPath(path) if text == "off" => *path = None,
+            Self::OptionalPath(_) if text.is_empty() => return Err("must be a path, or off".to_owned()),
+            Self::OptionalPath(path) => *path = Some(PathBuf::from(text)),
+            Self::Name(name) => {
+                let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+                if text.is_empty() || text.len() > 64 || !text.chars().all(fits) {
+                    return Err("must be a word of 1 to 64 letters, digits, - and _".to_owned());
+                }
+                text.clone_into(name);
+            }
+            Self::HttpPath(path) if text == "any" => *path = None,
+            Self::HttpPath(path) => {
+                if !text.starts_with('/') {
+                    return Err("must be a path from / on, or any".to_owned());
+                }
+                *path = Some(text.to_owned());
+            }
+            Self::Switch(switch) => {
+                *switch = text.parse().map_err(|_| "must be true or false")?;
+            }
+            Self::Versions(versions) => {
+                let names = parse_texts(text)?;
+                *versions = Versions::parse(&names).map_err(|error: UnknownVersion| error.to_string())?;
+            }
+            Self::DeniedFilters(filters) => {
+                let parsed: Result<_, _> = parse_texts(text)?.iter().map(|text| text.parse()).collect();
+                *filters = parsed.map_err(|error: TopicError| error.to_string())?;
+            }
+            Self::Texts(texts) => *texts = parse_texts(text)?,
+            Self::Address(address) => {
+                *address = text.parse().map_err(|error: socket::NotAnAddress| error.to_string())?
+            }
+            Self::FileMode(mode) => {
+                let fitting = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+                *mode = fitting.ok_or("must be permissions of a file, octal, as 660")?;
+            }
+            Self::ProxyProtocol(expected) => {
+                *expected = text.parse().map_err(|error: UnknownProxyProtocol| error.to_string())?
+            }
+            Self::ClientCert(asks) => {
+                *asks = text.parse().map_err(|error: UnknownClientCert| error.to_string())?
+            }
+            Self::Transport(transport) => {
+                *transport = text.parse().map_err(|error: UnknownTransport| error.to_string())?
+            }
             Self::Listen(listen) => {
                 *listen = text.parse().map_err(|error: NotAnAddress| error.to_string())?
             }
@@ -184,6 +257,20 @@ impl<'a> Slot<'a> {
     pub fn show(&self) -> String {
         match self {
             Self::Path(path) => path.display().to_string(),
+            Self::OptionalPath(path) => {
+                path.as_ref().map_or_else(|| "off".to_owned(), |path| path.display().to_string())
+            }
+            Self::Name(name) => (*name).clone(),
+            Self::HttpPath(path) => path.as_deref().unwrap_or("any").to_owned(),
+            Self::Switch(switch) => switch.to_string(),
+            Self::Versions(versions) => show_texts(versions.names()),
+            Self::DeniedFilters(filters) => show_texts(filters.iter().map(ToString::to_string).collect()),
+            Self::Texts(texts) => show_texts((*texts).clone()),
+            Self::Address(address) => address.to_string(),
+            Self::FileMode(mode) => format!("{mode:03o}"),
+            Self::ProxyProtocol(expected) => expected.to_string(),
+            Self::ClientCert(asks) => asks.to_string(),
+            Self::Transport(transport) => transport.to_string(),
             Self::Listen(listen) => listen.to_string(),
             Self::Duration(duration, _) => show_duration(**duration),
             Self::OptionalDuration(duration, _) => duration.map_or_else(|| "off".to_owned(), show_duration),
@@ -199,10 +286,30 @@ impl<'a> Slot<'a> {
     #[must_use]
     pub fn show_toml(&self) -> String {
         match self {
-            Self::Count(..) => self.show(),
+            Self::Count(..)
+            | Self::Switch(_)
+            | Self::Versions(_)
+            | Self::DeniedFilters(_)
+            | Self::Texts(_) => self.show(),
             _ => toml::Value::String(self.show()).to_string(),
         }
     }
+}
+
+/// A TOML array of strings, in one text so that every layer can say it.
+fn parse_texts(text: &str) -> Result<Vec<String>, String> {
+    const PERMITTED: &str = r#"must be a list of texts, as ["a", "b"]"#;
+    let table: toml::Table = format!("texts = {text}").parse().map_err(|_| PERMITTED)?;
+    let Some(toml::Value::Array(texts)) = table.get("texts").filter(|_| table.len() == 1) else {
+        return Err(PERMITTED.to_owned());
+    };
+    let texts = texts.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
+    texts.ok_or_else(|| PERMITTED.to_owned())
+}
+
+/// Texts as [`parse_texts`] takes them.
+pub(super) fn show_texts(texts: Vec<String>) -> String {
+    toml::Value::from(texts).to_string()
 }
 
 fn parse_duration(text: &str, range: &RangeInclusive<Duration>, or: &str) -> Result<Duration, String> {
@@ -261,7 +368,7 @@ mod tests {
         for good in ["127.0.0.1:1", "localhost:0", "[::1]:65535", "off"] {
             assert_eq!(good.parse::<Listen>().unwrap().to_string(), good);
         }
-        for bad in ["", ":1", "1", "a:", "a:65536", "::1:2", "a b:1", "OFF"] {
+        for bad in ["", ":1", "1", "a:", "a:65536", "::1:2", "a b:1", "OFF", "unix:/x"] {
             assert_eq!(bad.parse::<Listen>(), Err(NotAnAddress), "{bad}");
         }
     }

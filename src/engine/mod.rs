@@ -14,6 +14,7 @@ mod definition;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 mod error;
+mod progress;
 pub mod settings;
 mod ticket;
 
@@ -33,6 +34,7 @@ pub use definition::{
     Definition, GroupSpec, QueueSpec, RetainHandling, SessionSpec, Stored, StoredSession, SubscribeOptions,
 };
 pub use error::{EngineError, OpenError};
+pub use progress::OpenProgress;
 pub use settings::EngineSettings;
 pub use ticket::Ticket;
 

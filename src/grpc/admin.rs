@@ -27,7 +27,7 @@ pub struct ServerFacts {
     /// What an acknowledgement waits for; `None` while nothing is stored.
     pub durability: Option<&'static str>,
     /// Name of each door and the address it is bound to.
-    pub doors: Vec<(&'static str, String)>,
+    pub doors: Vec<(String, String)>,
 }
 
 /// The service.

@@ -22,11 +22,11 @@ pub struct HealthBoard {
 }
 
 impl HealthBoard {
-    /// A board on which the broker and each of `services` is serving.
+    /// A board on which neither the broker nor any of `services` is serving yet.
     #[must_use]
     pub fn new(services: &[&str]) -> Self {
         let names = std::iter::once("").chain(services.iter().copied());
-        let states = names.map(|name| (name.to_owned(), true)).collect();
+        let states = names.map(|name| (name.to_owned(), false)).collect();
         Self { states: Arc::new(watch::Sender::new(states)) }
     }
 
@@ -123,6 +123,7 @@ mod tests {
     #[tokio::test]
     async fn a_watch_hears_each_change_once_and_ends_with_the_stop() {
         let board = HealthBoard::new(&["a"]);
+        board.set_all(true);
         let stopping = CancellationToken::new();
         let service = HealthService { board: board.clone(), stopping: stopping.clone() };
         let mut watch = service.watch(request("a")).await.unwrap().into_inner();

@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-use crate::accept::accept;
 use crate::connections::{ConnectionBudget, ConnectionPermit};
+use crate::socket::accept;
 
 /// The connections of `listener`, for ever.
 pub(super) fn connections(

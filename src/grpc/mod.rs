@@ -12,6 +12,7 @@ mod bounds;
 mod convert;
 mod deadline;
 mod feed;
+mod gate;
 mod health;
 mod incoming;
 pub mod proto;
@@ -32,12 +33,14 @@ use tonic::service::Routes;
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
 use crate::core::queues::consumer::Window;
+use crate::engine::OpenProgress;
 use crate::shutdown::Shutdown;
 
 pub use admin::{AdminService, CounterSource, ServerFacts};
 pub use health::HealthBoard;
 
 use deadline::DeadlineLayer;
+use gate::Gate;
 use proto::v1::admin_service_server::AdminServiceServer;
 use proto::v1::pub_sub_service_server::PubSubServiceServer;
 use proto::v1::queue_service_server::QueueServiceServer;
@@ -81,15 +84,13 @@ impl Default for Settings {
     }
 }
 
-/// What this door serves.
+/// What this door serves as soon as the store is read back.
 #[derive(Debug)]
 pub struct Services {
     /// Queues and topics.
     pub broker: Arc<Broker>,
     /// Facts about the broker.
     pub admin: AdminService,
-    /// Whether it serves.
-    pub health: HealthBoard,
 }
 
 /// Why this door ended before it was told to.
@@ -123,49 +124,81 @@ macro_rules! tuned {
     };
 }
 
-/// Serves until `shutdown` stops, then tells every connection to go away (GOAWAY) and waits for them.
-///
-/// # Errors
-/// Why the door could not be served; `Ok` only after a stop.
-pub async fn serve(
-    listener: TcpListener,
+/// The door: closed at first, so that it can answer while the store is read back. Clones are the same one.
+#[derive(Clone, Debug)]
+pub struct Door {
     settings: Settings,
-    services: Services,
-    budget: ConnectionBudget,
+    /// Health and reflection.
+    early: Routes,
+    gate: Gate,
     shutdown: Shutdown,
-) -> Result<(), Error> {
-    let Services { broker, admin, health } = services;
-    let native = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-    let streams = Bounds {
-        max_age: settings.max_stream_age,
-        max_frame_bytes: settings.max_message_bytes,
-        mailbox: Window { messages: native(settings.outbox_messages), bytes: native(settings.outbox_bytes) },
-    };
-    let (v1, v1alpha) = reflection::services().map_err(Error::Reflection)?;
-    let routes = Routes::new(tuned!(AdminServiceServer, admin, settings))
-        .add_service(tuned!(PubSubServiceServer, PubSubService::new(Arc::clone(&broker), streams), settings))
-        .add_service(tuned!(QueueServiceServer, QueueService::new(broker, streams), settings))
-        .add_service(health.into_service(shutdown.stopping().clone()))
-        .add_service(v1)
-        .add_service(v1alpha);
+}
 
-    let mut server = tonic::transport::Server::builder()
-        .http2_keepalive_interval(settings.keepalive_interval)
-        .http2_keepalive_timeout(Some(settings.keepalive_timeout))
-        .max_concurrent_streams(u32::try_from(settings.max_concurrent_streams).unwrap_or(u32::MAX));
-    if let Some(age) = settings.max_connection_age {
-        server = server.max_connection_age(age);
+impl Door {
+    /// A door that serves health and reflection. Other calls end with `UNAVAILABLE`, saying how far the store is read
+    /// back and when to try again.
+    ///
+    /// # Errors
+    /// [`Error::Reflection`].
+    pub fn new(
+        settings: Settings,
+        health: HealthBoard,
+        progress: OpenProgress,
+        shutdown: Shutdown,
+    ) -> Result<Self, Error> {
+        let (v1, v1alpha) = reflection::services().map_err(Error::Reflection)?;
+        let health = health.into_service(shutdown.stopping().clone());
+        let early = Routes::new(health).add_service(v1).add_service(v1alpha);
+        Ok(Self { settings, early, gate: Gate::new(progress), shutdown })
     }
-    server
-        .layer(request::identify())
-        .layer(request::trace())
-        .layer(request::propagate())
-        .layer(DeadlineLayer)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(
-            incoming::connections(listener, budget),
-            shutdown.stopping().clone().cancelled_owned(),
-        )
-        .await?;
-    Ok(())
+
+    /// Serves everything from now on, on connections that are there already too. Does nothing the second time.
+    pub fn open(&self, services: Services) {
+        let Services { broker, admin } = services;
+        let settings = &self.settings;
+        let native = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let streams = Bounds {
+            max_age: settings.max_stream_age,
+            max_frame_bytes: settings.max_message_bytes,
+            mailbox: Window {
+                messages: native(settings.outbox_messages),
+                bytes: native(settings.outbox_bytes),
+            },
+        };
+        let pubsub = PubSubService::new(Arc::clone(&broker), streams);
+        let routes = self.early.clone();
+        let routes = routes
+            .add_service(tuned!(AdminServiceServer, admin, settings))
+            .add_service(tuned!(PubSubServiceServer, pubsub, settings))
+            .add_service(tuned!(QueueServiceServer, QueueService::new(broker, streams), settings));
+        self.gate.open(routes);
+    }
+
+    /// Serves on `listener` until the stop, then tells every connection to go away (GOAWAY) and waits for them.
+    ///
+    /// # Errors
+    /// Why the door could not be served; `Ok` only after a stop.
+    pub async fn serve(self, listener: TcpListener, budget: ConnectionBudget) -> Result<(), Error> {
+        let Self { settings, early, gate, shutdown } = self;
+        let mut server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(settings.keepalive_interval)
+            .http2_keepalive_timeout(Some(settings.keepalive_timeout))
+            .max_concurrent_streams(u32::try_from(settings.max_concurrent_streams).unwrap_or(u32::MAX));
+        if let Some(age) = settings.max_connection_age {
+            server = server.max_connection_age(age);
+        }
+        server
+            .layer(request::identify())
+            .layer(request::trace())
+            .layer(request::propagate())
+            .layer(DeadlineLayer)
+            .layer(gate)
+            .add_routes(early)
+            .serve_with_incoming_shutdown(
+                incoming::connections(listener, budget),
+                shutdown.stopping().clone().cancelled_owned(),
+            )
+            .await?;
+        Ok(())
+    }
 }

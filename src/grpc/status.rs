@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt, pb};
 
 use crate::core::CoreError;
-use crate::engine::{EngineError, LeaseError};
+use crate::engine::{EngineError, LeaseError, OpenProgress};
 
 /// The domain of every `ErrorInfo`.
 const DOMAIN: &str = "stafett";
@@ -45,6 +45,16 @@ pub(super) fn of_status(status: &Status) -> pb::Status {
 /// A status of our own as the status of one item or event.
 pub(super) fn plain(code: Code, message: impl Into<String>) -> pb::Status {
     pb::Status { code: code.into(), message: message.into(), details: Vec::new() }
+}
+
+/// What a call ends with that comes before the store is read back.
+pub(super) fn recovering(progress: &OpenProgress) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_retry_info(Some(RESTART_RETRY));
+    let percent = progress.percent().to_string();
+    info(&mut details, "RECOVERING", [("percent", percent.as_str())]);
+    let message = format!("the store is being read back: {percent} %");
+    Status::with_error_details(Code::Unavailable, message, details)
 }
 
 fn code_and_details(error: &CoreError) -> (Code, ErrorDetails) {

@@ -9,11 +9,12 @@
 //! - [`codec`]: bytes ⇄ packets; knows nothing of the rest of the crate;
 //! - `state`: the protocol without I/O: a packet or an event in, effects out;
 //! - `connection`: one task, the only reader and writer of its socket;
+//! - `listener`, `stream`, `websocket`: what is bound, and what lies over its sockets; `terms`: what it grants;
 //! - `outbox`, `frames`, `out`, `buffers`: deliveries on their way to the socket;
 //! - `translate`, `violation`: the one place each where words and errors are mapped;
 //! - `will`: wills that wait for their delay.
 //!
-//! Takes a socket that is already bound. Rules are cited by their number where they are enforced and where they are
+//! Takes listeners that are already bound. Rules are cited by their number where they are enforced and where they are
 //! tested, with the version where the numbers differ.
 //!
 //! Invariant: holds no state that another door cannot see, beside wills on their way. Knows nothing of the other doors,
@@ -24,11 +25,15 @@ pub mod codec;
 mod connection;
 mod frames;
 mod fuzz;
+mod listener;
 mod out;
 mod outbox;
 mod state;
+mod stream;
+mod terms;
 mod translate;
 mod violation;
+pub mod websocket;
 mod will;
 
 use std::sync::Arc;
@@ -37,29 +42,36 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
-use crate::accept::accept;
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
 use crate::shutdown::Shutdown;
+use crate::socket::Socket;
 
 use buffers::Buffers;
 use codec::ReasonCode;
 #[doc(hidden)]
 pub use fuzz::fuzz_connection;
+use listener::Layers;
 use outbox::{Bounds, Mailbox};
 #[doc(hidden)]
 pub use state::fuzz_state;
 use will::Wills;
 
-/// What the operator decides about this door.
+pub use listener::{ListenError, Listener, ListenerSettings, UNIX_MODE};
+pub use terms::{DeniedFilter, Terms, UnknownVersion, Versions};
+
+/// What the operator decides about how clients are served, for each listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// Connections at the same time, if not fewer are allowed over all doors.
+    pub max_connections: u64,
     /// Largest packet that is taken, in bytes.
     pub max_packet_bytes: u64,
-    /// How long a new connection has to send its CONNECT.
+    /// How long a new connection has to send its CONNECT, with all that comes before it.
     pub connect_timeout: Duration,
     /// The longest keep alive, told to 5.0 clients that ask for a longer one or none; `None` = as they ask.
     pub keep_alive_ceiling: Option<Duration>,
@@ -74,11 +86,14 @@ pub struct Settings {
     /// Deliveries above QoS 0 that wait for one client whose session ends with its connection; beyond it the client is
     /// disconnected.
     pub outbox_messages: u64,
+    /// What is granted of all that the protocol has.
+    pub terms: Arc<Terms>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            max_connections: 1_000_000,
             max_packet_bytes: 4 << 20,
             connect_timeout: Duration::from_secs(10),
             keep_alive_ceiling: None,
@@ -87,6 +102,7 @@ impl Default for Settings {
             topic_alias_maximum: 16,
             outbox_bytes: 4 << 20,
             outbox_messages: 10_000,
+            terms: Arc::default(),
         }
     }
 }
@@ -110,16 +126,19 @@ impl Settings {
     }
 }
 
-/// Connections beyond the budget that are told so at the same time; more are closed unread.
+/// Connections beyond the budget of a listener that are told so at the same time; more are closed unread.
 const TOLD_TO_GO: usize = 32;
 
-/// What the connections of this door share.
+/// What the connections of one listener share.
 #[derive(Debug)]
 struct Door {
     settings: Settings,
+    layers: Layers,
     broker: Arc<Broker>,
+    /// Of all listeners.
     buffers: Arc<Buffers>,
-    wills: Wills,
+    /// Of all listeners: a client may come back to another one.
+    wills: Arc<Wills>,
     shutdown: Shutdown,
     connected: Mutex<FxHashMap<u64, Arc<Mailbox>>>,
     next: AtomicU64,
@@ -157,50 +176,67 @@ impl Drop for Connected {
     }
 }
 
-/// Serves until `shutdown` stops, then tells every client to go. The connections end in tasks of `shutdown`.
+/// Serves every listener until `shutdown` stops, then tells every client to go. The connections end in tasks of
+/// `shutdown`.
 pub async fn serve(
-    listener: TcpListener,
-    settings: Settings,
+    listeners: Vec<Listener>,
     broker: Arc<Broker>,
     budget: ConnectionBudget,
     shutdown: Shutdown,
 ) {
-    let door = Arc::new(Door {
-        wills: Wills::new(Arc::clone(&broker), shutdown.clone()),
-        settings,
-        broker,
-        buffers: Arc::default(),
-        shutdown,
-        connected: Mutex::default(),
-        next: AtomicU64::new(0),
-    });
-    let told_to_go = Arc::new(Semaphore::new(TOLD_TO_GO));
-    loop {
-        let (stream, peer) = tokio::select! {
-            biased;
-            () = door.shutdown.stopping().cancelled() => break,
-            accepted = accept(&listener) => accepted,
-        };
-        keep_alive(&stream);
-        match budget.try_acquire() {
-            Some(permit) => {
-                let served = connection::run(Arc::clone(&door), stream, peer, permit);
-                door.shutdown.spawn(served);
+    let buffers = Arc::default();
+    let wills = Arc::new(Wills::new(Arc::clone(&broker), shutdown.clone()));
+    let mut serving = JoinSet::new();
+    for listener in listeners {
+        let Listener { socket, settings, layers, .. } = listener;
+        let budget = budget.part(settings.max_connections);
+        let door = Arc::new(Door {
+            settings,
+            layers,
+            broker: Arc::clone(&broker),
+            buffers: Arc::clone(&buffers),
+            wills: Arc::clone(&wills),
+            shutdown: shutdown.clone(),
+            connected: Mutex::default(),
+            next: AtomicU64::new(0),
+        });
+        serving.spawn(door.serve(socket, budget));
+    }
+    serving.join_all().await;
+}
+
+impl Door {
+    async fn serve(self: Arc<Self>, listener: crate::socket::Listener, budget: ConnectionBudget) {
+        let told_to_go = Arc::new(Semaphore::new(TOLD_TO_GO));
+        loop {
+            let (socket, peer) = tokio::select! {
+                biased;
+                () = self.shutdown.stopping().cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            if let Socket::Tcp(stream) = &socket {
+                keep_alive(stream);
             }
-            None => {
-                tracing::debug!(%peer, limit = budget.limit(), "connection refused: all are taken");
-                if let Ok(place) = Arc::clone(&told_to_go).try_acquire_owned() {
-                    let refused = connection::refuse(Arc::clone(&door), stream);
-                    door.shutdown.spawn(async move {
-                        refused.await;
-                        drop(place);
-                    });
+            match budget.try_acquire() {
+                Some(permit) => {
+                    let arrived = Box::new((socket, peer));
+                    self.shutdown.spawn(connection::run(Arc::clone(&self), arrived, permit));
+                }
+                None => {
+                    tracing::debug!(%peer, limit = budget.limit(), "connection refused: all are taken");
+                    if let Ok(place) = Arc::clone(&told_to_go).try_acquire_owned() {
+                        let refused = connection::refuse(Arc::clone(&self), socket, peer);
+                        self.shutdown.spawn(async move {
+                            refused.await;
+                            drop(place);
+                        });
+                    }
                 }
             }
         }
+        drop(listener);
+        self.stop();
     }
-    drop(listener);
-    door.stop();
 }
 
 /// A client without keep alive that vanishes is found by the system.

@@ -52,6 +52,21 @@ pub(super) enum Violation {
     /// AUTH where no method was agreed.
     #[error("AUTH without an authentication method in CONNECT")]
     Auth,
+    /// A QoS above the announced maximum, in PUBLISH or in a will.
+    #[error("the highest QoS is {0} here")]
+    QosAboveMaximum(u8),
+    /// Retained, in PUBLISH or in a will.
+    #[error("nothing is retained here")]
+    RetainNotAvailable,
+    /// A wildcard in a filter.
+    #[error("filters have no wildcards here")]
+    WildcardsNotAvailable,
+    /// A shared subscription.
+    #[error("subscriptions are not shared here")]
+    SharesNotAvailable,
+    /// A subscription identifier.
+    #[error("subscriptions have no identifiers here")]
+    IdentifiersNotAvailable,
     /// Nothing came for one and a half keep alive periods.
     #[error("nothing came for one and a half keep alive periods")]
     KeepAlive,
@@ -81,6 +96,13 @@ impl Violation {
             Self::WrongAcknowledgement(_) => (R::ProtocolError, "3.1.1: [MQTT-2.3.1-6]; 5: [MQTT-2.2.1-5]"),
             Self::SessionExpiryRaised => (R::ProtocolError, "5: section 3.14.2.2.2"),
             Self::Auth => (R::ProtocolError, "5: [MQTT-4.12.0-7]"),
+            Self::QosAboveMaximum(_) => (R::QosNotSupported, "5: [MQTT-3.2.2-11], [MQTT-3.2.2-12]"),
+            Self::RetainNotAvailable => (R::RetainNotSupported, "5: [MQTT-3.2.2-13], [MQTT-3.2.2-14]"),
+            Self::WildcardsNotAvailable => (R::WildcardSubscriptionsNotSupported, "5: section 3.2.2.3.11"),
+            Self::SharesNotAvailable => (R::SharedSubscriptionsNotSupported, "5: section 3.2.2.3.13"),
+            Self::IdentifiersNotAvailable => {
+                (R::SubscriptionIdentifiersNotSupported, "5: section 3.2.2.3.12")
+            }
             Self::KeepAlive => (R::KeepAliveTimeout, "3.1.1: [MQTT-3.1.2-24]; 5: [MQTT-3.1.2-22]"),
         }
     }
@@ -238,6 +260,11 @@ mod tests {
             (Violation::WrongAcknowledgement(PacketType::PubAck), 0x82),
             (Violation::SessionExpiryRaised, 0x82),
             (Violation::Auth, 0x82),
+            (Violation::QosAboveMaximum(1), 0x9b),
+            (Violation::RetainNotAvailable, 0x9a),
+            (Violation::WildcardsNotAvailable, 0xa2),
+            (Violation::SharesNotAvailable, 0x9e),
+            (Violation::IdentifiersNotAvailable, 0xa1),
             (Violation::KeepAlive, 0x8d),
         ];
         for (violation, code) in violations {

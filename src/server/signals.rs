@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT (ctrl-c), taken before anything else begins.
+//! SIGTERM and SIGINT (ctrl-c), taken before anything else begins, and SIGHUP.
 
 use std::io;
 
@@ -9,6 +9,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+}
+
+/// SIGHUP: files are to be read again.
+pub(super) fn hangups() -> io::Result<Signal> {
+    signal(SignalKind::hangup())
 }
 
 impl Signals {

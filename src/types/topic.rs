@@ -306,6 +306,24 @@ impl TopicFilter {
         levels.next().is_none()
     }
 
+    /// Whether there is a topic that both want. (`+` and `/#` meet in the empty name, which is none: yes, all the same.)
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        // [MQTT-4.7.2-1]
+        let apart = |one: &Self, other: &Self| one.starts_with_wildcard() && other.0.starts_with('$');
+        if apart(self, other) || apart(other, self) {
+            return false;
+        }
+        let (mut ours, mut theirs) = (self.levels(), other.levels());
+        loop {
+            match (ours.next(), theirs.next()) {
+                (Some("#"), _) | (_, Some("#")) | (None, None) => return true,
+                (Some(one), Some(other)) if one == "+" || other == "+" || one == other => {}
+                _ => return false,
+            }
+        }
+    }
+
     /// The levels from left to right. No literal level is `+` or `#`, so comparing with these tells
     /// the wildcards.
     pub fn levels(&self) -> impl DoubleEndedIterator<Item = &str> + Clone {
@@ -464,6 +482,32 @@ mod tests {
 
     fn filter(text: &str) -> TopicFilter {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn filters_overlap_when_a_topic_is_wanted_by_both() {
+        let texts = |levels: &[&str], most: usize| {
+            let mut all: Vec<String> = levels.iter().map(|level| (*level).to_owned()).collect();
+            let mut begun = 0;
+            for _ in 1..most {
+                let longer: Vec<_> = all[begun..]
+                    .iter()
+                    .flat_map(|text| levels.iter().map(move |level| format!("{text}/{level}")))
+                    .collect();
+                begun = all.len();
+                all.extend(longer);
+            }
+            all
+        };
+        let names: Vec<TopicName> =
+            texts(&["a", "b", "$s", ""], 4).iter().filter_map(|text| text.parse().ok()).collect();
+        let filters: Vec<TopicFilter> =
+            texts(&["a", "$s", "", "+", "#"], 3).iter().filter_map(|text| text.parse().ok()).collect();
+        for (one, other) in filters.iter().flat_map(|one| filters.iter().map(move |other| (one, other))) {
+            let both = names.iter().any(|name| one.matches(name) && other.matches(name));
+            let meet_in_nothing = matches!((one.as_str(), other.as_str()), ("+", "/#") | ("/#", "+"));
+            assert_eq!(one.overlaps(other), both || meet_in_nothing, "{one} {other}");
+        }
     }
 
     #[test]

@@ -48,12 +48,23 @@ setup_mosquitto() {
     if ! have mosquitto_pub || ! have mosquitto_sub; then
         apt_packages mosquitto-clients || return 1
     fi
+    have openssl || apt_packages openssl || return 1
+}
+
+# Root, and the permission to mount in a namespace of one's own.
+setup_mounts() {
+    setup_python || return 1
+    unshare --mount --propagation private sh -c 'mount -t tmpfs -o size=1m none /mnt' 2>/dev/null || {
+        echo "nothing can be mounted: root is needed" >&2
+        return 1
+    }
 }
 
 setup_node() {
     mkdir -p "$BUILT"
     have node || apt_packages nodejs || return 1
     have npm || apt_packages npm || return 1
+    have openssl || apt_packages openssl || return 1
     if ! is_current node "$INTEROP/node/package-lock.json" || [ ! -d "$INTEROP/node/node_modules" ]; then
         (cd "$INTEROP/node" && npm ci --silent --ignore-scripts --no-audit --no-fund) || return 1
         made node "$INTEROP/node/package-lock.json"

@@ -164,7 +164,7 @@ impl Process {
 pub(crate) struct Broker {
     process: Process,
     ready_line: String,
-    doors: Vec<(String, SocketAddr)>,
+    doors: Vec<(String, String)>,
     data: Arc<TempDir>,
 }
 
@@ -195,7 +195,7 @@ impl Broker {
         let ready_line = process.stdout.borrow().text.trim_end().to_owned();
         let doors = ready_line.split(' ').skip(1).map(|door| {
             let (name, address) = door.split_once('=').expect("name=address");
-            (name.to_owned(), address.parse().expect("an address"))
+            (name.to_owned(), address.to_owned())
         });
         Self { doors: doors.collect(), process, ready_line, data }
     }
@@ -207,8 +207,13 @@ impl Broker {
 
     /// Where the door called `name` listens.
     pub(crate) fn address(&self, name: &str) -> SocketAddr {
+        self.bound(name).parse().expect("an address")
+    }
+
+    /// The same as it stands on the ready line.
+    pub(crate) fn bound(&self, name: &str) -> &str {
         let door = self.doors.iter().find(|(door, _)| door == name);
-        door.unwrap_or_else(|| panic!("no door {name} in {:?}", self.ready_line)).1
+        &door.unwrap_or_else(|| panic!("no door {name} in {:?}", self.ready_line)).1
     }
 
     /// What `--server` takes.

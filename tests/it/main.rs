@@ -10,4 +10,5 @@ mod mqtt;
 mod process;
 mod pubsub;
 mod queue;
+mod recovering;
 mod store;

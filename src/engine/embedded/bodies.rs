@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 
 use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rustc_hash::FxHasher;
 
 use super::disk::Trees;
@@ -48,6 +48,7 @@ struct Cache {
 pub(super) struct Bodies {
     cache: Mutex<Cache>,
     budget: usize,
+    giving: Mutex<()>,
 }
 
 /// What a kept row costs beside its bytes.
@@ -55,7 +56,12 @@ const OVERHEAD: usize = 96;
 
 impl Bodies {
     pub(super) fn new(budget: usize) -> Self {
-        Self { cache: Mutex::default(), budget }
+        Self { cache: Mutex::default(), budget, giving: Mutex::default() }
+    }
+
+    /// Held by the writer while messages are known whose rows sled is not given yet.
+    pub(super) fn giving(&self) -> MutexGuard<'_, ()> {
+        self.giving.lock()
     }
 
     /// Keeps bytes, and gives up the oldest beyond the budget.
@@ -102,10 +108,15 @@ impl Bodies {
             return Ok(bytes);
         }
         let key = BodyKey::of(entry);
-        let bytes = match key.slot {
-            Some(slot) => read_large(trees, entry.pack, slot, entry.len as usize)?,
-            None => read_pack(trees, entry.pack)?,
+        let read = || match key.slot {
+            Some(slot) => read_large(trees, entry.pack, slot, entry.len as usize),
+            None => read_pack(trees, entry.pack),
         };
+        // What is so new that sled has not been given it is in memory, unless that is full of what is newer still.
+        let bytes = read().or_else(|_| {
+            drop(self.giving());
+            read()
+        })?;
         self.put(key, bytes.clone());
         slice(&bytes, entry).ok_or_else(|| {
             EngineError::Damaged(format!(

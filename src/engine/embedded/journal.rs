@@ -22,8 +22,8 @@ use super::disk::Tree;
 pub(super) const NAME: &str = "journal";
 /// Its size.
 const JOURNAL_BYTES: usize = 4 << 20;
-/// No record is longer.
-const RECORD_BYTES: usize = 256 << 10;
+/// The rows of a record have no more.
+pub(super) const RECORD_BYTES: usize = 256 << 10;
 /// Before the rows of a record.
 const HEADER_BYTES: usize = 16;
 /// The length of a value that says that the row was removed.
@@ -51,15 +51,6 @@ pub(super) struct Record<'a> {
 pub(super) type Row<'a> = (Tree, &'a [u8], Option<&'a [u8]>);
 
 impl Rows {
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.len() <= HEADER_BYTES
-    }
-
-    /// Whether they are more than a record holds.
-    pub(super) fn are_too_many(&self) -> bool {
-        self.0.len() > RECORD_BYTES
-    }
-
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
@@ -184,7 +175,7 @@ pub(super) fn records(bytes: &[u8], stored: u64) -> Result<Vec<Record<'_>>, Stri
     let last = found.last().map_or(stored, |last| last.number);
     let at = bytes.len() - rest.len();
     // A record is written when the one before it is durable.
-    for from in at + 1..(at + RECORD_BYTES + 1).min(bytes.len()) {
+    for from in at + 1..(at + HEADER_BYTES + RECORD_BYTES + 1).min(bytes.len()) {
         let number =
             bytes.get(from + 8..).and_then(<[u8]>::first_chunk).map_or(0, |n| u64::from_le_bytes(*n));
         if number > last + 1 && bytes.get(from..).and_then(record).is_some() {

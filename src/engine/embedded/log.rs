@@ -4,13 +4,16 @@
 //! by [`SYNC_BYTES`], when the journal is full, and when nothing else is to be done. A large commit, and every one under
 //! another policy than `fsync`, is made durable by sled itself.
 //!
-//! Both are told in one order: the meta row `journal` says up to which record sled has all rows. What sled brings back
-//! after a crash is the beginning of what it was given, so that row, and the records behind it, make the rest again.
+//! Rows that the journal may make durable are given to sled when those who waited were told. Both have them in one
+//! order: the meta row `journal` says up to which record sled has all rows. What sled brings back after a crash is the
+//! beginning of what it was given, so that row, and the records behind it, make the rest again.
 
 use std::path::Path;
 
+use sled::IVec;
+
 use super::disk::{Disk, SYNC_BYTES, Tree, Trees};
-use super::journal::{self, Journal, Rows};
+use super::journal::{self, Journal, RECORD_BYTES, Rows};
 use super::marker::meta_number;
 use super::pack::Failed;
 
@@ -25,8 +28,13 @@ pub(super) struct Log {
     journal: Option<Journal>,
     /// The newest record, or sync without one.
     number: u64,
-    /// What the next record will hold.
-    rows: Rows,
+    /// Rows that sled has not been given, because the journal may make them durable first.
+    fresh: Vec<(Tree, IVec, Option<IVec>)>,
+    /// Of these, with what a record has beside them.
+    fresh_bytes: usize,
+    /// The commit is too large for the journal: sled is given its rows at once.
+    large: bool,
+    record: Rows,
     /// Logical bytes written since the start.
     pub(super) written: u64,
     /// Of these, not durable.
@@ -51,7 +59,17 @@ impl Log {
             number += 1;
             store_number(&disk.trees, number)?;
         }
-        Ok(Self { journal, number, rows: Rows::default(), written: 0, loose: 0, lag: 0 })
+        Ok(Self {
+            large: journal.is_none(),
+            journal,
+            number,
+            fresh: Vec::new(),
+            fresh_bytes: 0,
+            record: Rows::default(),
+            written: 0,
+            loose: 0,
+            lag: 0,
+        })
     }
 
     pub(super) fn insert(
@@ -59,34 +77,39 @@ impl Log {
         disk: &Disk,
         tree: Tree,
         key: &[u8],
-        value: impl Into<sled::IVec>,
+        value: impl Into<IVec>,
     ) -> Result<(), Failed> {
-        let value = value.into();
-        self.note(tree, key, Some(&value));
-        let bytes = key.len() + value.len();
-        disk.trees.get(tree).insert(key, value).map_err(|e| e.to_string())?;
-        self.wrote(disk, bytes)
+        self.write(disk, tree, key, Some(value.into()))
     }
 
     pub(super) fn remove(&mut self, disk: &Disk, tree: Tree, key: &[u8]) -> Result<(), Failed> {
-        self.note(tree, key, None);
-        disk.trees.get(tree).remove(key).map_err(|e| e.to_string())?;
-        self.wrote(disk, key.len())
+        self.write(disk, tree, key, None)
     }
 
-    fn note(&mut self, tree: Tree, key: &[u8], value: Option<&[u8]>) {
-        // What is too much already goes to sled whole.
-        if self.journal.is_some() && !self.rows.are_too_many() {
-            self.rows.push(tree, key, value);
+    fn write(&mut self, disk: &Disk, tree: Tree, key: &[u8], value: Option<IVec>) -> Result<(), Failed> {
+        let bytes = key.len() + value.as_ref().map_or(0, |value| value.len()) + ROW_COST;
+        if self.large {
+            give(&disk.trees, tree, key, value)?;
+        } else {
+            self.fresh.push((tree, key.into(), value));
+            self.fresh_bytes += bytes;
+            if self.fresh_bytes > RECORD_BYTES {
+                self.large = true;
+                self.give(disk)?;
+            }
         }
+        self.written += bytes as u64;
+        self.loose += bytes as u64;
+        self.lag += bytes as u64;
+        if self.lag > SYNC_BYTES { self.catch_up(disk) } else { Ok(()) }
     }
 
-    fn wrote(&mut self, disk: &Disk, bytes: usize) -> Result<(), Failed> {
-        let bytes = (bytes + ROW_COST) as u64;
-        self.written += bytes;
-        self.loose += bytes;
-        self.lag += bytes;
-        if self.lag > SYNC_BYTES { self.catch_up(disk) } else { Ok(()) }
+    /// Gives sled the rows that it has not been given. What a commit wrote is not read from sled before.
+    pub(super) fn give(&mut self, disk: &Disk) -> Result<(), Failed> {
+        let told = !self.fresh.is_empty() && self.loose == 0;
+        self.fresh_bytes = 0;
+        self.fresh.drain(..).try_for_each(|(tree, key, value)| give(&disk.trees, tree, &key, value))?;
+        if told { self.say_stored(disk) } else { Ok(()) }
     }
 
     /// Whether something written is not durable.
@@ -104,31 +127,38 @@ impl Log {
         self.lag > SYNC_BYTES / 2
     }
 
-    /// Makes what was written durable.
+    /// Makes what was written durable. If it is in the journal, sled is still to be [given](Log::give) it.
     pub(super) fn sync(&mut self, disk: &Disk) -> Result<(), Failed> {
-        let Self { journal, rows, .. } = self;
-        match journal {
-            Some(journal) if !rows.is_empty() && !rows.are_too_many() && journal.has_room(rows) => {
-                self.number += 1;
-                journal.append(self.number, rows).map_err(|e| format!("the journal: {e}"))?;
-                rows.clear();
-                self.loose = 0;
-                self.say_stored(disk)
-            }
-            _ => self.catch_up(disk),
+        if !self.is_loose() {
+            return Ok(());
         }
+        let Self { journal, fresh, record, .. } = self;
+        if let Some(journal) = journal
+            && !self.large
+        {
+            record.clear();
+            fresh.iter().for_each(|(tree, key, value)| record.push(*tree, key, value.as_deref()));
+            if journal.has_room(record) {
+                self.number += 1;
+                journal.append(self.number, record).map_err(|e| format!("the journal: {e}"))?;
+                self.loose = 0;
+                return Ok(());
+            }
+        }
+        self.catch_up(disk)
     }
 
     /// Makes what was written durable in sled, so that the journal may begin anew.
     pub(super) fn catch_up(&mut self, disk: &Disk) -> Result<(), Failed> {
+        self.give(disk)?;
         if self.journal.is_some() {
             // A number of its own: a journal that goes on behind it shows that sled must have come so far.
             self.number += 1;
             self.say_stored(disk)?;
         }
         disk.sync().map_err(|e| e.to_string())?;
-        self.rows.clear();
         (self.loose, self.lag) = (0, 0);
+        self.large = self.journal.is_none();
         if let Some(journal) = &mut self.journal {
             journal.rewind();
         }
@@ -140,6 +170,16 @@ impl Log {
         self.lag += ROW_COST as u64;
         Ok(())
     }
+}
+
+fn give(trees: &Trees, tree: Tree, key: &[u8], value: Option<IVec>) -> Result<(), Failed> {
+    let tree = trees.get(tree);
+    match value {
+        Some(value) => tree.insert(key, value),
+        None => tree.remove(key),
+    }
+    .map(drop)
+    .map_err(|e| e.to_string())
 }
 
 fn store_number(trees: &Trees, number: u64) -> sled::Result<()> {
@@ -170,12 +210,7 @@ pub(super) fn replay(trees: &Trees, data_dir: &Path) -> Result<u64, String> {
         }
         for row in record.rows() {
             let (tree, key, value) = row.map_err(about)?;
-            let tree = trees.get(tree);
-            match value {
-                Some(value) => tree.insert(key, value),
-                None => tree.remove(key),
-            }
-            .map_err(|e| e.to_string())?;
+            give(trees, tree, key, value.map(IVec::from))?;
         }
         store_number(trees, record.number).map_err(|e| e.to_string())?;
         count += 1;
@@ -210,7 +245,12 @@ mod tests {
 
         fn commit(&mut self, key: &str, value: &[u8]) {
             self.put(key, value);
+            self.sync();
+        }
+
+        fn sync(&mut self) {
             self.log.sync(&self.disk).unwrap();
+            self.log.give(&self.disk).unwrap();
         }
 
         fn copy(&self, to: &Path, files: &[&str]) {
@@ -248,7 +288,7 @@ mod tests {
         bench.commit("goes", b"1");
         bench.commit("stays", b"2");
         bench.log.remove(&bench.disk, Tree::Seq, b"goes").unwrap();
-        bench.log.sync(&bench.disk).unwrap();
+        bench.sync();
         bench.put("was not synced", b"");
         let image = bench.image();
         let before = Disk::open_existing(image.path(), 1 << 20).unwrap();
@@ -270,7 +310,7 @@ mod tests {
         for n in 0..40 {
             bench.put(&format!("large {n}"), &[n; 10_000]);
         }
-        bench.log.sync(&bench.disk).unwrap();
+        bench.sync();
         assert!(!bench.log.lags());
         let disk = open(&bench.image()).unwrap();
         assert_eq!(value(&disk, "k").unwrap(), b"2", "an older record came behind what is newer");

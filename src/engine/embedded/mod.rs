@@ -34,7 +34,7 @@ use self::writer::Writer;
 use super::settings::EngineSettings;
 use super::{
     Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
-    Nack, Op, OpenError, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
+    Nack, Op, OpenError, OpenProgress, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
 };
 use crate::types::clock::unix_now;
 use crate::types::{Message, Sequence, TargetId};
@@ -94,11 +94,19 @@ impl Embedded {
     /// # Errors
     /// [`OpenError`] when another process has the store, it is damaged or newer, or the directory cannot be used.
     pub fn open(settings: EngineSettings) -> Result<Self, OpenError> {
+        Self::open_telling(settings, &OpenProgress::default())
+    }
+
+    /// The same, telling `progress` how far it is.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`].
+    pub fn open_telling(settings: EngineSettings, progress: &OpenProgress) -> Result<Self, OpenError> {
         let disk = Disk::open(&settings.data_dir, SLED_CACHE_BYTES, settings.ballast_bytes)?;
         let bodies = Bodies::new(
             usize::try_from(settings.body_cache_bytes.max(MIN_BODY_CACHE_BYTES)).unwrap_or(usize::MAX),
         );
-        let recovered = recovery::recover(&disk, &bodies)?;
+        let recovered = recovery::recover(&disk, &bodies, progress)?;
         let unusable = |what: String| OpenError::Unusable { path: settings.data_dir.clone(), what };
         let (boot, secret) = begin(&disk).map_err(|e| unusable(e.to_string()))?;
         let journaled = settings.durability == Durability::Fsync;

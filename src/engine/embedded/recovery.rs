@@ -18,7 +18,7 @@ use super::ledger::Ledger;
 use super::objects;
 use super::shared::Registry;
 use super::target::Settings;
-use crate::engine::{Definition, OpenError, Stored, StoredSession};
+use crate::engine::{Definition, OpenError, OpenProgress, Stored, StoredSession};
 use crate::types::clock::{now, unix_now};
 use crate::types::{TargetId, TopicName};
 
@@ -38,11 +38,11 @@ pub(super) struct Recovered {
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Reads a store back. Writes only to clear what a crash left half done.
-pub(super) fn recover(disk: &Disk, bodies: &Bodies) -> Result<Recovered, OpenError> {
+pub(super) fn recover(disk: &Disk, bodies: &Bodies, progress: &OpenProgress) -> Result<Recovered, OpenError> {
     let path = disk.path.clone();
     let mut reading = Reading::new(&path, &disk.trees);
     reading.definitions()?;
-    reading.heads()?;
+    reading.heads(progress)?;
     reading.clear_leftovers()?;
     reading.finish(bodies)
 }
@@ -133,21 +133,24 @@ impl<'a> Reading<'a> {
         tree.remove(key).map(drop).map_err(|e| self.damaged(e))
     }
 
-    fn heads(&mut self) -> Result<(), OpenError> {
+    fn heads(&mut self, progress: &OpenProgress) -> Result<(), OpenError> {
         let started = now();
         let trees = self.trees;
+        let pack_of = |row: Option<(sled::IVec, _)>| row.and_then(|(key, _)| format::key_pack(&key));
+        let first = pack_of(trees.head.first().map_err(|e| self.damaged(e))?).unwrap_or(0);
+        let last = pack_of(trees.head.last().map_err(|e| self.damaged(e))?).unwrap_or(0);
         for (count, row) in trees.head.iter().enumerate() {
             let (key, value) = row.map_err(|e| self.damaged(e))?;
             let pack = format::key_pack(&key).ok_or_else(|| self.damaged("a head has a wrong key"))?;
             let head = format::decode_head(&value).map_err(|e| self.damaged(format!("pack {pack}: {e}")))?;
             self.head(pack, value.len(), head)?;
+            if count % 1024 == 0 {
+                progress.tell(pack.saturating_sub(first), (last - first).saturating_add(1));
+            }
             if count % 1024 == 0 && now() >= self.told + TELL_EVERY {
                 self.told = now();
-                tracing::info!(
-                    packs = count + 1,
-                    seconds = started.elapsed().as_secs(),
-                    "reading the store back"
-                );
+                let (percent, seconds) = (progress.percent(), started.elapsed().as_secs());
+                tracing::info!(packs = count + 1, percent, seconds, "reading the store back");
             }
         }
         // The crash came in the middle of an operation: none of it happened.

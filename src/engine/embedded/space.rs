@@ -3,6 +3,7 @@
 use super::lanes::deadline;
 use super::writer::{SPACE_EVERY, Writer};
 use crate::engine::Health;
+use crate::types::clock::now;
 
 /// The free space is looked at after so many logical bytes, however fast they come.
 const SPACE_BYTES: u64 = 1 << 20;
@@ -27,6 +28,8 @@ impl Writer {
                 tracing::warn!(ballast, "gave up the ballast, so that settlements find room");
             }
             self.low_disk = Some((free_bytes, watermark_bytes));
+            // From here on before every commit: others may take what is left at once.
+            self.next_space_check = now();
             self.shared.health.send_if_modified(|health| {
                 let low = Health::LowDisk { free_bytes, watermark_bytes };
                 let new = matches!(health, Health::Ok);

@@ -138,6 +138,7 @@ impl Writer {
                     return Ok(Outcome::Refused(Refusal::Gone(id)));
                 };
                 let (log, disk, key) = (&mut self.packer.log, &self.shared.disk, id.0.to_be_bytes());
+                log.give(disk)?;
                 log.remove(disk, Tree::Obj, &key)?;
                 for subscription in disk.trees.sub.scan_prefix(key).keys() {
                     log.remove(disk, Tree::Sub, &subscription.map_err(|e| e.to_string())?)?;

@@ -168,7 +168,11 @@ impl Writer {
             self.upkeep_round()?;
             self.seal()?;
             self.make_durable()?;
+            let shared = self.shared.clone();
+            let giving = shared.bodies.giving();
             self.apply();
+            self.packer.log.give(&shared.disk)?;
+            drop(giving);
             self.catch_up()?;
         }
     }

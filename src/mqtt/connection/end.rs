@@ -1,6 +1,5 @@
 //! The end of a connection: what is owed to the peer, to the core and to other members of a share group.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,13 +13,14 @@ use crate::engine::{Nack, Outgoing, OutgoingState};
 use crate::mqtt::Door;
 use crate::mqtt::codec::{Disconnect, DisconnectProperties, Packet, ReasonCode, Version};
 use crate::mqtt::state::{Ending, Flight, Origin, Step};
+use crate::socket::Peer;
 use crate::types::{Sequence, TargetId};
 
 /// How long a server that stops waits for the store, so that publishes in flight are acknowledged.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Ends a connection. Returns when the peer has closed its side, or had the time to.
-pub(super) async fn end(door: &Arc<Door>, mut wire: Wire, mut live: Live, ending: Ending, peer: SocketAddr) {
+pub(super) async fn end(door: &Arc<Door>, mut wire: Wire, mut live: Live, ending: Ending, peer: Peer) {
     let client = live.client_id().clone();
     let stops = matches!(&ending.tell, Some((ReasonCode::ServerShuttingDown, _)));
     if stops {
@@ -38,7 +38,7 @@ pub(super) async fn end(door: &Arc<Door>, mut wire: Wire, mut live: Live, ending
         }
         None => {
             tracing::debug!(%peer, %client, how = ?ending.how, "disconnected");
-            false
+            wire.is_layered()
         }
     };
     give_back(door, &mut wire, live, &ending).await;

@@ -1,7 +1,7 @@
 //! One connection: the only task that reads and writes its socket.
 //!
 //! ```text
-//! CONNECT ─▶ session opened ─▶ CONNACK ─▶ served ─▶ told why ─▶ session given back ─▶ half closed ─▶ closed
+//! layers laid ─▶ CONNECT ─▶ session opened ─▶ CONNACK ─▶ served ─▶ told why ─▶ session given back ─▶ half closed ─▶ closed
 //! ```
 //!
 //! Invariants: a peer is told why, where its version has a word for it, before its connection is closed; the session is
@@ -15,20 +15,22 @@ mod live;
 mod tests;
 mod wire;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
-use tokio::net::TcpStream;
+use tokio::time::{sleep_until, timeout};
 
 use super::Door;
 use super::codec::{ConnAck, Connect, DecodeError, Decoder, Limits, Packet, ReasonCode, Version};
 use super::frames::Form;
 use super::outbox::Mailbox;
 use super::state::{Hello, Refused, Session};
+use super::stream::Stream;
 use crate::connections::ConnectionPermit;
 use crate::core::{CoreError, OpenSession, Opened};
+use crate::socket::{Peer, Socket};
+use crate::types::clock;
 
 use live::Live;
 use wire::{Io, Wire};
@@ -41,19 +43,29 @@ const LINGER: Duration = Duration::from_secs(2);
 const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Serves one connection to its end.
-pub(super) async fn run(door: Arc<Door>, stream: TcpStream, peer: SocketAddr, permit: ConnectionPermit) {
-    let mut wire = new_wire(&door, stream);
+pub(super) async fn run(door: Arc<Door>, arrived: Box<(Socket, Peer)>, permit: ConnectionPermit) {
+    let (socket, mut peer) = *arrived;
+    let until = clock::now() + door.settings.connect_timeout;
     // What comes before and after takes more room than what lasts: it is given back.
-    let Some(mut live) = Box::pin(begin(&door, &mut wire, peer)).await else { return };
+    let mut wire = if door.layers.is_empty() {
+        new_wire(&door, socket.into())
+    } else {
+        let Some(laid) = Box::pin(lay(&door, socket, peer, until)).await else { return };
+        peer = laid.1;
+        new_wire(&door, laid.0)
+    };
+    let Some(mut live) = Box::pin(begin(&door, &mut wire, peer, until)).await else { return };
     let ending = live.serve(&door, &mut wire).await;
     Box::pin(end::end(&door, wire, live, *ending, peer)).await;
     drop(permit);
 }
 
 /// Tells a peer beyond the budget so, if its CONNECT is there soon.
-pub(super) async fn refuse(door: Arc<Door>, stream: TcpStream) {
+pub(super) async fn refuse(door: Arc<Door>, socket: Socket, peer: Peer) {
+    let until = clock::now() + REFUSED_WITHIN;
+    let Some((stream, _)) = lay(&door, socket, peer, until).await else { return };
     let mut wire = new_wire(&door, stream);
-    let connect = tokio::time::timeout(REFUSED_WITHIN, read_connect(&door, &mut wire)).await;
+    let connect = timeout(REFUSED_WITHIN, read_connect(&door, &mut wire)).await;
     if let Ok(Ok(connect)) = connect {
         let why = "the server has as many connections as it may".to_owned();
         let refused = Refused { code: ReasonCode::QuotaExceeded, why };
@@ -62,7 +74,24 @@ pub(super) async fn refuse(door: Arc<Door>, stream: TcpStream) {
     }
 }
 
-fn new_wire(door: &Door, stream: TcpStream) -> Wire {
+/// Puts what the listener has over the socket. `None`: the peer did not do its part in time.
+async fn lay(door: &Door, socket: Socket, peer: Peer, until: Instant) -> Option<(Stream, Peer)> {
+    tokio::select! {
+        laid = door.layers.over(socket, peer) => match laid {
+            Ok(laid) => return Some(laid),
+            Err(error) => {
+                tracing::debug!(%peer, error = &error as &dyn std::error::Error, "no connection");
+            }
+        },
+        () = sleep_until(until.into()) => {
+            tracing::debug!(%peer, "not connected within the time for it");
+        }
+        () = door.shutdown.stopping().cancelled() => {}
+    }
+    None
+}
+
+fn new_wire(door: &Door, stream: Stream) -> Wire {
     let max_packet_size = door.settings.max_packet().min(CONNECT_BYTES);
     Wire::new(stream, Decoder::server(Limits { max_packet_size, ..Limits::default() }))
 }
@@ -93,10 +122,10 @@ async fn read_connect(door: &Door, wire: &mut Wire) -> Result<Connect, NoConnect
 }
 
 /// From the first byte to CONNACK. `None`: it came to nothing, and the peer was told what there was to tell.
-async fn begin(door: &Arc<Door>, wire: &mut Wire, peer: SocketAddr) -> Option<Live> {
+async fn begin(door: &Arc<Door>, wire: &mut Wire, peer: Peer, until: Instant) -> Option<Live> {
     let connect = tokio::select! {
         connect = read_connect(door, wire) => connect,
-        () = tokio::time::sleep(door.settings.connect_timeout) => {
+        () = sleep_until(until.into()) => {
             tracing::debug!(%peer, "no CONNECT within the time for it");
             return None;
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn size_of_future<A, B, C, D, F: Future>(_: impl Fn(A, B, C, D) -> F) -> usize {
+fn size_of_future<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
     size_of::<F>()
 }
 

@@ -7,20 +7,20 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufRead, AsyncReadExt, AsyncWrite};
 
 use crate::mqtt::buffers::{Buffers, READ_BYTES};
 use crate::mqtt::codec::{Decoder, Packet};
 use crate::mqtt::frames::Form;
 use crate::mqtt::out::Out;
+use crate::mqtt::stream::{Layer, Stream};
 
 /// A part of a packet that is smaller is kept in a buffer of its own while the rest is awaited.
 const SMALL_PART: usize = 4 << 10;
 
 /// See the module.
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     /// Has memory only while it has bytes.
     pub(super) input: BytesMut,
     pub(super) out: Out,
@@ -39,8 +39,13 @@ pub(super) enum Io {
 }
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream, decoder: Decoder) -> Self {
+    pub(super) fn new(stream: Stream, decoder: Decoder) -> Self {
         Self { stream, input: BytesMut::new(), out: Out::default(), decoder }
+    }
+
+    /// Whether something lies over the socket that ends in its own way, not with the socket alone.
+    pub(super) fn is_layered(&self) -> bool {
+        matches!(self.stream, Stream::Layered { .. })
     }
 
     /// Writes what waits, and reads once if `reads`. Returns when something was read, or when no more than `low` bytes
@@ -67,6 +72,9 @@ impl Wire {
                 Poll::Pending => break,
             }
         }
+        if let Poll::Ready(Err(_)) = Pin::new(&mut self.stream).poll_flush(cx) {
+            self.out.discard();
+        }
         self.out.release(buffers);
         if reads && let Poll::Ready(io) = self.poll_read(cx, buffers)? {
             return Poll::Ready(Ok(io));
@@ -81,28 +89,24 @@ impl Wire {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, buffers: &Buffers) -> Poll<io::Result<Io>> {
-        // Nothing is lent to a connection that has nothing to read.
-        if self.stream.poll_read_ready(cx)?.is_pending() {
+        let read = match &mut self.stream {
+            Stream::Plain(socket) => {
+                // Nothing is lent to a connection that has nothing to read.
+                let ready = socket.poll_read_ready(cx)?;
+                if ready.is_ready() {
+                    make_room(&mut self.input, buffers);
+                    pin!(socket.read_buf(&mut self.input)).poll(cx)
+                } else {
+                    Poll::Pending
+                }
+            }
+            Stream::Layered { layer, .. } => read_layer(layer, &mut self.input, cx, buffers),
+        };
+        if read.is_pending() {
             self.stash(buffers);
             return Poll::Pending;
         }
-        if self.input.len() < SMALL_PART {
-            if self.input.capacity() - self.input.len() < READ_BYTES / 2 {
-                let mut buffer = buffers.to_read();
-                buffer.extend_from_slice(&self.input);
-                buffers.give_back(std::mem::replace(&mut self.input, buffer));
-            }
-        } else {
-            self.input.reserve(READ_BYTES);
-        }
-        let read = match pin!(self.stream.read_buf(&mut self.input)).poll(cx) {
-            Poll::Ready(read) => read?,
-            Poll::Pending => {
-                self.stash(buffers);
-                return Poll::Pending;
-            }
-        };
-        Poll::Ready(Ok(if read == 0 { Io::Eof } else { Io::Read }))
+        read.map_ok(|count| if count == 0 { Io::Eof } else { Io::Read })
     }
 
     /// Gives the buffer back but for a small part of a packet.
@@ -144,15 +148,26 @@ impl Wire {
             Poll::Ready(io::Result::Ok(()))
         })
         .await?;
-        poll_fn(|cx| tokio::io::AsyncWrite::poll_shutdown(Pin::new(&mut self.stream), cx)).await
+        poll_fn(|cx| Pin::new(&mut self.stream).poll_shutdown(cx)).await
     }
 
     /// Reads and drops what the peer still sends, until it closes its side: data that nobody reads would reset the
     /// connection, and with it what it was told last.
     pub(super) async fn drain(&mut self, buffers: &Buffers) {
-        while self.stream.readable().await.is_ok() {
+        let socket = match &mut self.stream {
+            Stream::Plain(socket) => socket,
+            Stream::Layered { layer, .. } => {
+                while let Ok(count @ 1..) =
+                    poll_fn(|cx| Pin::new(&mut *layer).poll_fill_buf(cx).map_ok(<[u8]>::len)).await
+                {
+                    Pin::new(&mut *layer).consume(count);
+                }
+                return;
+            }
+        };
+        while socket.readable().await.is_ok() {
             let mut bytes = buffers.to_read();
-            let read = self.stream.try_read_buf(&mut bytes);
+            let read = socket.try_read_buf(&mut bytes);
             buffers.give_back(bytes);
             match read {
                 Ok(0) => return,
@@ -164,13 +179,48 @@ impl Wire {
     }
 }
 
+/// Lends memory for one read, unless there is enough.
+fn make_room(input: &mut BytesMut, buffers: &Buffers) {
+    if input.len() >= SMALL_PART {
+        input.reserve(READ_BYTES);
+    } else if input.capacity() - input.len() < READ_BYTES / 2 {
+        let mut buffer = buffers.to_read();
+        buffer.extend_from_slice(input);
+        buffers.give_back(std::mem::replace(input, buffer));
+    }
+}
+
+/// Takes what a layer has, up to about [`READ_BYTES`]. An end or an error after that comes again.
+fn read_layer(
+    layer: &mut Box<dyn Layer>,
+    input: &mut BytesMut,
+    cx: &mut Context<'_>,
+    buffers: &Buffers,
+) -> Poll<io::Result<usize>> {
+    let mut read = 0;
+    while read < READ_BYTES {
+        let bytes = match Pin::new(&mut *layer).poll_fill_buf(cx) {
+            Poll::Ready(Ok(bytes)) if !bytes.is_empty() => bytes,
+            _ if read > 0 => break,
+            end => return end.map_ok(<[u8]>::len),
+        };
+        make_room(input, buffers);
+        let count = bytes.len().min(READ_BYTES);
+        input.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        Pin::new(&mut *layer).consume(count);
+        read += count;
+    }
+    Poll::Ready(Ok(read))
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
     use crate::mqtt::codec::Limits;
+    use crate::socket::Socket;
 
     /// What a client says last is heard though it leaves with data unread, which resets the connection while we write.
     #[tokio::test]
@@ -183,7 +233,7 @@ mod tests {
         peer.write_all(b"last").await.unwrap();
         drop(peer);
 
-        let mut wire = Wire::new(stream, Decoder::server(Limits::default()));
+        let mut wire = Wire::new(Socket::Tcp(stream).into(), Decoder::server(Limits::default()));
         let buffers = Buffers::default();
         for reads in [false, true] {
             wire.out.bytes().extend_from_slice(b"nobody takes this");

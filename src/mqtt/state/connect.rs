@@ -65,6 +65,9 @@ impl Hello {
             let why = format!("the authentication method `{method}` is not supported");
             return Err(Refused { code: ReasonCode::BadAuthenticationMethod, why });
         }
+        if let Err(why) = settings.terms.check_version(version) {
+            return Err(Refused { code: ReasonCode::UnsupportedProtocolVersion, why });
+        }
         let bad_client_id = |why: String| Refused { code: ReasonCode::ClientIdentifierNotValid, why };
         // 3.1.1: [MQTT-3.1.3-7], [MQTT-3.1.3-8]. In 5 the client learns its name [5: MQTT-3.1.3-6].
         if version == Version::V311 && client_id.is_empty() && !clean_start {
@@ -76,6 +79,11 @@ impl Hello {
             // 3.1.1: [MQTT-3.1.3-9]; 5: [MQTT-3.1.3-8].
             Err(error) => return Err(bad_client_id(error.to_string())),
         };
+        if let Some(will) = &will
+            && let Err(violation) = settings.terms.check_will(will)
+        {
+            return Err(Refused { code: violation.code(), why: violation.to_string() });
+        }
         let will =
             match will {
                 Some(will) => Some(Box::new(translate::will(will).map_err(|error| Refused {
@@ -116,6 +124,7 @@ impl Hello {
             properties.receive_maximum = NonZeroU16::new(settings.receive_maximum());
             properties.maximum_packet_size = NonZeroU32::new(settings.max_packet());
             properties.topic_alias_maximum = Some(settings.topic_alias_maximum()).filter(|max| *max > 0);
+            settings.terms.announce(&mut properties);
             // 5: [MQTT-3.2.2-16], [MQTT-3.1.3-7].
             if self.client_id.is_none() {
                 properties.assigned_client_id = Some(session.client_id.to_byte_string());

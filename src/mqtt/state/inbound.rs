@@ -128,6 +128,7 @@ impl State {
         if publish.properties.as_ref().is_some_and(|properties| !properties.subscription_ids.is_empty()) {
             return Err(Violation::SubscriptionIdentifier);
         }
+        self.terms.check_publish(&publish)?;
         let topic = self.incoming.topic(&mut publish)?;
         let (qos, id) = (publish.qos, publish.packet_id);
         if let Some(id) = id {

@@ -15,12 +15,13 @@ mod subscribe;
 mod tests;
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Settings;
 use super::codec::{DecodeError, Disconnect, Packet, ReasonCode, Version};
 use super::translate::{self, Will};
 use super::violation::Violation;
+use super::{Settings, Terms};
 use crate::core::{CoreError, End, Inbound, Limits, Receipt};
 use crate::engine::{Nack, Outgoing};
 use crate::types::{Qos, TargetId, UnixMillis};
@@ -117,6 +118,7 @@ pub(super) struct State {
     heard: Instant,
     incoming: Incoming,
     window: Window,
+    terms: Arc<Terms>,
     /// The target of a session that outlives its connection.
     backlog: Option<TargetId>,
     /// CONNECT asked for a session that ends with the connection.
@@ -149,6 +151,7 @@ impl State {
                 incoming,
             ),
             window: Window::new(hello.receive_maximum, outgoing),
+            terms: Arc::clone(&settings.terms),
             backlog,
             ends_with_connection: hello.expiry.is_zero(),
             will: hello.will,
@@ -238,7 +241,7 @@ impl State {
             Packet::PubRec(ack) => return self.received(&ack, effects),
             Packet::PubComp(ack) => self.completed(&ack, effects),
             Packet::PubRel(ack) => self.released(&ack, effects),
-            Packet::Subscribe(subscribe) => effects.ask = Some(Box::new(subscribe::ask(subscribe))),
+            Packet::Subscribe(subscribe) => effects.ask = Some(Box::new(self.ask(subscribe)?)),
             Packet::Unsubscribe(unsubscribe) => {
                 effects.ask = Some(Box::new(subscribe::ask_to_end(unsubscribe)))
             }

@@ -10,6 +10,8 @@ use crate::engine::SubscribeOptions;
 use crate::mqtt::codec::{
     AckProperties, Packet, PacketType, ReasonCode, SubAck, Subscribe, UnsubAck, Unsubscribe, Version,
 };
+use crate::mqtt::terms::Denied;
+use crate::mqtt::violation::Violation;
 use crate::mqtt::{translate, violation};
 use crate::types::Qos;
 use crate::types::topic::FilterSpec;
@@ -25,13 +27,58 @@ pub(in crate::mqtt) enum Ask {
 
 /// A SUBSCRIBE on its way: its packet id, and of each filter why it was refused, if it was.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::mqtt) struct Subscribing(NonZeroU16, Vec<Option<CoreError>>);
+pub(in crate::mqtt) struct Subscribing(NonZeroU16, Vec<Option<Refusal>>);
 
 /// The same for UNSUBSCRIBE.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::mqtt) struct Unsubscribing(NonZeroU16, Vec<Option<CoreError>>);
+pub(in crate::mqtt) struct Unsubscribing(NonZeroU16, Vec<Option<Refusal>>);
+
+/// Why a filter is refused.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    Core(CoreError),
+    Terms(Denied),
+}
+
+impl Refusal {
+    fn code(&self, packet: PacketType) -> ReasonCode {
+        match self {
+            Self::Core(error) => violation::refusal(error, packet),
+            Self::Terms(denied) => denied.code(),
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Core(error) => error.to_string(),
+            Self::Terms(denied) => denied.to_string(),
+        }
+    }
+}
 
 impl State {
+    /// What a SUBSCRIBE asks of the core, as far as the listener grants it.
+    pub(super) fn ask(&self, packet: Subscribe) -> Result<Ask, Violation> {
+        let identifier = packet.properties.and_then(|properties| properties.subscription_id);
+        self.terms.check_subscribe(identifier)?;
+        let mut accepted = Vec::with_capacity(packet.filters.len());
+        let mut refused = Vec::with_capacity(packet.filters.len());
+        for asked in &packet.filters {
+            match translate::subscription(asked, identifier) {
+                Ok((filter, mut options)) => match self.terms.check_filter(&filter, self.version)? {
+                    Ok(()) => {
+                        options.max_qos = translate::qos(self.terms.granted(asked.options.qos));
+                        accepted.push((filter, options));
+                        refused.push(None);
+                    }
+                    Err(denied) => refused.push(Some(Refusal::Terms(denied))),
+                },
+                Err(error) => refused.push(Some(Refusal::Core(error))),
+            }
+        }
+        Ok(Ask::Subscribe(Subscribing(packet.packet_id, refused), accepted))
+    }
+
     pub(super) fn subscribed(
         &mut self,
         asked: Subscribing,
@@ -71,7 +118,7 @@ impl State {
     fn codes<T>(
         &self,
         packet: PacketType,
-        refused: Vec<Option<CoreError>>,
+        refused: Vec<Option<Refusal>>,
         answers: Vec<Result<T, CoreError>>,
         granted: impl Fn(T) -> ReasonCode,
     ) -> (SmallVec<[ReasonCode; 8]>, Option<Box<AckProperties>>) {
@@ -80,44 +127,26 @@ impl State {
         let codes = refused
             .into_iter()
             .map(|refused| {
-                let error = match refused {
-                    Some(error) => error,
+                let refusal = match refused {
+                    Some(refusal) => refusal,
                     None => match answers.next() {
                         Some(Ok(answer)) => return granted(answer),
-                        Some(Err(error)) => error,
-                        None => CoreError::Draining, // The core answers each: it does not come to this.
+                        Some(Err(error)) => Refusal::Core(error),
+                        // The core answers each: it does not come to this.
+                        None => Refusal::Core(CoreError::Draining),
                     },
                 };
-                let code = violation::refusal(&error, packet);
-                why.get_or_insert(error);
+                let code = refusal.code(packet);
+                why.get_or_insert(refusal);
                 code
             })
             .collect();
         let text = why.filter(|_| self.problem_information && self.version == Version::V5);
-        let properties = text.map(|error| {
-            Box::new(AckProperties {
-                reason_string: Some(error.to_string().into()),
-                ..AckProperties::default()
-            })
+        let properties = text.map(|refusal| {
+            Box::new(AckProperties { reason_string: Some(refusal.text().into()), ..AckProperties::default() })
         });
         (codes, properties)
     }
-}
-
-pub(super) fn ask(packet: Subscribe) -> Ask {
-    let identifier = packet.properties.and_then(|properties| properties.subscription_id);
-    let mut accepted = Vec::with_capacity(packet.filters.len());
-    let mut refused = Vec::with_capacity(packet.filters.len());
-    for asked in &packet.filters {
-        match translate::subscription(asked, identifier) {
-            Ok(subscription) => {
-                accepted.push(subscription);
-                refused.push(None);
-            }
-            Err(error) => refused.push(Some(error)),
-        }
-    }
-    Ask::Subscribe(Subscribing(packet.packet_id, refused), accepted)
 }
 
 pub(super) fn ask_to_end(packet: Unsubscribe) -> Ask {
@@ -129,7 +158,7 @@ pub(super) fn ask_to_end(packet: Unsubscribe) -> Ask {
                 accepted.push(filter);
                 refused.push(None);
             }
-            Err(error) => refused.push(Some(error)),
+            Err(error) => refused.push(Some(Refusal::Core(error))),
         }
     }
     Ask::Unsubscribe(Unsubscribing(packet.packet_id, refused), accepted)

@@ -37,9 +37,9 @@ def free_port(taken=()):
 class Broker:
     """A broker that has said that it is ready."""
 
-    def __init__(self, binary, directory, flags=(), keep_ports=False):
+    def __init__(self, binary, directory, flags=(), keep_ports=False, data=None):
         self._binary = str(binary)
-        self._directory = directory
+        self._data = data or directory / "data"
         self._flags = list(flags)
         self._log = directory / "broker.log"
         self._channels = []
@@ -55,7 +55,7 @@ class Broker:
     def start(self):
         """Starts the process and waits for its ready line."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("STAFETT_")}
-        command = [self._binary, "serve", "--data-dir", str(self._directory / "data")]
+        command = [self._binary, "serve", "--data-dir", str(self._data)]
         for door, address in self._listen.items():
             command += [f"--{door}-listen", address]
         with self._log.open("ab") as log:

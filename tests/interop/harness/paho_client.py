@@ -23,9 +23,12 @@ def properties(kind, **values):
 
 
 class Paho:
-    """A connected client: version 5 unless said otherwise."""
+    """A connected client: version 5 unless said otherwise. `prepare` gets paho's own client before it connects."""
 
-    def __init__(self, port, client_id="", version=5, clean=True, expiry=None, will=None, manual_ack=False):
+    def __init__(
+        self, port, client_id="", version=5, clean=True, expiry=None, will=None, manual_ack=False, transport="tcp",
+        prepare=None,
+    ):  # fmt: skip
         self._events = {name: queue.SimpleQueue() for name in ("connack", "suback", "ack", "message", "end")}
         self._port = port
         self._version = version
@@ -33,7 +36,7 @@ class Paho:
         self._expiry = expiry
         protocol = {4: paho.MQTTv311, 5: paho.MQTTv5}[version]
         options = {} if version == 5 else {"clean_session": clean}
-        options["manual_ack"] = manual_ack
+        options |= {"manual_ack": manual_ack, "transport": transport}
         self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=protocol, **options)
         self.client.on_connect = lambda _c, _u, flags, reason, props: self._put("connack", (flags, reason, props))
         self.client.on_subscribe = lambda _c, _u, _mid, reasons, _props: self._put("suback", reasons)
@@ -43,6 +46,8 @@ class Paho:
         self.client.on_disconnect = lambda _c, _u, _flags, reason, _props: self._put("end", reason)
         if will:
             self.client.will_set(*will)
+        if prepare:
+            prepare(self.client)
         self.session_present = self.connect()
 
     def _put(self, name, value):

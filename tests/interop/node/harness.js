@@ -69,8 +69,10 @@ class Inbox {
 
 /** A broker that has said that it is ready, on free ports and a store of its own; it ends with the test `t`. */
 class Broker {
-  static async start(t) {
+  /** `config`: what its configuration file says, given the directory that holds it. */
+  static async start(t, config = () => '') {
     const broker = new Broker();
+    broker.config = config;
     broker.directory = fs.mkdtempSync(path.join(os.tmpdir(), 'stafett-node-'));
     t.after(async () => {
       for (const close of broker.closing.reverse()) await close();
@@ -92,7 +94,9 @@ class Broker {
   async begin() {
     const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith('STAFETT_')));
     const flags = ['--data-dir', path.join(this.directory, 'data')];
-    flags.push('--grpc-listen', '127.0.0.1:0', '--mqtt-listen', '127.0.0.1:0');
+    const config = path.join(this.directory, 'stafett.toml');
+    fs.writeFileSync(config, this.config(this.directory));
+    flags.push('--grpc-listen', '127.0.0.1:0', '--mqtt-listen', '127.0.0.1:0', '--config', config);
     this.process = spawn(process.env.STAFETT_BINARY, ['serve', ...flags], { env, stdio: ['ignore', 'pipe', 'pipe'] });
     this.process.stderr.on('data', (part) => {
       this.said += part;
@@ -118,8 +122,7 @@ class Broker {
   }
 
   /** A connected MQTT client; what it receives is in `inbox` as [topic, payload, packet]. */
-  async mqtt(options = {}) {
-    const url = `mqtt://${this.doors.mqtt}`;
+  async mqtt(options = {}, url = `mqtt://${this.doors.mqtt}`) {
     const client = mqtt.connect(url, { reconnectPeriod: 0, connectTimeout: DEADLINE, ...options });
     client.inbox = new Inbox();
     client.on('message', (topic, payload, packet) => client.inbox.put([topic, payload.toString(), packet]));

@@ -2,8 +2,24 @@
 'use strict';
 
 const assert = require('node:assert/strict');
+const { execFileSync } = require('node:child_process');
+const fs = require('node:fs');
+const path = require('node:path');
 const { test } = require('node:test');
 const { Broker, ask, within } = require('./harness');
+
+const WEBSOCKET = 'listen = "127.0.0.1:0"\ntransport = "websocket"\n';
+
+function listeners(directory) {
+  const [key, cert] = ['key.pem', 'cert.pem'].map((name) => path.join(directory, name));
+  const kind = ['-x509', '-nodes', '-days', '2', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1'];
+  const names = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1'];
+  execFileSync('openssl', ['req', ...kind, ...names, '-keyout', key, '-out', cert], { stdio: 'ignore' });
+  return (
+    `[[mqtt.listeners]]\nname = "ws"\n${WEBSOCKET}\n` +
+    `[[mqtt.listeners]]\nname = "wss"\n${WEBSOCKET}tls = { cert = "${cert}", key = "${key}" }\n`
+  );
+}
 
 for (const protocolVersion of [4, 5]) {
   const version = { protocolVersion };
@@ -20,6 +36,23 @@ for (const protocolVersion of [4, 5]) {
       const received = await receiver.inbox.take(50, 'message');
       assert.deepEqual(received.map(([, payload]) => payload), sent);
       assert.deepEqual(new Set(received.map(([, , packet]) => packet.qos)), new Set([qos]));
+    }
+  });
+
+  test(`v${protocolVersion}: WebSocket, with and without TLS`, async (t) => {
+    const broker = await Broker.start(t, listeners);
+    const ca = fs.readFileSync(path.join(broker.directory, 'cert.pem'));
+    for (const kind of ['ws', 'wss']) {
+      const client = await broker.mqtt({ ...version, ca }, `${kind}://${broker.doors[`mqtt.${kind}`]}/mqtt`);
+      await client.subscribeAsync('a/#', { qos: 2 });
+      for (const payload of ['small', 'x'.repeat(300_000)]) {
+        for (const qos of [0, 1, 2]) {
+          await client.publishAsync('a/b', payload, { qos });
+          const [, received, packet] = await client.inbox.next(`QoS ${qos} over ${kind}`);
+          assert.deepEqual([received, packet.qos], [payload, qos]);
+        }
+      }
+      await client.endAsync();
     }
   });
 

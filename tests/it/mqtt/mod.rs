@@ -9,6 +9,7 @@ mod cross;
 mod fuzz;
 mod hostile;
 mod limits;
+mod listeners;
 mod properties;
 mod publishing;
 mod queues;
@@ -28,7 +29,7 @@ use stafett::mqtt::codec::{
     PublishProperties, Qos, ReasonCode, SubAck, Subscribe, SubscribeFilter, SubscribeOptions, Unsubscribe,
     Version, Will,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::harness::{Broker, within};
@@ -40,9 +41,14 @@ pub(super) const V311: Version = Version::V311;
 pub(super) const V5: Version = Version::V5;
 pub(super) const BOTH: [Version; 2] = [V311, V5];
 
+/// What a client may speak over.
+pub(super) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<C: AsyncRead + AsyncWrite + Send + Unpin> Carrier for C {}
+
 /// A client that does what it is told.
 pub(super) struct Peer {
-    stream: TcpStream,
+    stream: Box<dyn Carrier>,
     decoder: Decoder,
     input: BytesMut,
     version: Version,
@@ -118,17 +124,28 @@ impl Peer {
     pub(super) async fn open(address: SocketAddr, version: Version) -> Self {
         let stream = within("a connection", TcpStream::connect(address)).await.unwrap();
         stream.set_nodelay(true).unwrap();
+        Self::over(stream, version)
+    }
+
+    /// The same over a stream that is there already.
+    pub(super) fn over(stream: impl Carrier + 'static, version: Version) -> Self {
         let limits = Limits { max_packet_size: 64 << 20, ..Limits::default() };
         let decoder = Decoder::established(version, limits);
+        let stream = Box::new(stream);
         Self { stream, decoder, input: BytesMut::new(), version, next_id: 1000, held: VecDeque::new() }
     }
 
     /// Sends CONNECT and waits for CONNACK.
     pub(super) async fn greet(broker: &Broker, connect: Connect) -> (Self, ConnAck) {
-        let mut peer = Self::open(broker.address("mqtt"), connect.version).await;
-        peer.send(Packet::Connect(Box::new(connect))).await;
-        match peer.next().await {
-            Packet::ConnAck(connack) => (peer, *connack),
+        let peer = Self::open(broker.address("mqtt"), connect.version).await;
+        peer.greeted(connect).await
+    }
+
+    /// Sends CONNECT and waits for CONNACK.
+    pub(super) async fn greeted(mut self, connect: Connect) -> (Self, ConnAck) {
+        self.send(Packet::Connect(Box::new(connect))).await;
+        match self.next().await {
+            Packet::ConnAck(connack) => (self, *connack),
             other => panic!("{other:?} instead of CONNACK"),
         }
     }

@@ -1,0 +1,252 @@
+//! TLS of the listeners: files made into what a handshake needs, and read again on demand.
+//!
+//! TLS 1.2 and 1.3 by rustls. Invariant: what is in use is complete and fits together; files that do not are refused with
+//! their names, and what was in use stays.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+
+pub use tokio_rustls::server::TlsStream;
+
+/// What the operator decides about TLS of one listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The certificate and those between it and its root, PEM.
+    pub cert: PathBuf,
+    /// Its private key, PEM: PKCS#8, PKCS#1 or SEC1.
+    pub key: PathBuf,
+    /// Who may sign the certificates of clients, PEM; needed when they are asked for.
+    pub client_ca: Option<PathBuf>,
+    /// Whether clients are asked for a certificate.
+    pub client_cert: ClientCert,
+}
+
+/// Whether clients show a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientCert {
+    /// They are not asked.
+    #[default]
+    Off,
+    /// They may; one that does not verify is refused.
+    Optional,
+    /// They must.
+    Required,
+}
+
+/// The text is no [`ClientCert`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be one of off, optional, required")]
+pub struct UnknownClientCert;
+
+impl FromStr for ClientCert {
+    type Err = UnknownClientCert;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "off" => Self::Off,
+            "optional" => Self::Optional,
+            "required" => Self::Required,
+            _ => return Err(UnknownClientCert),
+        })
+    }
+}
+
+impl fmt::Display for ClientCert {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Optional => "optional",
+            Self::Required => "required",
+        })
+    }
+}
+
+/// Why the files cannot be used. Names the setting and the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// The file cannot be read.
+    #[error("{setting}: cannot read {}", file.display())]
+    Read {
+        /// Which setting names it.
+        setting: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is nothing in it of what should be.
+    #[error("{setting}: no {what} in {}", file.display())]
+    Empty {
+        /// Which setting names it.
+        setting: &'static str,
+        /// What is looked for.
+        what: &'static str,
+        /// The file.
+        file: PathBuf,
+    },
+    /// It is not PEM.
+    #[error("{setting}: {} is not PEM", file.display())]
+    NotPem {
+        /// Which setting names it.
+        setting: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: pem::Error,
+    },
+    /// A certificate or key that cannot be used.
+    #[error("{setting}: {} cannot be used", file.display())]
+    Unusable {
+        /// Which setting names it.
+        setting: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// Key and certificate are not of one pair.
+    #[error("tls.key: the key in {} is not that of the certificate in {}", key.display(), cert.display())]
+    Mismatch {
+        /// The file of the key.
+        key: PathBuf,
+        /// The file of the certificate.
+        cert: PathBuf,
+    },
+    /// Clients are asked for certificates that nobody may sign.
+    #[error("tls.client_ca is missing: tls.client_cert asks for certificates, and none would be trusted")]
+    NoClientCa,
+    /// The roots cannot be used.
+    #[error("tls.client_ca: {} cannot be used", file.display())]
+    Verifier {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: VerifierBuilderError,
+    },
+}
+
+/// What handshakes of one listener use.
+pub struct Tls {
+    settings: Settings,
+    alpn: &'static [&'static str],
+    config: ArcSwap<ServerConfig>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Reads the files. A client that offers protocols (ALPN) has to offer one of `alpn`.
+    ///
+    /// # Errors
+    /// [`TlsError`]
+    pub fn load(settings: Settings, alpn: &'static [&'static str]) -> Result<Self, TlsError> {
+        let config = config(&settings, alpn)?;
+        Ok(Self { settings, alpn, config: ArcSwap::new(config) })
+    }
+
+    /// The file of the certificate.
+    #[must_use]
+    pub fn cert(&self) -> &Path {
+        &self.settings.cert
+    }
+
+    /// Reads the files again, for the handshakes that come.
+    ///
+    /// # Errors
+    /// [`TlsError`]; what was in use stays.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        self.config.store(config(&self.settings, self.alpn)?);
+        Ok(())
+    }
+
+    /// Shakes hands over `stream`. Not cancel safe: the stream is lost.
+    ///
+    /// # Errors
+    /// Why it came to nothing; the peer was sent an alert where there was something to tell.
+    pub async fn accept<S>(&self, stream: S) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        TlsAcceptor::from(self.config.load_full()).accept(stream).await
+    }
+}
+
+fn config(settings: &Settings, alpn: &[&str]) -> Result<Arc<ServerConfig>, TlsError> {
+    let Settings { cert, key, client_ca, client_cert } = settings;
+    let provider = Arc::new(ring::default_provider());
+    let chain = certificates("tls.cert", cert)?;
+    let key_der = match PrivateKeyDer::from_pem_slice(&read("tls.key", key)?) {
+        Ok(key) => key,
+        Err(pem::Error::NoItemsFound) => {
+            return Err(TlsError::Empty { setting: "tls.key", what: "private key", file: key.clone() });
+        }
+        Err(source) => return Err(TlsError::NotPem { setting: "tls.key", file: key.clone(), source }),
+    };
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|source| TlsError::Unusable { setting: "tls.key", file: key.clone(), source })?;
+    let builder = match (client_cert, client_ca) {
+        (ClientCert::Off, _) => builder.with_no_client_auth(),
+        (_, None) => return Err(TlsError::NoClientCa),
+        (asks, Some(file)) => {
+            let mut roots = RootCertStore::empty();
+            for root in certificates("tls.client_ca", file)? {
+                roots.add(root).map_err(|source| TlsError::Unusable {
+                    setting: "tls.client_ca",
+                    file: file.clone(),
+                    source,
+                })?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = match asks {
+                ClientCert::Required => verifier,
+                ClientCert::Optional | ClientCert::Off => verifier.allow_unauthenticated(),
+            };
+            let verifier =
+                verifier.build().map_err(|source| TlsError::Verifier { file: file.clone(), source })?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key_der).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => TlsError::Mismatch { key: key.clone(), cert: cert.clone() },
+        rustls::Error::InvalidCertificate(_) => {
+            TlsError::Unusable { setting: "tls.cert", file: cert.clone(), source: error }
+        }
+        source => TlsError::Unusable { setting: "tls.key", file: key.clone(), source },
+    })?;
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+fn read(setting: &'static str, file: &Path) -> Result<Vec<u8>, TlsError> {
+    fs::read(file).map_err(|source| TlsError::Read { setting, file: file.to_owned(), source })
+}
+
+fn certificates(setting: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let text = read(setting, file)?;
+    let chain = CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|source| TlsError::NotPem { setting, file: file.to_owned(), source })?;
+    if chain.is_empty() {
+        return Err(TlsError::Empty { setting, what: "certificate", file: file.to_owned() });
+    }
+    Ok(chain)
+}
