@@ -1,6 +1,7 @@
 //! The bodies of the fuzz targets (`fuzz/`) on stable: the cases as seeds, and a bounded number of seeded mutations.
 //!
-//! With `STAFETT_FUZZ_SEEDS=DIRECTORY` the seeds are written there, a directory for each target.
+//! With `STAFETT_FUZZ_SEEDS=DIRECTORY` the seeds are written there, a directory for each target. `STAFETT_FUZZ_ROUNDS=N`
+//! runs so many times the usual mutations, `STAFETT_SEED=N` others.
 
 use std::path::PathBuf;
 
@@ -71,10 +72,11 @@ fn run(target: &str, seeds: Vec<Vec<u8>>, each: usize, body: impl Fn(&[u8])) {
             std::fs::write(directory.join(format!("case-{number:04}")), seed).unwrap();
         }
     }
-    let mut mutator = Mutator::seeded(0x5eed);
+    let number = |name| std::env::var(name).ok().map(|text: String| text.parse::<usize>().expect("a number"));
+    let mut mutator = Mutator::seeded(number("STAFETT_SEED").unwrap_or(0x5eed).max(1) as u64);
     for seed in seeds {
         body(&seed);
-        for _ in 0..each {
+        for _ in 0..each * number("STAFETT_FUZZ_ROUNDS").unwrap_or(1) {
             let mut data = seed.clone();
             for _ in 0..=mutator.below(4) {
                 mutator.mutate(&mut data);
