@@ -33,6 +33,7 @@ mod protos {
         tonic_prost_build::configure()
             .bytes(".")
             .extern_path(".google.rpc", "::tonic_types::pb")
+            .extern_path(".stafett.v1.DeliveryBatch", "crate::grpc::DeliveryBatch")
             .emit_rerun_if_changed(false)
             .compile_fds(compiler.file_descriptor_set())?;
         Ok(())

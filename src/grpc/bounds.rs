@@ -37,7 +37,7 @@ pub(super) fn answer<T>(result: Result<T, CoreError>) -> Answer<T> {
 }
 
 pub(super) fn intake(broker: &Broker, now: UnixMillis) -> Intake<'_> {
-    Intake { limits: broker.limits(), ids: broker.ids(), now }
+    Intake { limits: broker.limits(), ids: broker.ids(), now, recent: None }
 }
 
 /// The number of things asked for: 0 is `default`, what is too much is refused.

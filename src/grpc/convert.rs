@@ -27,6 +27,8 @@ pub(super) struct Intake<'a> {
     pub(super) ids: &'a MessageIds,
     /// When they came.
     pub(super) now: UnixMillis,
+    /// That of a message before: one that reads the same is shared with it.
+    pub(super) recent: Option<&'a TopicName>,
 }
 
 /// A message that may go in.
@@ -61,7 +63,10 @@ impl Intake<'_> {
         let v1::Message { topic: own, payload, properties, content_type, correlation_data, .. } = message;
         let topic = match topic {
             Some(topic) if own.is_empty() => topic.clone(),
-            _ => TopicName::parse(own.into()).map_err(|error| CoreError::topic("topic", &error))?,
+            _ => match self.recent.filter(|recent| recent.as_str() == own) {
+                Some(recent) => recent.clone(),
+                None => TopicName::parse(own.into()).map_err(|error| CoreError::topic("topic", &error))?,
+            },
         };
         let expires_at = match message.ttl {
             Some(ttl) => Some(self.now.after(ttl_of(&ttl)?)),
@@ -282,7 +287,7 @@ mod tests {
         let mut given = v1::Message { topic: "a/b".to_owned(), ..Default::default() };
         change(&mut given);
         let (limits, ids) = (Limits::default(), MessageIds::new());
-        Intake { limits: &limits, ids: &ids, now: NOW }.message(given, None)
+        Intake { limits: &limits, ids: &ids, now: NOW, recent: None }.message(given, None)
     }
 
     fn wrong_field(change: impl FnOnce(&mut v1::Message)) -> String {

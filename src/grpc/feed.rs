@@ -21,7 +21,7 @@ use super::stream::{
 };
 use crate::core::{Broker, CoreError, Published};
 use crate::engine::EngineError;
-use crate::types::clock;
+use crate::types::{UnixMillis, clock};
 
 /// One commit takes no more frames when it has so many messages.
 const COMMIT_MESSAGES: usize = 4096;
@@ -55,7 +55,7 @@ pub(super) trait Feed: Sized + Send + 'static {
     fn is_empty(&self) -> bool;
 
     /// Checks a message. Returns it and its bytes.
-    fn take(&self, intake: Intake<'_>, message: v1::Message) -> Result<(Self::Item, usize), CoreError>;
+    fn take(&mut self, intake: Intake<'_>, message: v1::Message) -> Result<(Self::Item, usize), CoreError>;
 
     /// Hands in a commit.
     fn push(&mut self, items: Vec<Self::Item>, commit: Commit);
@@ -144,11 +144,13 @@ struct Gathered<I> {
     items: Vec<I>,
     bytes: usize,
     commit: Commit,
+    /// When the first of them came.
+    now: Option<UnixMillis>,
 }
 
 impl<I> Gathered<I> {
     fn new() -> Self {
-        Self { items: Vec::new(), bytes: 0, commit: Commit::default() }
+        Self { items: Vec::new(), bytes: 0, commit: Commit::default(), now: None }
     }
 
     fn is_full(&self) -> bool {
@@ -315,8 +317,8 @@ impl<F: Feed> Open<F> {
         }
         self.last_batch = batch_id;
         let count = messages.len();
-        let Gathered { items, bytes, commit } = &mut self.gathered;
-        let intake = intake(broker, clock::unix_now());
+        let Gathered { items, bytes, commit, now } = &mut self.gathered;
+        let intake = intake(broker, *now.get_or_insert_with(clock::unix_now));
         for (index, message) in messages.into_iter().enumerate() {
             let taken =
                 if count > MAX_ITEMS { Err(too_many(count)) } else { self.feed.take(intake, message) };

@@ -11,6 +11,7 @@ mod admin;
 mod bounds;
 mod convert;
 mod deadline;
+mod deliveries;
 mod feed;
 mod gate;
 mod health;
@@ -37,6 +38,7 @@ use crate::engine::OpenProgress;
 use crate::shutdown::Shutdown;
 
 pub use admin::{AdminService, CounterSource, ServerFacts};
+pub use deliveries::DeliveryBatch;
 pub use health::HealthBoard;
 
 use deadline::DeadlineLayer;

@@ -16,7 +16,10 @@ pub(super) struct NewId;
 
 impl MakeRequestId for NewId {
     fn make_request_id<B>(&mut self, _request: &Request<B>) -> Option<RequestId> {
-        HeaderValue::try_from(Ulid::generate().to_string()).ok().map(RequestId::new)
+        let mut id = HeaderValue::try_from(Ulid::generate().to_string()).ok()?;
+        // It never comes again: neither side need put it into its table of headers.
+        id.set_sensitive(true);
+        Some(RequestId::new(id))
     }
 }
 

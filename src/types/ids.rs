@@ -153,6 +153,14 @@ pub struct Sequence(pub u64);
 pub struct MessageId(u128);
 
 impl MessageId {
+    /// The length of an id as text.
+    pub const TEXT_BYTES: usize = ulid::ULID_LEN;
+
+    /// The id as text, without an allocation.
+    pub fn write(self, to: &mut [u8; Self::TEXT_BYTES]) -> &str {
+        ulid::Ulid(self.0).array_to_str(to)
+    }
+
     /// The id of 16 stored bytes.
     #[must_use]
     pub const fn from_u128(id: u128) -> Self {

@@ -15,6 +15,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .build_server(false)
         .bytes(".")
+        .extern_path(".stafett.v1.Message", "crate::stafett::lean::Message")
+        .extern_path(".stafett.v1.Delivery", "crate::stafett::lean::Delivery")
+        .extern_path(".stafett.v1.LeasedMessage", "crate::stafett::lean::LeasedMessage")
         .include_file("stafett.rs")
         .emit_rerun_if_changed(false)
         .compile_fds(contract)?;

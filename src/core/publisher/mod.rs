@@ -37,6 +37,8 @@ pub struct PublisherInfo {
     pub session: Option<TargetId>,
     /// Its own session: subscriptions with *no local* do not get what it publishes.
     pub no_local: Option<SessionKey>,
+    /// For how many topics it remembers where they go: fewer than usual for one that publishes once.
+    pub topics: Option<usize>,
 }
 
 /// A message on its way in.
@@ -107,7 +109,7 @@ impl Broker {
             info.session.and_then(|target| self.pubsub.sessions.of_target(info.client_id.as_ref()?, target));
         Publisher {
             line: Arc::new(Line::new(Arc::clone(self), info.client_id, session, info.no_local)),
-            cache: RouteCache::default(),
+            cache: info.topics.map_or_else(RouteCache::default, RouteCache::with_capacity),
             fan: FanOut::default(),
             spare: Batch::default(),
         }

@@ -5,24 +5,23 @@
 
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
-use super::mailbox::{Mailbox, Waiting};
+use super::mailbox::{Kept, Mailbox, Waiting};
+use super::unsettled::Unsettled;
 use crate::core::queues::consumer::Window;
-use crate::core::share::ShareGroup;
 use crate::core::{CoreError, Session, SessionDelivery};
 use crate::engine::{LeaseError, Nack, Settled, Ticket};
 use crate::grpc::proto::v1;
 use crate::grpc::status;
-use crate::types::{Message, Qos, Sequence, TargetId};
+use crate::types::{Qos, Sequence, TargetId};
 
 /// See the module.
 pub(super) struct Held {
     pub(super) session: Session,
     pub(super) mailbox: Arc<Mailbox>,
     window: Window,
-    deliveries: FxHashMap<u64, Delivered>,
+    deliveries: Unsettled<Delivered>,
     bytes: usize,
     next: u64,
     /// The end is in order.
@@ -41,8 +40,8 @@ struct Delivered {
 enum What {
     /// Leased from a source.
     Stored(TargetId, Sequence),
-    /// Live; a share group's, if it comes from one.
-    Live(Option<(Arc<ShareGroup>, Message)>),
+    /// Live, and what is kept of it for a share group.
+    Live(Option<Box<Kept>>),
 }
 
 /// Some numbers, and what they are leased as.
@@ -54,7 +53,7 @@ struct Leases {
 
 impl Held {
     pub(super) fn new(session: Session, mailbox: Arc<Mailbox>, window: Window) -> Self {
-        Self { session, mailbox, window, deliveries: FxHashMap::default(), bytes: 0, next: 1, clean: false }
+        Self { session, mailbox, window, deliveries: Unsettled::default(), bytes: 0, next: 1, clean: false }
     }
 
     /// What the window leaves.
@@ -74,18 +73,17 @@ impl Held {
         let number = self.next;
         self.next += 1;
         self.bytes += bytes;
-        self.deliveries.insert(number, Delivered { what, bytes });
+        self.deliveries.push(number, Delivered { what, bytes });
         self.mailbox.set_unsettled(self.deliveries.len());
         number
     }
 
     /// The number of a live delivery; 0 when there is nothing to settle.
-    pub(super) fn live(&mut self, waiting: &Waiting) -> u64 {
+    pub(super) fn live(&mut self, waiting: Waiting) -> u64 {
         if waiting.qos == Qos::AtMostOnce {
             return 0;
         }
-        let share = waiting.share.as_ref().map(|group| (Arc::clone(group), waiting.message.clone()));
-        self.hold(What::Live(share), waiting.message.weight())
+        self.hold(What::Live(waiting.kept.filter(|kept| kept.share.is_some())), waiting.weight)
     }
 
     /// The number of a stored delivery; 0 when there is nothing to settle, since it was settled by being sent.
@@ -101,7 +99,7 @@ impl Held {
 
     /// Forgets a delivery.
     fn release(&mut self, number: u64) -> Option<What> {
-        let Delivered { what, bytes } = self.deliveries.remove(&number)?;
+        let Delivered { what, bytes } = self.deliveries.remove(number)?;
         self.bytes -= bytes;
         Some(what)
     }
@@ -166,16 +164,14 @@ impl Drop for Held {
     fn drop(&mut self) {
         let mut sources: SmallVec<[(TargetId, Leases); 2]> = SmallVec::new();
         let mut shared = Vec::new();
-        let mut held: Vec<_> = self.deliveries.drain().collect();
-        held.sort_unstable_by_key(|(number, _)| *number);
-        for (_, Delivered { what, .. }) in held {
+        for Delivered { what, .. } in self.deliveries.drain() {
             match what {
                 What::Stored(source, sequence) => of_source(&mut sources, source).sequences.push(sequence),
-                What::Live(share) => shared.extend(share),
+                What::Live(kept) => shared.extend(kept.and_then(|kept| kept.shared())),
             }
         }
         let waiting = self.mailbox.clear().into_iter().filter(|waiting| waiting.qos > Qos::AtMostOnce);
-        shared.extend(waiting.filter_map(|waiting| Some((waiting.share?, waiting.message))));
+        shared.extend(waiting.filter_map(|waiting| waiting.kept?.shared()));
         if !shared.is_empty() {
             self.session.hand_back(shared);
         }

@@ -1,7 +1,8 @@
 //! `PubSubService`.
 //!
 //! The unary calls are in `service`; `publish` is the stream of batches in, `receive` the streams of deliveries out,
-//! with the client's `session`, what waits for it in `mailbox` and what is unsettled in `held`. Invariant: nothing is kept here but the broker.
+//! with the client's `session`, what waits for it in `mailbox` and what is unsettled in `held`. Invariant: nothing is
+//! kept here but the broker.
 
 mod filters;
 mod held;
@@ -10,6 +11,7 @@ mod publish;
 mod receive;
 mod service;
 mod session;
+mod unsettled;
 mod voice;
 
 use std::sync::Arc;
@@ -17,9 +19,13 @@ use std::sync::Arc;
 use bytestring::ByteString;
 
 use crate::core::Broker;
+use crate::core::queues::consumer::Window;
 
 use super::stream::Bounds;
 
+/// What one frame of deliveries carries at most, one message aside: little enough that the client settles the first of a
+/// window while the last are on their way.
+const FRAME: Window = Window { messages: 256, bytes: 64 << 10 };
 /// Filters of one frame.
 const MAX_FILTERS: usize = 1_000;
 /// Who acts: there is nobody else yet.

@@ -13,7 +13,10 @@ use crate::grpc::feed::{Commit, Event, Feed, Frame, Opened, Results};
 use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::publish_stream_request::Action;
 use crate::grpc::proto::v1::publish_stream_response;
-use crate::types::clock;
+use crate::types::{TopicName, clock};
+
+/// A call's publisher remembers so many topics at most.
+const TOPICS: usize = 64;
 
 /// A message on its way in.
 ///
@@ -47,7 +50,8 @@ pub(super) async fn one(broker: &Arc<Broker>, item: Inbound) -> Result<crate::co
 /// Publishes messages in their order and waits for what became of each.
 async fn all(broker: &Arc<Broker>, items: Vec<Inbound>) -> Results {
     let count = items.len();
-    let mut publisher = broker.publisher(PublisherInfo::default());
+    let topics = Some(count.min(TOPICS));
+    let mut publisher = broker.publisher(PublisherInfo { topics, ..PublisherInfo::default() });
     publisher.room().await;
     publisher.publish(items);
     let mut receipts = Vec::with_capacity(count);
@@ -101,6 +105,8 @@ pub(super) struct Publishing<T> {
     receipts: Vec<Receipt>,
     /// The newest, while there is no room for it.
     waiting: Option<Vec<Inbound>>,
+    /// What was published to last.
+    recent: Option<TopicName>,
 }
 
 impl<T> Publishing<T> {
@@ -111,6 +117,7 @@ impl<T> Publishing<T> {
             open: VecDeque::new(),
             receipts: Vec::new(),
             waiting: None,
+            recent: None,
         }
     }
 
@@ -195,8 +202,11 @@ impl Feed for Publishing<Commit> {
         Publishing::is_empty(self)
     }
 
-    fn take(&self, intake: Intake<'_>, message: v1::Message) -> Result<(Inbound, usize), CoreError> {
-        let item = inbound_of(intake, message)?;
+    fn take(&mut self, intake: Intake<'_>, message: v1::Message) -> Result<(Inbound, usize), CoreError> {
+        let item = inbound_of(Intake { recent: self.recent.as_ref(), ..intake }, message)?;
+        if self.recent.as_ref() != Some(&item.message.topic) {
+            self.recent = Some(item.message.topic.clone());
+        }
         let bytes = item.message.payload.len();
         Ok((item, bytes))
     }

@@ -122,7 +122,10 @@ impl<V: Voice> Served for Receiving<V> {
             () = open.held.mailbox.changed(), if going => {}
             () = open.held.session.ready(), if wanting => open.hungry = true,
             tick = self.life.next(None), if going => match tick {
-                Tick::Heartbeat(heartbeat) => self.say(Said::Heartbeat(heartbeat)),
+                Tick::Heartbeat(heartbeat) => {
+                    open.held.mailbox.shrink();
+                    self.say(Said::Heartbeat(heartbeat));
+                }
                 Tick::Closing(closing) => open.end = Some(End::Closing(closing)),
                 Tick::Deadline(status) => {
                     open.held.clean = true;
@@ -257,8 +260,8 @@ impl<V: Voice> Receiving<V> {
             return;
         }
         match open.frame() {
-            Ok(deliveries) if deliveries.is_empty() => {}
-            Ok(deliveries) => self.say(Said::Deliveries(v1::DeliveryBatch { deliveries })),
+            Ok(frame) if frame.is_empty() => {}
+            Ok(frame) => self.say(Said::Deliveries(frame)),
             Err(error) => open.end = Some(End::Fault(status(&error))),
         }
     }

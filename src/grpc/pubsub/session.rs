@@ -6,18 +6,18 @@ use std::time::Duration;
 use crate::core::queues::consumer::Window;
 use crate::core::{Broker, CoreError, OpenSession, Opened, SessionDelivery};
 use crate::grpc::acks::Acks;
-use crate::grpc::bounds::{FRAME, some_items};
+use crate::grpc::bounds::some_items;
 use crate::grpc::convert::optional_duration;
 use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::subscribe_stream_request::Action;
 use crate::grpc::stream::{Bounds, End};
-use crate::types::{ClientId, Qos, clock};
+use crate::types::{ClientId, clock};
 
 use super::filters::{Wanted, spec_of, told, wanted_of};
 use super::held::Held;
 use super::mailbox::Mailbox;
-use super::voice::{live, stored};
-use super::{ANYONE, MAX_FILTERS};
+use super::voice::stored;
+use super::{ANYONE, FRAME, MAX_FILTERS};
 
 /// What there is after the first frame.
 pub(super) struct Open {
@@ -76,46 +76,44 @@ pub(super) async fn open_session(
 
 impl Open {
     /// What goes out as one frame.
-    pub(super) fn frame(&mut self) -> Result<Vec<v1::Delivery>, CoreError> {
+    pub(super) fn frame(&mut self) -> Result<v1::DeliveryBatch, CoreError> {
         let now = clock::unix_now();
         let held = &mut self.held;
-        let mut deliveries = Vec::new();
-        let mut bytes = 0;
+        let mut frame = v1::DeliveryBatch::default();
+        let mailbox = Arc::clone(&held.mailbox);
+        let mut encoded = Vec::new();
+        let (mut count, mut bytes) = (0, 0);
         loop {
-            while deliveries.len() < FRAME.messages && bytes < FRAME.bytes {
-                let room = held.has_room();
-                let next = held.mailbox.take(|next| next.qos == Qos::AtMostOnce || room);
-                let Some(waiting) = next else { break };
-                if waiting.message.is_expired(now) {
-                    continue;
-                }
-                bytes += waiting.message.weight();
-                let number = held.live(&waiting);
-                deliveries.push(live(waiting, number, now));
-            }
+            let place = Window { messages: FRAME.messages - count, bytes: FRAME.bytes.saturating_sub(bytes) };
             let room = held.room();
-            let max = room.messages.min(FRAME.messages - deliveries.len()).min(held.mailbox.room());
+            let filled = mailbox.fill(&mut frame, place, room, now, |waiting| held.live(waiting));
+            count += filled.messages;
+            bytes += filled.bytes;
+            let room = held.room();
+            let max = room.messages.min(FRAME.messages - count).min(mailbox.room());
             let max_bytes = room.bytes.min(FRAME.bytes.saturating_sub(bytes));
             if max == 0 || max_bytes == 0 {
                 if !held.has_room() && std::mem::take(&mut self.waiting) {
                     held.session.take(0, 0, &mut self.taken)?;
                 }
-                return Ok(deliveries);
+                return Ok(frame);
             }
             if !self.hungry {
-                return Ok(deliveries);
+                return Ok(frame);
             }
             held.session.take(max, max_bytes, &mut self.taken)?;
             self.waiting = self.taken.len() < max;
-            if self.taken.is_empty() && !held.mailbox.has_some() {
+            if self.taken.is_empty() && !mailbox.has_some() {
                 self.hungry = false;
-                return Ok(deliveries);
+                return Ok(frame);
             }
             for delivery in self.taken.drain(..) {
+                count += 1;
                 bytes += delivery.leased.message.weight();
                 let number = held.stored(&delivery);
-                let SessionDelivery { leased, identifiers, dropped_before, .. } = delivery;
-                deliveries.push(stored(leased, identifiers, number, dropped_before, now));
+                encoded.clear();
+                stored(&delivery).encode(now, &mut encoded);
+                frame.push(&encoded, number);
             }
         }
     }

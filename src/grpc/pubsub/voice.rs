@@ -1,11 +1,8 @@
 //! How the two streams of deliveries say the same things, and what a delivery says.
 
-use crate::engine::Leased;
-use crate::grpc::convert::{message, origin};
+use crate::core::SessionDelivery;
+use crate::grpc::deliveries::Outgoing;
 use crate::grpc::proto::v1;
-use crate::types::UnixMillis;
-
-use super::mailbox::Waiting;
 
 /// What both streams say.
 pub(super) enum Said {
@@ -59,43 +56,17 @@ impl Voice for v1::SubscribeStreamResponse {
     }
 }
 
-/// A live message.
-pub(super) fn live(waiting: Waiting, delivery_id: u64, now: UnixMillis) -> v1::Delivery {
-    let Waiting { message: mut stored, qos, retain, identifiers, publisher, dropped_before, .. } = waiting;
-    stored.retain = retain;
-    let mut origin = origin(&stored);
-    if let Some(publisher) = publisher {
-        origin.publisher_id = publisher.to_string();
-    }
-    v1::Delivery {
-        message: Some(message(stored, qos, now)),
-        origin: Some(origin),
-        delivery_id,
-        subscription_ids: identifiers.iter().map(|id| id.get()).collect(),
-        delivery_attempt: 1,
-        retained: retain,
-        dropped_before,
-    }
-}
-
-/// A stored message.
-pub(super) fn stored(
-    leased: Leased,
-    identifiers: impl IntoIterator<Item = std::num::NonZeroU32>,
-    delivery_id: u64,
-    dropped_before: u64,
-    now: UnixMillis,
-) -> v1::Delivery {
-    let Leased { attempt, qos, retain, message: mut stored, .. } = leased;
-    stored.retain = retain;
-    let origin = origin(&stored);
-    v1::Delivery {
-        message: Some(message(stored, qos, now)),
-        origin: Some(origin),
-        delivery_id,
-        subscription_ids: identifiers.into_iter().map(|id| id.get()).collect(),
-        delivery_attempt: attempt,
-        retained: retain,
-        dropped_before,
+/// A stored message, as it goes out.
+pub(super) fn stored(delivery: &SessionDelivery) -> Outgoing<'_> {
+    let SessionDelivery { leased, identifiers, dropped_before, .. } = delivery;
+    Outgoing {
+        message: &leased.message,
+        qos: leased.qos,
+        retain: leased.retain,
+        publisher: None,
+        identifiers,
+        attempt: leased.attempt,
+        retained: leased.retain,
+        dropped_before: *dropped_before,
     }
 }

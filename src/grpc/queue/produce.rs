@@ -55,7 +55,7 @@ impl Feed for Produce {
         self.0.is_empty()
     }
 
-    fn take(&self, intake: Intake<'_>, message: v1::Message) -> Result<(Enqueue, usize), CoreError> {
+    fn take(&mut self, intake: Intake<'_>, message: v1::Message) -> Result<(Enqueue, usize), CoreError> {
         let item = enqueue_of(self.0.queue(), intake, message)?;
         let bytes = item.message.payload.len();
         Ok((item, bytes))

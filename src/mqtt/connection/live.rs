@@ -87,6 +87,7 @@ impl Live {
             client_id: Some(session.client_id().clone()),
             session: session.target(),
             no_local: Some(session.key()),
+            ..PublisherInfo::default()
         });
         let state =
             State::new(hello, session.target(), (incoming, outgoing), &door.settings, limits, clock::now());

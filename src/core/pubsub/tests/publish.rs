@@ -241,6 +241,7 @@ async fn qos_2_ids_are_stored_with_the_message_and_come_back() {
         client_id: Some(session.client_id().clone()),
         session: session.target(),
         no_local: Some(session.key()),
+        ..PublisherInfo::default()
     };
     let mut publisher = bed.broker.publisher(info);
     let mut item = Inbound::new(message("nobody", "x", Qos::ExactlyOnce), 1);

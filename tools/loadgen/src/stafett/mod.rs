@@ -1,6 +1,7 @@
 //! The broker of this repository over gRPC: queues, publish/subscribe, and their unary methods.
 
 mod down;
+mod lean;
 mod setup;
 mod unary;
 mod up;
@@ -133,8 +134,8 @@ impl Stafett {
     }
 }
 
-fn message(topic: &str, payload: Bytes, qos: api::Qos) -> api::Message {
-    api::Message { topic: topic.to_owned(), payload, qos: qos.into(), ..Default::default() }
+fn message(topic: &Bytes, payload: Bytes, qos: api::Qos) -> lean::Message {
+    lean::Message { topic: topic.clone(), payload, qos: qos.into() }
 }
 
 /// What a broker says when it ends a stream.

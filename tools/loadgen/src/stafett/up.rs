@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 use super::api;
 use super::api::pub_sub_service_client::PubSubServiceClient;
 use super::api::queue_service_client::QueueServiceClient;
-use super::{Stafett, closed, message};
+use super::{Stafett, closed, lean, message};
 use crate::pattern::*;
 
 /// Bytes of a message in a frame beside topic and payload, more than enough.
@@ -83,11 +83,11 @@ pub struct BatchPublisher<D: Door> {
     tx: mpsc::Sender<D::Request>,
     rx: Streaming<D::Response>,
     /// topic of a message by its number; empty where the stream has one queue
-    topics: Vec<String>,
+    topics: Vec<Bytes>,
     qos: api::Qos,
     batch: usize,
     batch_bytes: usize,
-    next: Vec<api::Message>,
+    next: Vec<lean::Message>,
     /// of `next`, as encoded, at most
     next_bytes: usize,
     batch_id: u64,
@@ -102,7 +102,7 @@ impl Stafett {
         let open = api::ProduceOpen { queue, ..Default::default() };
         tx.send(api::ProduceRequest { action: Some(api::produce_request::Action::Open(open)) }).await?;
         let rx = QueueServiceClient::new(channel).produce(frames).await?.into_inner();
-        BatchPublisher::opened(self, tx, rx, vec![String::new(); self.a.pattern.topics as usize]).await
+        BatchPublisher::opened(self, tx, rx, vec![Bytes::new(); self.a.pattern.topics as usize]).await
     }
 
     pub(super) async fn publish(&self, channel: Channel) -> Result<BatchPublisher<Publish>> {
@@ -111,7 +111,8 @@ impl Stafett {
         let open = api::publish_stream_request::Action::Open(open);
         tx.send(api::PublishStreamRequest { action: Some(open) }).await?;
         let rx = PubSubServiceClient::new(channel).publish_stream(frames).await?.into_inner();
-        BatchPublisher::opened(self, tx, rx, self.names()).await
+        let topics = self.names().into_iter().map(Bytes::from).collect();
+        BatchPublisher::opened(self, tx, rx, topics).await
     }
 
     /// Room for every frame of a full window: sending never waits.
@@ -126,7 +127,7 @@ impl<D: Door> BatchPublisher<D> {
         system: &Stafett,
         tx: mpsc::Sender<D::Request>,
         mut rx: Streaming<D::Response>,
-        topics: Vec<String>,
+        topics: Vec<Bytes>,
     ) -> Result<Self> {
         let first = rx.message().await?.context("the stream ended before its first event")?;
         let opened = match D::event(first) {
