@@ -24,6 +24,7 @@ mod buffers;
 pub mod codec;
 mod connection;
 mod frames;
+mod fuzz;
 mod listener;
 mod out;
 mod outbox;
@@ -52,8 +53,12 @@ use crate::socket::Socket;
 
 use buffers::Buffers;
 use codec::ReasonCode;
+#[doc(hidden)]
+pub use fuzz::fuzz_connection;
 use listener::Layers;
 use outbox::{Bounds, Mailbox};
+#[doc(hidden)]
+pub use state::fuzz_state;
 use will::Wills;
 
 pub use listener::{ListenError, Listener, ListenerSettings, UNIX_MODE};

@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 use super::codec::{
     self, PayloadFormat, PublishProperties, PublishRef, SubscribeFilter, SubscriptionId, WillProperties,
 };
-use crate::core::CoreError;
+use crate::core::{CoreError, Limits};
 use crate::engine::{RetainHandling, SubscribeOptions};
 use crate::types::topic::FilterSpec;
 use crate::types::{Extras, Message, MessageId, Priority, Qos, TopicName, UnixMillis};
@@ -160,6 +160,19 @@ pub(super) struct Will {
 }
 
 impl Will {
+    /// Whether it can be published when its time comes.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`], [`CoreError::TooLarge`].
+    pub(super) fn check(&self, limits: &Limits) -> Result<(), CoreError> {
+        let topic = &self.message.topic;
+        if topic.is_reserved() && !topic.as_str().starts_with(QUEUE_PREFIX) {
+            let what = format!("`{topic}`: names that begin with `$` are the server's");
+            return Err(CoreError::invalid("will topic", what));
+        }
+        limits.check_message(&self.message)
+    }
+
     /// The message, published now.
     pub(super) fn publish(self, now: UnixMillis) -> Message {
         Message { expires_at: self.expiry.map(|expiry| now.after(expiry)), ..self.message }

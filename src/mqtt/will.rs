@@ -67,9 +67,11 @@ impl Wills {
         let stopping = self.shutdown.stopping().clone();
         self.shutdown.spawn(async move {
             let publishes = tokio::select! {
+                biased;
+                // Whoever has come back first keeps it, also when the server stops before this is looked at.
+                back = came_back => !back.is_ok_and(|back| back.to_its_session),
                 () = tokio::time::sleep(delay) => true,
                 () = stopping.cancelled() => true,
-                back = came_back => !back.is_ok_and(|back| back.to_its_session),
             };
             {
                 let mut waiting = waiting.lock();

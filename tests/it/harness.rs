@@ -235,6 +235,14 @@ impl Broker {
         within(name, async { while counter(&mut admin, name).await != count {} }).await;
     }
 
+    /// What of it is in memory, in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let pid = self.process.child.id().expect("the child has been waited for");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// The directory of the store, kept as long as someone holds it.
     pub(crate) fn data(&self) -> Arc<TempDir> {
         Arc::clone(&self.data)

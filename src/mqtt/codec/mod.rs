@@ -38,7 +38,7 @@ pub use decode::Decoder;
 pub use error::{DecodeError, EncodeError};
 pub use frame::{FrameInfo, Limits, PacketType, peek_frame};
 #[doc(hidden)]
-pub use fuzz::fuzz_decode;
+pub use fuzz::{Mutator, fuzz_decode};
 pub use packet::{
     Ack, Auth, ConnAck, Connect, Disconnect, Packet, Publish, Qos, RetainHandling, SubAck, Subscribe,
     SubscribeFilter, SubscribeOptions, UnsubAck, Unsubscribe, Version, Will,

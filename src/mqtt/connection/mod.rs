@@ -187,6 +187,9 @@ fn refuse_with(wire: &mut Wire, connack: Option<ConnAck>, form: Form) {
 /// Opens the session and queues CONNACK, ahead of everything else [3.1.1 and 5: MQTT-3.2.0-1].
 async fn open(door: &Arc<Door>, wire: &mut Wire, connect: Connect) -> Result<Live, Refused> {
     let mut hello = Hello::check(connect, &door.settings)?;
+    if let Some(will) = &hello.will {
+        will.check(door.broker.limits()).map_err(|error| Refused::will(&error))?;
+    }
     let mailbox = Mailbox::new(hello.form, door.settings.bounds(), Arc::clone(&door.buffers));
     let opened = door.broker.open_session(OpenSession {
         client_id: hello.client_id.clone(),

@@ -84,14 +84,10 @@ impl Hello {
         {
             return Err(Refused { code: violation.code(), why: violation.to_string() });
         }
-        let will =
-            match will {
-                Some(will) => Some(Box::new(translate::will(will).map_err(|error| Refused {
-                    code: ReasonCode::TopicNameInvalid,
-                    why: error.to_string(),
-                })?)),
-                None => None,
-            };
+        let will = match will {
+            Some(will) => Some(Box::new(translate::will(will).map_err(|error| Refused::will(&error))?)),
+            None => None,
+        };
         let expiry = match version {
             // 3.1.1: [MQTT-3.1.2-4], [MQTT-3.1.2-6].
             Version::V311 if clean_start => Duration::ZERO,
@@ -138,6 +134,11 @@ impl Hello {
 }
 
 impl Refused {
+    /// Of a will that could not be published.
+    pub(in crate::mqtt) fn will(error: &CoreError) -> Self {
+        Self { code: violation::refusal(error, PacketType::PubAck), why: error.to_string() }
+    }
+
     /// The CONNACK that tells it; `None` when 3.1.1 has no code for it [3.1.1: MQTT-3.2.2-6].
     pub(in crate::mqtt) fn connack(&self, version: Version) -> Option<ConnAck> {
         if version == Version::V311 {

@@ -7,6 +7,7 @@
 
 mod connect;
 mod delivery;
+mod fuzz;
 mod inbound;
 mod outbound;
 mod subscribe;
@@ -27,6 +28,7 @@ use crate::types::{Qos, TargetId, UnixMillis};
 
 pub(super) use connect::{Hello, Refused, Session};
 pub(super) use delivery::Start;
+pub use fuzz::fuzz_state;
 pub(super) use outbound::{Flight, Origin, Step, Stored, Window};
 pub(super) use subscribe::{Ask, Subscribing, Unsubscribing};
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use proptest::prelude::*;
 
+use super::fuzz::fuzz_state;
 use super::inbound::receipt_tag;
 use super::*;
 use crate::core::{Published, SessionDelivery};
@@ -730,106 +731,9 @@ fn who_ends_it_decides_what_counts() {
 
 // ---- anything ----
 
-/// Something that happens to a machine, with few packet ids, so that they meet.
-#[derive(Debug, Clone)]
-enum Event {
-    Publish(Publish),
-    Acknowledge(u8, u16, bool),
-    Start(Qos, Option<(u16, OutgoingState)>),
-    Receipt(bool),
-    Noted(u16),
-    Ask,
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    let packet_id = 1..5_u16;
-    let qos = prop_oneof![Just(QOS0), Just(QOS1), Just(QOS2)];
-    let state = prop_oneof![Just(OutgoingState::Sent), Just(OutgoingState::Received)];
-    let resumed = proptest::option::weighted(0.2, (packet_id.clone(), state));
-    prop_oneof![
-        (qos.clone(), packet_id.clone(), any::<bool>()).prop_map(|(qos, id, dup)| {
-            Event::Publish(Publish { dup: dup && qos != QOS0, packet_id: None, ..publish(qos, id) })
-        }),
-        (0..4_u8, packet_id.clone(), any::<bool>())
-            .prop_map(|(kind, id, ok)| Event::Acknowledge(kind, id, ok)),
-        (qos, resumed).prop_map(|(qos, resumed)| Event::Start(translate::qos(qos), resumed)),
-        any::<bool>().prop_map(Event::Receipt),
-        packet_id.prop_map(Event::Noted),
-        Just(Event::Ask),
-    ]
-}
-
 proptest! {
-    /// Whatever a client does: nothing panics, no lease is given back twice, the window is kept, and a publish at QoS 2
-    /// is handed on once until it is released.
     #[test]
-    fn a_client_may_do_anything(
-        events in prop::collection::vec((event(), 1..5_u16), 0..200),
-        five in any::<bool>(),
-        durable in any::<bool>(),
-    ) {
-        let mut connect = connect(if five { Version::V5 } else { Version::V311 });
-        connect.clean_start = !durable;
-        connect.properties.receive_maximum = NonZeroU16::new(3).filter(|_| five);
-        let mut machine = Machine::of(connect, durable, vec![4]);
-        let max = machine.state.window().room();
-        let mut given_back = std::collections::HashSet::new();
-        let mut handed = std::collections::VecDeque::new();
-        let mut resumed_without_room = 0;
-        for (sequence, (event, number)) in (0..).zip(events) {
-            let effects = match event {
-                Event::Publish(mut publish) => {
-                    publish.packet_id = (publish.qos != QOS0).then(|| id(number));
-                    machine.packet(Packet::Publish(publish))
-                }
-                Event::Acknowledge(kind, number, ok) => {
-                    let reason = if ok || !five { ReasonCode::Success } else { ReasonCode::UnspecifiedError };
-                    machine.packet(match kind {
-                        0 => Packet::PubAck(ack(number, reason)),
-                        1 => Packet::PubRec(ack(number, reason)),
-                        2 => Packet::PubRel(self::ok(number)),
-                        _ => Packet::PubComp(self::ok(number)),
-                    })
-                }
-                Event::Start(qos, resumed) => {
-                    let mut delivery = leased(qos, sequence);
-                    let outgoing = resumed.map(|(packet_id, state)| Outgoing { packet_id, state });
-                    delivery.leased.outgoing = outgoing.filter(|_| durable);
-                    match machine.state.start(&delivery, 0) {
-                        Start::Note(number, _) if sequence % 2 == 0 => {
-                            machine.state.started(number, 0);
-                        }
-                        Start::Release(_) => resumed_without_room += 1,
-                        _ => {}
-                    }
-                    continue;
-                }
-                Event::Receipt(ok) => {
-                    let Some(tag) = handed.pop_front() else { continue };
-                    let published = Published { id: MessageId::from_u128(1), subscribers: 1, queues: 0 };
-                    let result = if ok { Ok(published) } else { Err(full()) };
-                    machine.input(Input::Receipt(Receipt { tag, result }))
-                }
-                Event::Noted(number) => machine.input(Input::Noted(id(number))),
-                Event::Ask => machine.packet(subscribe(&["a", "#/"])),
-            };
-            for inbound in effects.publishes.iter().filter(|inbound| inbound.receipt) {
-                if inbound.message.qos == Qos::ExactlyOnce {
-                    prop_assert!(!handed.contains(&inbound.tag), "handed on twice");
-                }
-                handed.push_back(inbound.tag);
-            }
-            for number in effects.release {
-                machine.input(Input::Released(number));
-            }
-            let failed = effects.failed.into_iter().map(|(stored, _)| stored);
-            for stored in effects.settled.into_iter().chain(failed) {
-                prop_assert!(given_back.insert(stored.sequence), "given back twice");
-            }
-            prop_assert!(machine.state.window().in_flight() <= max + resumed_without_room);
-            if effects.ending.is_some() {
-                break;
-            }
-        }
+    fn a_client_may_do_anything(data in prop::collection::vec(any::<u8>(), 0..1200)) {
+        fuzz_state(&data);
     }
 }

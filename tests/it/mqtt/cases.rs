@@ -120,6 +120,39 @@ impl CaseFile {
     }
 }
 
+impl Case {
+    /// What each of its connections sends in this version, one after the other.
+    pub(super) fn sent(&self, version: Version) -> Vec<Vec<u8>> {
+        let mut sent: Vec<(char, Vec<u8>)> = Vec::new();
+        for step in self.steps.iter().filter(|_| self.versions.contains(&version)) {
+            match &*step.verb {
+                "open" => sent.push((step.peer, step.connect(&self.name, version))),
+                "tcp" => sent.push((step.peer, Vec::new())),
+                "send" => {
+                    let own = sent.iter_mut().rfind(|(peer, _)| *peer == step.peer).expect("a peer");
+                    own.1.extend(Pattern::of(&step.rest, version).bytes);
+                }
+                _ => {}
+            }
+        }
+        sent.into_iter().map(|(_, bytes)| bytes).collect()
+    }
+}
+
+impl Step {
+    /// CONNECT of an `open`.
+    fn connect(&self, name: &str, version: Version) -> Vec<u8> {
+        let connect = match &*self.rest {
+            "" => connect(version, name),
+            "kept" => kept(version, name),
+            other => panic!("open {other}"),
+        };
+        let mut bytes = BytesMut::new();
+        Packet::Connect(Box::new(connect)).encode(version, &mut bytes).unwrap();
+        bytes.to_vec()
+    }
+}
+
 /// `both/3.1.0-1` are two rules.
 fn rule(text: &str) -> Vec<String> {
     let (versions, number) = text.split_once('/').unwrap_or_else(|| panic!("{text} is no rule"));
@@ -200,15 +233,7 @@ async fn take(
     if matches!(&*step.verb, "open" | "tcp") {
         let mut raw = Raw::open(broker).await;
         if step.verb == "open" {
-            let mut connect = match &*step.rest {
-                "" => connect(version, name),
-                "kept" => kept(version, name),
-                other => panic!("open {other}"),
-            };
-            connect.properties.request_problem_information = (version == V5).then_some(true);
-            let mut bytes = BytesMut::new();
-            Packet::Connect(Box::new(connect)).encode(version, &mut bytes).unwrap();
-            raw.send(&bytes).await?;
+            raw.send(&step.connect(name, version)).await?;
             match raw.packet(version).await? {
                 Packet::ConnAck(connack) if connack.reason == ReasonCode::Success => raw.connected = true,
                 other => return Err(format!("{other:?}")),

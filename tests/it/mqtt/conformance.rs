@@ -111,11 +111,15 @@ fn the_table_tells_what_is_shown() {
                     wrong.push(format!("{version} {rule}: the case {name} shows it, but is not in its row"));
                 }
             }
+            let exists = |name: &&str| known.contains(*name) || cases.contains_key(*name);
             if binds == "client" {
                 clients += 1;
+                let missing = here.iter().filter(|name| **name != "-" && !exists(name));
+                wrong.extend(
+                    missing.map(|name| format!("{version} {rule}: there is no test or case `{name}`")),
+                );
                 continue;
             }
-            let exists = |name: &&str| known.contains(*name) || cases.contains_key(*name);
             match here.iter().find(|name| !exists(name)) {
                 None => {
                     shown += 1;

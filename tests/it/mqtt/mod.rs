@@ -6,6 +6,8 @@
 mod cases;
 mod conformance;
 mod cross;
+mod fuzz;
+mod hostile;
 mod limits;
 mod listeners;
 mod properties;

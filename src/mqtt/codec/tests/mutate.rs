@@ -7,6 +7,7 @@ use proptest::{
 };
 
 use super::{super::*, encoded, packets};
+use crate::mqtt::codec::fuzz::Mutator;
 
 const LIMITS: Limits = Limits {
     max_packet_size: 512,
@@ -14,38 +15,6 @@ const LIMITS: Limits = Limits {
     max_subscription_ids: 4,
     max_filters_per_packet: 4,
 };
-
-/// xorshift64*, seeded: a failure is the same on every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % bound.max(1)
-    }
-
-    fn mutate(&mut self, bytes: &mut Vec<u8>) {
-        const TELLING: [u8; 8] = [0, 1, 0x7f, 0x80, 0xff, 0x26, 0x0b, 0x23];
-        let at = self.below(bytes.len());
-        match self.below(6) {
-            0 => bytes[at] ^= 1 << self.below(8),
-            1 => bytes[at] = TELLING[self.below(TELLING.len())],
-            2 => bytes.truncate(at.max(1)),
-            3 => bytes.insert(at, TELLING[self.below(TELLING.len())]),
-            4 => {
-                let end = at + self.below(bytes.len() - at);
-                let piece = bytes[at..end].to_vec();
-                bytes.splice(at..at, piece);
-            }
-            _ => {
-                bytes.remove(at);
-                bytes.push(0);
-            }
-        }
-    }
-}
 
 /// Every list a packet holds, as its capacity.
 fn capacities(packet: &Packet) -> Vec<usize> {
@@ -104,7 +73,7 @@ fn mutated_packets_neither_panic_nor_exceed_the_limits() {
             corpus.push(data);
         }
     }
-    let mut random = Random(0x5eed);
+    let mut random = Mutator::seeded(0x5eed);
     let mut decoded = 0;
     for round in 0..100_000 {
         let mut data = corpus[round % corpus.len()].clone();
@@ -128,7 +97,7 @@ fn mutated_packets_neither_panic_nor_exceed_the_limits() {
 
 #[test]
 fn random_bytes_do_not_panic() {
-    let mut random = Random(0xb17e5);
+    let mut random = Mutator::seeded(0xb17e5);
     for _ in 0..100_000 {
         let data: Vec<u8> = (0..random.below(40)).map(|_| random.below(256) as u8).collect();
         fuzz_decode(&data);
