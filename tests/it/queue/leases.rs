@@ -62,15 +62,16 @@ async fn what_was_lost_with_two_streams_comes_alone_and_its_neighbours_are_not_b
     queues.create(queue).await;
     queues.fill("q", &["poison", "a", "b"]).await;
     for attempt in 1..=2 {
-        // Each on a connection of its own, which is lost with it.
-        let mut lost = Consumer::open(&mut Queues::of(&broker).await, opening("q", 10)).await;
+        let (mut far, line) = Queues::over_a_line(&broker).await;
+        let mut lost = Consumer::open(&mut far, opening("q", 10)).await;
         assert!(lost.take(3).await.iter().all(|leased| leased.delivery_attempt == attempt));
-        drop(lost);
+        line.cut();
     }
     broker.counts("leases_lost_total", 6).await;
-    let mut lost = Consumer::open(&mut queues, opening("q", 10)).await;
+    let (mut far, line) = Queues::over_a_line(&broker).await;
+    let mut lost = Consumer::open(&mut far, opening("q", 10)).await;
     assert_eq!(payloads(&lost.take(1).await), ["poison"]);
-    drop(lost);
+    line.cut();
     let buried = queues.one("dead").await;
     assert_eq!(payloads(&[buried]), ["poison"]);
     broker.counts("messages_dead_lettered_total", 1).await;

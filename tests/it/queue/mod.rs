@@ -11,7 +11,9 @@ mod streams;
 use bytes::Bytes;
 use stafett::grpc::proto::v1;
 use stafett::grpc::proto::v1::queue_service_client::QueueServiceClient;
-use tonic::transport::Channel;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -71,9 +73,33 @@ pub(super) fn tokens(messages: &[v1::LeasedMessage]) -> Vec<Bytes> {
     messages.iter().map(|leased| leased.lease_token.clone()).collect()
 }
 
+/// A connection that passes through the test.
+pub(super) struct Line(JoinHandle<()>);
+
+impl Line {
+    /// Cut, without a word from the client.
+    pub(super) fn cut(self) {
+        self.0.abort();
+    }
+}
+
 impl Queues {
     pub(super) async fn of(broker: &Broker) -> Self {
         Self(QueueServiceClient::new(broker.grpc().await))
+    }
+
+    /// Over a line that can be cut.
+    pub(super) async fn over_a_line(broker: &Broker) -> (Self, Line) {
+        let line = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}", line.local_addr().unwrap());
+        let to = broker.address("grpc");
+        let line = tokio::spawn(async move {
+            let (mut client, _) = line.accept().await.unwrap();
+            let mut server = TcpStream::connect(to).await.unwrap();
+            drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+        });
+        let channel = within("a gRPC connection", Endpoint::from_shared(url).unwrap().connect()).await.unwrap();
+        (Self(QueueServiceClient::new(channel)), Line(line))
     }
 
     /// A broker with one queue `q`.

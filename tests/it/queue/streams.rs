@@ -426,16 +426,17 @@ async fn a_drained_stream_ends_when_all_is_settled() {
 
 #[tokio::test]
 async fn what_is_unsettled_goes_back_counted_only_when_the_stream_is_lost() {
-    let (_broker, mut queues) = Queues::start().await;
+    let (broker, mut queues) = Queues::start().await;
     queues.fill("q", &["x"]).await;
     let mut done = Consumer::open(&mut queues, opening("q", 10)).await;
     done.take(1).await;
     done.send = None;
     assert_eq!(done.next().await.unwrap(), None);
 
-    let mut lost = Consumer::open(&mut queues, opening("q", 10)).await;
+    let (mut far, line) = Queues::over_a_line(&broker).await;
+    let mut lost = Consumer::open(&mut far, opening("q", 10)).await;
     assert_eq!(lost.take(1).await[0].delivery_attempt, 1);
-    drop(lost);
+    line.cut();
     assert_eq!(queues.one("q").await.delivery_attempt, 2);
 }
 
