@@ -150,6 +150,8 @@ where
     let open_files = open_files::raise();
     let budget =
         ConnectionBudget::new(open_files::connections_within(open_files, settings.limits.connections));
+    let (grpc_budget, mqtt_budget) = (budget.part(budget.limit()), budget.part(budget.limit()));
+    let mqtt_counters = mqtt::Counters::default();
     let shutdown = Shutdown::new(&settings.shutdown);
     let mut services = Services::default();
 
@@ -166,7 +168,7 @@ where
         Some(listener) => {
             let door =
                 grpc::Door::new(settings.grpc.settings, board.clone(), progress.clone(), shutdown.clone())?;
-            let served = door.clone().serve(listener, budget.clone());
+            let served = door.clone().serve(listener, grpc_budget.clone());
             services.start("grpc", async { Ok(served.await?) });
             Some(door)
         }
@@ -201,11 +203,20 @@ where
             durability: Some(engine.capabilities().durability.name()),
             doors: ready.doors.iter().map(|(name, address)| (name.clone(), address.to_string())).collect(),
         };
-        let admin = AdminService::new(facts, vec![connection_counters(budget.clone())]);
+        let counted = Arc::clone(&broker);
+        let counters: Vec<CounterSource> = vec![
+            connection_counters(budget.clone(), grpc_budget, mqtt_budget.clone()),
+            Box::new(move || counted.counters()),
+            Box::new({
+                let counters = mqtt_counters.clone();
+                move || counters.list()
+            }),
+        ];
+        let admin = AdminService::new(facts, counters);
         door.open(grpc::Services { broker: Arc::clone(&broker), admin });
     }
     if !mqtt_listeners.is_empty() {
-        let door = mqtt::serve(mqtt_listeners, broker, budget.clone(), shutdown.clone());
+        let door = mqtt::serve(mqtt_listeners, broker, mqtt_budget, mqtt_counters, shutdown.clone());
         services.start("mqtt", async {
             door.await;
             Ok(())
@@ -315,12 +326,23 @@ async fn bind_grpc(listen: &Listen, ready: &mut Ready) -> Result<Option<TcpListe
     }
 }
 
-fn connection_counters(budget: ConnectionBudget) -> CounterSource {
+/// Of all doors, and of each.
+fn connection_counters(
+    all: ConnectionBudget,
+    grpc: ConnectionBudget,
+    mqtt: ConnectionBudget,
+) -> CounterSource {
     Box::new(move || {
         vec![
-            ("connections", budget.open()),
-            ("connections_total", budget.accepted()),
-            ("connections_refused_total", budget.refused()),
+            ("connections", all.open()),
+            ("connections_total", all.accepted()),
+            ("connections_refused_total", all.refused()),
+            ("grpc_connections", grpc.open()),
+            ("grpc_connections_total", grpc.accepted()),
+            ("grpc_connections_refused_total", grpc.refused()),
+            ("mqtt_connections", mqtt.open()),
+            ("mqtt_connections_total", mqtt.accepted()),
+            ("mqtt_connections_refused_total", mqtt.refused()),
         ]
     })
 }

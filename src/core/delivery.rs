@@ -128,6 +128,7 @@ pub(crate) fn offer(entry: &SessionEntry, offers: &[Offer<'_>]) {
         let dropped = attached.outbox.offer(offers);
         if dropped > 0 {
             entry.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
+            entry.all_dropped.fetch_add(dropped as u64, Ordering::Relaxed);
         }
     }
 }

@@ -14,6 +14,7 @@ mod definition;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 mod error;
+mod lease;
 mod progress;
 pub mod settings;
 mod ticket;
@@ -34,6 +35,7 @@ pub use definition::{
     Definition, GroupSpec, QueueSpec, RetainHandling, SessionSpec, Stored, StoredSession, SubscribeOptions,
 };
 pub use error::{EngineError, OpenError};
+pub use lease::{ConsumerOptions, LeaseError, LeaseRef, Leased, Nack, Settled};
 pub use progress::OpenProgress;
 pub use settings::EngineSettings;
 pub use ticket::Ticket;
@@ -41,7 +43,7 @@ pub use ticket::Ticket;
 /// What an acknowledgement waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
-    /// The disk has it: survives a killed process and, by design, a power cut.
+    /// The disk has it: survives a killed process and a power cut.
     #[default]
     Fsync,
     /// Given at once; the disk has it within the configured interval.
@@ -217,90 +219,6 @@ pub enum OutgoingState {
     Received = 2,
 }
 
-/// How a consumer takes.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ConsumerOptions {
-    /// How long it has a message; none: until it is settled or the consumer ends.
-    pub lease: Option<Duration>,
-    /// What it leased outlives it and comes back by time alone; for callers that settle by
-    /// [`Engine::settle`] later, from anywhere. Needs a `lease`.
-    pub keep_leases: bool,
-}
-
-/// A message that one consumer has for a while.
-#[derive(Debug, Clone)]
-pub struct Leased {
-    /// Its place in the target.
-    pub sequence: Sequence,
-    /// 1 the first time; counts failed and lost deliveries. After a crash a lower bound.
-    pub attempt: u32,
-    /// What the subscription granted.
-    pub qos: Qos,
-    /// The retain flag to hand on.
-    pub retain: bool,
-    /// Its priority here.
-    pub priority: Priority,
-    /// When another consumer may get it; none: not before this one ends.
-    pub lease_expires: Option<UnixMillis>,
-    /// What is known of an earlier delivery in this session.
-    pub outgoing: Option<Outgoing>,
-    /// It was stored by an earlier start of the engine: what became of it then may not be known.
-    pub earlier_boot: bool,
-    /// The message.
-    pub message: Message,
-}
-
-/// Names one lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LeaseRef {
-    /// Which message.
-    pub sequence: Sequence,
-    /// Which delivery of it; none: whoever holds it.
-    pub attempt: Option<u32>,
-    /// The lease is of an earlier start of the engine: it holds only while the message is ready again.
-    pub earlier_boot: bool,
-}
-
-impl LeaseRef {
-    /// Whoever holds this message.
-    #[must_use]
-    pub const fn of(sequence: Sequence) -> Self {
-        Self { sequence, attempt: None, earlier_boot: false }
-    }
-}
-
-/// Why a lease could not be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LeaseError {
-    /// It ended: the message is ready again, leased to another, or settled.
-    #[error("the lease has ended")]
-    Expired,
-    /// There is no such message any more.
-    #[error("no such message: it was settled, expired or purged")]
-    Unknown,
-}
-
-/// What became of leases that were handed in together.
-#[derive(Debug)]
-pub struct Settled {
-    /// Those that could not be used, by their place in the list.
-    pub failed: Vec<(usize, LeaseError)>,
-    /// Completes when the rest is durable.
-    pub durable: Ticket<()>,
-}
-
-/// How a lease is given back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Nack {
-    /// Not counted.
-    Release,
-    /// Counted against the maximum of deliveries.
-    Failed,
-    /// To the dead letter queue at once, with this reason; where there is none it counts as failed.
-    DeadLetter(ByteString),
-}
-
 /// Which messages of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum View {
@@ -447,6 +365,9 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// [`EngineError::NoSuchTarget`].
     fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError>;
 
+    /// What it counts over all targets since it opened, by the names that operators see.
+    fn counters(&self) -> Vec<(&'static str, u64)>;
+
     /// How it does, as it changes.
     fn health(&self) -> watch::Receiver<Health>;
 
@@ -464,6 +385,10 @@ pub trait Consumer: Send + Sync + fmt::Debug {
     /// (one message may overdraw). Never waits: when it gives less than asked, [`Consumer::ready`] is woken as
     /// soon as there may be more. With a `max` of 0 it waits no more: another consumer is woken in its stead.
     ///
+    /// Where deliveries have a maximum, a message with two losses ([`Nack::Lost`], [`Consumer::release_all`]) is given to
+    /// a consumer that has nothing else, and nothing is given to that one until it is settled or given back: so that
+    /// nothing is counted as lost with it. It keeps its place, so that who has something else gets nothing behind it.
+    ///
     /// # Errors
     /// [`EngineError::NoSuchTarget`] when the target was deleted, [`EngineError::Damaged`].
     fn take(&self, max: usize, max_bytes: usize, out: &mut Vec<Leased>) -> Result<(), EngineError>;
@@ -478,7 +403,7 @@ pub trait Consumer: Send + Sync + fmt::Debug {
     /// The numbers that a session's peer knows unsettled deliveries by.
     fn outgoing(&self) -> Vec<u16>;
 
-    /// Gives back all that it has, counted as failed or not.
+    /// Gives back all that it has, counted as lost or not at all.
     fn release_all(&self, counted: bool);
 
     /// Whose consumer it is.

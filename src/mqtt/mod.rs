@@ -126,6 +126,37 @@ impl Settings {
     }
 }
 
+/// What this door counts since the start; clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Counters(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    connects_refused: AtomicU64,
+    connect_timeouts: AtomicU64,
+}
+
+impl Counters {
+    /// By the names that operators see.
+    #[must_use]
+    pub fn list(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("mqtt_connects_refused_total", self.0.connects_refused.load(Ordering::Relaxed)),
+            ("mqtt_connect_timeouts_total", self.0.connect_timeouts.load(Ordering::Relaxed)),
+        ]
+    }
+
+    /// What should have been a CONNECT, or a handshake before it, was none or was refused.
+    fn refused(&self) {
+        self.0.connects_refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// No CONNECT came within the time for it.
+    fn timed_out(&self) {
+        self.0.connect_timeouts.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Connections beyond the budget of a listener that are told so at the same time; more are closed unread.
 const TOLD_TO_GO: usize = 32;
 
@@ -135,6 +166,7 @@ struct Door {
     settings: Settings,
     layers: Layers,
     broker: Arc<Broker>,
+    counters: Counters,
     /// Of all listeners.
     buffers: Arc<Buffers>,
     /// Of all listeners: a client may come back to another one.
@@ -182,6 +214,7 @@ pub async fn serve(
     listeners: Vec<Listener>,
     broker: Arc<Broker>,
     budget: ConnectionBudget,
+    counters: Counters,
     shutdown: Shutdown,
 ) {
     let buffers = Arc::default();
@@ -194,6 +227,7 @@ pub async fn serve(
             settings,
             layers,
             broker: Arc::clone(&broker),
+            counters: counters.clone(),
             buffers: Arc::clone(&buffers),
             wills: Arc::clone(&wills),
             shutdown: shutdown.clone(),

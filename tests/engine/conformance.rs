@@ -8,7 +8,7 @@ use stafett::engine::{
 };
 use stafett::types::clock::unix_now;
 use stafett::types::topic::FilterSpec;
-use stafett::types::{Priority, Qos, Sequence};
+use stafett::types::{Priority, Qos, Sequence, TargetId};
 
 use crate::bench::{
     Bench, lease_of, publish, refusal, retain, spec, stored, take, take_now, text, with_dead_letters, within,
@@ -473,4 +473,121 @@ async fn a_publish_to_nobody_is_fine() {
     let bench = Bench::new();
     let outcome = bench.commit(publish(bench.message("t", "m"), [])).await;
     assert_eq!(outcome, Outcome::Published(Default::default()));
+}
+
+/// A consumer that is lost with all that it has, `times` times in a row.
+async fn lose(bench: &Bench, queue: TargetId, count: usize, times: u32) {
+    for _ in 0..times {
+        let consumer = bench.consumer(queue);
+        assert_eq!(take_now(&*consumer).len(), count);
+        consumer.release_all(true);
+    }
+}
+
+#[tokio::test]
+async fn what_was_lost_twice_is_handed_out_alone_and_spares_its_neighbours() {
+    let bench = Bench::new();
+    let dead = bench.queue("dead").await;
+    let queue = bench.queue_with(with_dead_letters("q", 3, "dead")).await;
+    for n in ["poison", "1", "2"] {
+        bench.put(queue, n).await;
+    }
+    lose(&bench, queue, 3, 2).await;
+    // It counts over a restart too.
+    let bench = bench.reopen();
+    bench.put(queue, "3").await;
+
+    let (one, two) = (bench.consumer(queue), bench.consumer(queue));
+    let poison = take(&*one, 10).await;
+    assert_eq!(poison.iter().map(text).collect::<Vec<_>>(), ["poison"]);
+    assert_eq!(poison[0].attempt, 3);
+    assert!(take_now(&*one).is_empty(), "nothing beside it");
+    let first = take(&*two, 10).await;
+    assert_eq!(first.iter().map(text).collect::<Vec<_>>(), ["1"]);
+    one.release_all(true);
+    let graves = bench.consumer(dead);
+    assert_eq!(take(&*graves, 10).await.iter().map(text).collect::<Vec<_>>(), ["poison"]);
+
+    // Given back, it is the first again: its neighbours wait for it.
+    two.release_all(false);
+    let mut survived = Vec::new();
+    for _ in 0..3 {
+        let leased = take(&*two, 10).await;
+        assert_eq!(leased.len(), 1);
+        survived.extend(leased.iter().map(text));
+        bench.settle(queue, &leased).await;
+    }
+    assert_eq!(survived, ["1", "2", "3"]);
+    assert_eq!(bench.engine.stats(dead).unwrap().leased, 1, "nothing else was buried");
+}
+
+#[tokio::test]
+async fn a_consumer_with_something_in_flight_waits_before_what_is_handed_out_alone() {
+    let bench = Bench::new();
+    bench.queue("dead").await;
+    let queue = bench.queue_with(with_dead_letters("q", 9, "dead")).await;
+    bench.put(queue, "suspect").await;
+    lose(&bench, queue, 1, 2).await;
+    let suspect = bench.consumer(queue);
+    let held = take(&*suspect, 1).await;
+    for n in 0..4 {
+        bench.put(queue, n.to_string()).await;
+    }
+    let busy = bench.consumer(queue);
+    let mut in_flight = Vec::new();
+    busy.take(2, usize::MAX, &mut in_flight).unwrap();
+    assert_eq!(in_flight.iter().map(text).collect::<Vec<_>>(), ["0", "1"]);
+    drop(bench.engine.nack(queue, &[lease_of(&held[0])], Nack::Release, Duration::ZERO).unwrap());
+
+    // It stands first: who has something else gets neither it nor what is behind it, until he has nothing.
+    assert!(take_now(&*busy).is_empty());
+    bench.settle(queue, &in_flight[..1]).await;
+    assert!(take_now(&*busy).is_empty());
+    bench.settle(queue, &in_flight[1..]).await;
+    within("to be woken", busy.ready().notified()).await;
+    let alone = take_now(&*busy);
+    assert_eq!(alone.iter().map(text).collect::<Vec<_>>(), ["suspect"]);
+
+    // Somebody else goes on behind it meanwhile, and the holder when it is settled.
+    let other = bench.consumer(queue);
+    let mut next = Vec::new();
+    other.take(1, usize::MAX, &mut next).unwrap();
+    assert_eq!(next.iter().map(text).collect::<Vec<_>>(), ["2"]);
+    assert!(take_now(&*busy).is_empty());
+    bench.settle(queue, &alone).await;
+    within("to be woken", busy.ready().notified()).await;
+    assert_eq!(take_now(&*busy).iter().map(text).collect::<Vec<_>>(), ["3"]);
+}
+
+#[tokio::test]
+async fn who_is_held_up_goes_on_when_another_takes_what_held_him_up() {
+    let bench = Bench::new();
+    bench.queue("dead").await;
+    let queue = bench.queue_with(with_dead_letters("q", 9, "dead")).await;
+    bench.put(queue, "suspect").await;
+    lose(&bench, queue, 1, 2).await;
+    let first = bench.consumer(queue);
+    let held = take(&*first, 1).await;
+    bench.put(queue, "0").await;
+    bench.put(queue, "1").await;
+    let busy = bench.consumer(queue);
+    let mut in_flight = Vec::new();
+    busy.take(1, usize::MAX, &mut in_flight).unwrap();
+    drop(bench.engine.nack(queue, &[lease_of(&held[0])], Nack::Release, Duration::ZERO).unwrap());
+    assert!(take_now(&*busy).is_empty());
+    let idle = bench.consumer(queue);
+    assert_eq!(take(&*idle, 10).await.iter().map(text).collect::<Vec<_>>(), ["suspect"]);
+    within("to be woken", busy.ready().notified()).await;
+    assert_eq!(take_now(&*busy).iter().map(text).collect::<Vec<_>>(), ["1"]);
+}
+
+#[tokio::test]
+async fn where_nothing_is_buried_nothing_is_handed_out_alone() {
+    let bench = Bench::new();
+    let queue = bench.queue("q").await;
+    for n in 0..3 {
+        bench.put(queue, n.to_string()).await;
+    }
+    lose(&bench, queue, 3, 3).await;
+    assert_eq!(take_now(&*bench.consumer(queue)).len(), 3);
 }

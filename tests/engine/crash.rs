@@ -121,23 +121,33 @@ async fn work(directory: &Path, first: u64, durability: Durability) {
     tasks.join_next().await.unwrap().unwrap();
 }
 
+/// What the children have said.
 #[derive(Default)]
-struct History {
-    stored: HashSet<u64>,
+pub(crate) struct History {
+    pub(crate) stored: HashSet<u64>,
     tried: HashSet<u64>,
-    settled: HashSet<u64>,
+    pub(crate) settled: HashSet<u64>,
     next: u64,
 }
 
 impl History {
-    /// Runs the child until it has said `lines`, kills it, and takes in what it said.
-    fn run(&mut self, directory: &Path, durability: Durability, lines: usize) {
+    /// Runs the child until it has said `lines`, then kills it, or until it ends by itself; takes in what it said. Whether
+    /// its store was open.
+    pub(crate) fn run(
+        &mut self,
+        directory: &Path,
+        durability: Durability,
+        lines: usize,
+        environment: &[(&str, String)],
+    ) -> bool {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "crash::child", "--nocapture", "--test-threads=1"])
             .env(DIRECTORY, directory)
             .env(FIRST, self.next.to_string())
             .env(DURABILITY, durability.name())
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -152,9 +162,9 @@ impl History {
             }
         }
         child.wait().unwrap();
-        assert!(ready, "the store did not open");
         // Numbers of which nobody was told may be stored as well.
         self.next += 100_000;
+        ready
     }
 
     fn note(&mut self, line: &str) {
@@ -168,10 +178,15 @@ impl History {
         };
     }
 
-    fn check(&self, directory: &Path, durability: Durability) {
+    /// Compares what is left with what was said.
+    pub(crate) fn check(&self, directory: &Path, durability: Durability) -> Result<(), String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let engine = Embedded::open(settings(directory, durability)).map_err(|e| e.to_string())?;
+        if self.next == 0 || engine.stored().queues.is_empty() {
+            let nothing = self.stored.is_empty();
+            return if nothing { Ok(()) } else { Err("the queues are lost".to_owned()) };
+        }
         let left = runtime.block_on(async {
-            let engine = Embedded::open(settings(directory, durability)).unwrap();
             let mut from = stafett::types::Sequence(0);
             let mut left: HashMap<u64, u32> = HashMap::new();
             loop {
@@ -186,25 +201,40 @@ impl History {
         });
         let lost: Vec<_> =
             self.stored.iter().filter(|n| !self.tried.contains(n) && !left.contains_key(n)).collect();
-        assert!(lost.is_empty(), "stored and lost: {lost:?}");
         let back: Vec<_> = self.settled.iter().filter(|n| left.contains_key(n)).collect();
-        assert!(back.is_empty(), "settled and back again: {back:?}");
         let twice: Vec<_> = left.iter().filter(|(_, count)| **count > 1).collect();
-        assert!(twice.is_empty(), "there twice: {twice:?}");
+        if lost.is_empty() && back.is_empty() && twice.is_empty() {
+            return Ok(());
+        }
+        Err(format!("stored and lost: {lost:?}; settled and back again: {back:?}; there twice: {twice:?}"))
+    }
+}
+
+/// A number of the environment, or what holds without it.
+pub(crate) fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+/// Numbers by chance that a seed repeats.
+pub(crate) struct Chance(pub(crate) u64);
+
+impl Chance {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
     }
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_or_comes_back_after_kill_9() {
-    let kills: usize = std::env::var("STAFETT_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
-    let mut seed: u64 = std::env::var("STAFETT_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let kills = setting("STAFETT_KILLS", 8) as usize;
+    let mut chance = Chance(setting("STAFETT_SEED", 1));
     let directory = tempfile::tempdir().unwrap();
     let mut history = History::default();
     for kill in 0..kills {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let lines = 1 + (seed >> 33) as usize % 4000;
-        history.run(directory.path(), Durability::Fsync, lines);
-        history.check(directory.path(), Durability::Fsync);
+        let lines = 1 + chance.below(4000) as usize;
+        assert!(history.run(directory.path(), Durability::Fsync, lines, &[]), "the store did not open");
+        history.check(directory.path(), Durability::Fsync).unwrap();
         let (stored, settled) = (history.stored.len(), history.settled.len());
         println!("kill {} of {kills}: {stored} stored, {settled} settled, none lost", kill + 1);
     }

@@ -1,7 +1,8 @@
 //! What the embedded engine promises beyond the suite: its directory, its rows, its memory.
 
 use stafett::engine::embedded::Embedded;
-use stafett::engine::{Durability, Engine, OpenError, QueueSpec};
+use stafett::engine::{Definition, Durability, Engine, Op, OpenError, QueueSpec};
+use stafett::types::TargetId;
 
 use crate::bench::{Bench, settings, spec, take, text, within};
 
@@ -169,5 +170,26 @@ async fn a_store_that_comes_back_shorter_is_refused() {
             let error = Embedded::open(settings(old.path(), Durability::Fsync)).unwrap_err();
             assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_publish_to_thousands_stays_whole_over_a_checkpoint() {
+    let bench = Bench::new();
+    let queues: Vec<_> = (0..4000).map(|_| bench.engine.next_target()).collect();
+    let define = |(n, &id): (usize, &TargetId)| Op::Define(id, Definition::Queue(spec(&format!("q{n}"))));
+    within("the queues", bench.engine.commit(queues.iter().enumerate().map(define).collect())).await.unwrap();
+    bench.commit(bench.publish(&queues, "to all")).await;
+    assert_eq!(bench.drain(queues[0]).await, ["to all"]);
+    // Checkpoints are written after so many bytes.
+    let other = bench.queue("other").await;
+    for _ in 0..12 {
+        bench.put(other, vec![b'x'; 8 << 20]).await;
+        bench.drain(other).await;
+    }
+    let bench = bench.reopen();
+    assert_eq!(bench.engine.stats(queues[0]).unwrap().ready, 0);
+    for queue in &queues[1..] {
+        assert_eq!(bench.engine.stats(*queue).unwrap().ready, 1);
     }
 }

@@ -6,3 +6,4 @@ mod bench;
 mod conformance;
 mod crash;
 mod embedded;
+mod power;

@@ -94,6 +94,7 @@ async fn server_info_says_what_runs() {
     assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
     assert_eq!(info.features, ["compression", "health", "mqtt", "pubsub", "queues", "reflection"]);
     assert_eq!(info.counters["connections"], 1);
+    assert_eq!((info.counters["grpc_connections"], info.counters["mqtt_connections"]), (1, 0));
     assert_eq!(info.doors["grpc"], broker.address("grpc").to_string());
     assert!(info.max_connections > 0);
     assert!(info.started_at.is_some());

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use stafett::grpc::proto::v1::GetServerInfoRequest;
+use stafett::grpc::proto::v1::admin_service_client::AdminServiceClient;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
@@ -235,6 +237,12 @@ impl Broker {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
+    /// Asks for a counter of `GetServerInfo` until it is `count`.
+    pub(crate) async fn counts(&self, name: &str, count: u64) {
+        let mut admin = AdminServiceClient::new(self.grpc().await);
+        within(name, async { while counter(&mut admin, name).await != count {} }).await;
+    }
+
     /// The directory of the store, kept as long as someone holds it.
     pub(crate) fn data(&self) -> Arc<TempDir> {
         Arc::clone(&self.data)
@@ -261,6 +269,11 @@ impl Broker {
     pub(crate) async fn end(self) -> Ended {
         self.process.end().await
     }
+}
+
+async fn counter(admin: &mut AdminServiceClient<Channel>, name: &str) -> u64 {
+    let info = within("the counters", admin.get_server_info(GetServerInfoRequest {})).await.unwrap();
+    *info.into_inner().counters.get(name).unwrap_or_else(|| panic!("no counter {name}"))
 }
 
 /// Writes a configuration file into a fresh directory.

@@ -18,6 +18,10 @@ pub(crate) struct PubSub {
     pub(crate) retained: Retained,
     pub(crate) sessions: Sessions,
     pub(crate) groups: Groups,
+    /// Deliveries that outboxes did not take.
+    pub(crate) dropped: Arc<AtomicU64>,
+    /// Connections that were ended because they did not keep up.
+    pub(crate) cut: AtomicU64,
     keys: AtomicU64,
 }
 
@@ -27,6 +31,8 @@ impl PubSub {
             retained: Retained::new(limits),
             sessions: Sessions::default(),
             groups: Groups::default(),
+            dropped: Arc::default(),
+            cut: AtomicU64::new(0),
             keys: AtomicU64::new(1),
         }
     }
@@ -55,6 +61,21 @@ impl Broker {
     #[must_use]
     pub fn retained_count(&self) -> usize {
         self.pubsub.retained.count()
+    }
+
+    /// What is counted, by the names that operators see; those that end in `_total` since the start. Never waits.
+    #[must_use]
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let mut counters = self.engine.counters();
+        counters.extend([
+            ("queues", self.queues.count() as u64),
+            ("sessions", self.session_count() as u64),
+            ("subscriptions", self.routes.count() as u64),
+            ("retained_messages", self.retained_count() as u64),
+            ("deliveries_dropped_total", self.pubsub.dropped.load(Ordering::Relaxed)),
+            ("subscribers_cut_total", self.pubsub.cut.load(Ordering::Relaxed)),
+        ]);
+        counters
     }
 
     /// Rebuilds sessions, share groups and retained values as they were stored, and starts what keeps time. Once,

@@ -39,6 +39,8 @@ pub struct SessionEntry {
     pub(crate) attached: ArcSwapOption<Attachment>,
     /// Deliveries that its outboxes did not take.
     pub(crate) dropped: AtomicU64,
+    /// The same of all sessions.
+    pub(crate) all_dropped: Arc<AtomicU64>,
     /// Of what its full backlog dropped, how much its connections were told of.
     pub(crate) told_dropped: AtomicU64,
     pub(crate) incoming: Incoming,

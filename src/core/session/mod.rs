@@ -126,6 +126,11 @@ impl Session {
         self.entry.dropped.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// Counts that its connection is ended because it does not keep up.
+    pub fn count_cut(&self) {
+        self.broker.pubsub.cut.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Forgets a QoS 2 packet id of this session, durably.
     ///
     /// Dropping the future does not take that back.

@@ -114,6 +114,7 @@ impl Broker {
             cut_off,
             attached: ArcSwapOption::empty(),
             dropped: AtomicU64::new(0),
+            all_dropped: Arc::clone(&self.pubsub.dropped),
             told_dropped: AtomicU64::new(0),
             incoming: Incoming::default(),
             replays: Mutex::default(),

@@ -8,8 +8,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::body::decode_message;
-use super::index::{Take, Waker};
+use super::index::Take;
 use super::keeper::{self, Job, follow_up};
+use super::members::Waker;
+use super::returns::Return;
 use super::shared::Shared;
 use super::target::Target;
 use crate::engine::{Consumer, EngineError, Leased};
@@ -48,7 +50,8 @@ impl Consumer for EmbeddedConsumer {
             if state.gone {
                 return Err(EngineError::NoSuchTarget(self.target.id));
             }
-            let how = Take { consumer: self.id, max, max_bytes, now, lease_ends };
+            let isolates = self.target.settings.load().max_deliveries.is_some();
+            let how = Take { consumer: self.id, max, max_bytes, now, lease_ends, isolates };
             let not = state.take(how, |entry| bodies.get(entry), &mut taken);
             if self.lease.is_some() {
                 self.shared.tasks.register(&self.target, &mut state, now);
@@ -105,10 +108,14 @@ impl Consumer for EmbeddedConsumer {
         let at: UnixMillis = unix_now();
         let due = {
             let mut state = self.target.state.lock();
-            let due = state.release_all(self.id, counted, max, at);
+            let how = if counted { Return::Lost } else { Return::Released };
+            let due = state.release_all(self.id, how, max, at);
             self.shared.tasks.register(&self.target, &mut state, at);
             due
         };
+        if counted {
+            self.shared.counts.leases_lost.add(due.ended);
+        }
         follow_up(&self.shared, &self.target, due);
     }
 
@@ -122,6 +129,6 @@ impl Drop for EmbeddedConsumer {
         if !self.keep_leases {
             self.release_all(false);
         }
-        self.target.state.lock().leave(self.id);
+        self.target.state.lock().members.leave(self.id);
     }
 }

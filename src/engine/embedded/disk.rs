@@ -147,7 +147,8 @@ impl Disk {
         }
         disk.sync().map_err(|e| unusable(path, e))?;
         if fresh {
-            for made in [&path.join(STORE), &disk.path] {
+            // sled syncs its data, not what stands beside them.
+            for made in [&path.join(STORE).join("conf"), &path.join(STORE), &disk.path] {
                 File::open(made).and_then(|f| f.sync_all()).map_err(|e| unusable(path, e))?;
             }
         }
@@ -181,6 +182,7 @@ impl Disk {
 
     fn open_locked(path: &Path, cache_bytes: u64, lock: File) -> Result<Self, OpenError> {
         let dir = path.join(STORE);
+        clear_leftovers(&dir).map_err(|e| unusable(path, e))?;
         let config = sled::Config::new()
             .path(&dir)
             .segment_size(SEGMENT_BYTES)
@@ -260,6 +262,31 @@ fn open_trees(db: &sled::Db) -> sled::Result<Trees> {
         part: db.open_tree("part")?,
         done: db.open_tree("done")?,
     })
+}
+
+/// sled takes a snapshot that a crash left half written for its newest, and its own settings, which it does not sync,
+/// for what was asked of it; either keeps it from opening the store. There is another snapshot, or need of none, and
+/// the settings are always the same.
+fn clear_leftovers(dir: &Path) -> io::Result<()> {
+    let found = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    for file in found {
+        let file = file?.path();
+        if file.extension().is_some_and(|extension| extension == "generating") {
+            std::fs::remove_file(file)?;
+        }
+    }
+    let conf = dir.join("conf");
+    match std::fs::read(&conf) {
+        Ok(bytes) => match bytes.split_last_chunk() {
+            Some((settings, crc)) if crc32fast::hash(settings) == u32::from_le_bytes(*crc) => Ok(()),
+            _ => std::fs::remove_file(conf),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+    }
 }
 
 fn make_directory(path: &Path) -> Result<(), OpenError> {

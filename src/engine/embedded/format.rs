@@ -97,6 +97,8 @@ pub(super) struct Add {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Mark {
     pub(super) attempts: u32,
+    /// How many of them ended with their consumer, up to [`Mark::MAX_LOSSES`].
+    pub(super) losses: u8,
     pub(super) not_before: Option<UnixMillis>,
     pub(super) outgoing: Option<Outgoing>,
 }
@@ -140,7 +142,13 @@ fn narrow<T: TryFrom<u64>>(value: u64, what: &'static str, kind: &'static str) -
     T::try_from(value).map_err(|_| FormatError::Unknown { what, kind, value })
 }
 
+/// Losses stand above the state of an outgoing message.
+const LOSSES_SHIFT: u32 = 4;
+
 impl Mark {
+    /// More are not told apart.
+    pub(super) const MAX_LOSSES: u8 = 3;
+
     pub(super) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -148,10 +156,11 @@ impl Mark {
     pub(super) fn encode(&self, out: &mut impl BufMut) {
         encode_varint(u64::from(self.attempts), out);
         encode_varint(self.not_before.map_or(0, |at| at.0), out);
+        let losses = self.losses.min(Self::MAX_LOSSES) << LOSSES_SHIFT;
         match self.outgoing {
-            None => out.put_u8(0),
+            None => out.put_u8(losses),
             Some(outgoing) => {
-                out.put_u8(outgoing.state as u8);
+                out.put_u8(losses | outgoing.state as u8);
                 out.put_u16(outgoing.packet_id);
             }
         }
@@ -161,16 +170,21 @@ impl Mark {
         const WHAT: &str = "a mark";
         let attempts = narrow(varint(buf, WHAT)?, WHAT, "number of attempts")?;
         let not_before = Some(varint(buf, WHAT)?).filter(|&at| at != 0).map(UnixMillis);
-        let state = match byte(buf, WHAT)? {
-            0 => return Ok(Self { attempts, not_before, outgoing: None }),
-            1 => OutgoingState::Sent,
-            2 => OutgoingState::Received,
-            value => return Err(FormatError::Unknown { what: WHAT, kind: "state", value: value.into() }),
+        let value = byte(buf, WHAT)?;
+        let losses = value >> LOSSES_SHIFT;
+        let state = match value & ((1 << LOSSES_SHIFT) - 1) {
+            0 if losses <= Self::MAX_LOSSES => {
+                return Ok(Self { attempts, losses, not_before, outgoing: None });
+            }
+            1 if losses <= Self::MAX_LOSSES => OutgoingState::Sent,
+            2 if losses <= Self::MAX_LOSSES => OutgoingState::Received,
+            _ => return Err(FormatError::Unknown { what: WHAT, kind: "state", value: value.into() }),
         };
         if buf.remaining() < 2 {
             return Err(FormatError::Short(WHAT));
         }
-        Ok(Self { attempts, not_before, outgoing: Some(Outgoing { packet_id: buf.get_u16(), state }) })
+        let outgoing = Some(Outgoing { packet_id: buf.get_u16(), state });
+        Ok(Self { attempts, losses, not_before, outgoing })
     }
 }
 
@@ -448,8 +462,12 @@ mod tests {
         let outgoing = proptest::option::of((any::<u16>(), any::<bool>()).prop_map(|(packet_id, sent)| {
             Outgoing { packet_id, state: if sent { OutgoingState::Sent } else { OutgoingState::Received } }
         }));
-        (any::<u32>(), proptest::option::of(1..u64::MAX), outgoing)
-            .prop_map(|(attempts, at, outgoing)| Mark { attempts, not_before: at.map(UnixMillis), outgoing })
+        (any::<u32>(), 0..=Mark::MAX_LOSSES, proptest::option::of(1..u64::MAX), outgoing).prop_map(
+            |(attempts, losses, at, outgoing)| {
+                let not_before = at.map(UnixMillis);
+                Mark { attempts, losses, not_before, outgoing }
+            },
+        )
     }
 
     fn location() -> impl Strategy<Value = Location> {

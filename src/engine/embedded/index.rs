@@ -7,40 +7,23 @@
 //!
 //! Knows no disk and no clock: the time comes in as an argument.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasherDefault;
-use std::num::NonZeroU32;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use rustc_hash::FxHasher;
 use smallvec::SmallVec;
-use tokio::sync::Notify;
 
 use super::entry::Entry;
 use super::format::{Location, Mark};
+use super::leases::{Lease, Leases};
 use super::level::Level;
+use super::members::Members;
 use crate::engine::{LeaseError, LeaseRef, Outgoing};
-use crate::types::{Sequence, UnixMillis};
+use crate::types::UnixMillis;
 
 /// Keys are numbers of our own: no peer can choose them to collide.
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<FxHasher>>;
-
-/// A message with a consumer.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Lease {
-    pub(super) entry: Entry,
-    pub(super) attempt: u32,
-    pub(super) consumer: u64,
-    /// `u64::MAX`: when its consumer ends.
-    pub(super) ends: u64,
-}
-
-/// Wakes one consumer.
-#[derive(Debug, Default)]
-pub(super) struct Waker {
-    pub(super) notify: Notify,
-}
 
 /// What one call of [`State::take`] gave.
 #[derive(Debug)]
@@ -70,17 +53,8 @@ pub(super) struct Take {
     pub(super) now: UnixMillis,
     /// Milliseconds since 1970, or `u64::MAX`.
     pub(super) lease_ends: u64,
-}
-
-/// What became due.
-#[derive(Debug, Default)]
-pub(super) struct Due {
-    /// Leases that ended, with the attempts now counted.
-    pub(super) lost: Vec<(Entry, Mark)>,
-    /// Of these, those that had their last delivery: they wait as leased for being moved.
-    pub(super) exhausted: Vec<(Entry, u32)>,
-    /// Their time is over: to be settled.
-    pub(super) expired: Vec<Entry>,
+    /// A message whose consumers were lost with it is handed out alone.
+    pub(super) isolates: bool,
 }
 
 /// The index of one target.
@@ -90,15 +64,13 @@ pub(super) struct State {
     pub(super) levels: SmallVec<[Level; 1]>,
     pub(super) delayed: BTreeMap<(u64, u64), Entry>,
     pub(super) delayed_until: Map<u64, u64>,
-    pub(super) leased: Map<u64, Lease>,
-    pub(super) lease_ends: BTreeSet<(u64, u64)>,
+    pub(super) leases: Leases,
     /// Of those messages that have one.
     pub(super) marks: Map<u64, Mark>,
     /// QoS 2 publishes that the session's client has not released: packet id → sequence and place.
     pub(super) incoming: Map<u16, (u64, Location)>,
-    consumers: Map<u64, Arc<Waker>>,
-    waiting: VecDeque<u64>,
-    expiring: usize,
+    pub(super) members: Members,
+    pub(super) expiring: usize,
     pub(super) gone: bool,
     /// The deadline that the keeper knows, if any.
     pub(super) registered: Option<u64>,
@@ -106,13 +78,13 @@ pub(super) struct State {
 
 /// Leased under this number while the keeper moves them to a dead letter queue.
 pub(super) const KEEPER: u64 = u64::MAX;
+/// A message with so many losses is handed out alone.
+const LOSSES: u8 = 2;
 /// How many missing bodies are asked for at once.
 const READ_AHEAD: usize = 64;
-/// How often messages that expire without being at the front are looked for, in milliseconds.
-const SWEEP_MS: u64 = 2_000;
 
 impl State {
-    fn level(&mut self, priority: u8) -> &mut Level {
+    pub(super) fn level(&mut self, priority: u8) -> &mut Level {
         let at = match self.levels.binary_search_by(|level| priority.cmp(&level.priority)) {
             Ok(at) => at,
             Err(at) => {
@@ -134,11 +106,7 @@ impl State {
     }
 
     pub(super) fn leased_count(&self) -> usize {
-        self.leased.len()
-    }
-
-    pub(super) fn consumer_count(&self) -> usize {
-        self.consumers.len()
+        self.leases.len()
     }
 
     /// A stored message arrives, in sequence order. `mark` is of an earlier start.
@@ -165,7 +133,7 @@ impl State {
         self.delayed_until.insert(entry.sequence, until);
     }
 
-    fn put_back(&mut self, entry: Entry, until: u64, now: UnixMillis) {
+    pub(super) fn put_back(&mut self, entry: Entry, until: u64, now: UnixMillis) {
         if until > now.0 {
             self.delay(entry, until);
         } else {
@@ -173,34 +141,10 @@ impl State {
         }
     }
 
-    /// Wakes up to `count` waiting consumers.
-    pub(super) fn wake(&mut self, count: usize) {
-        for _ in 0..count {
-            let Some(consumer) = self.waiting.pop_front() else { break };
-            if let Some(waker) = self.consumers.get(&consumer) {
-                waker.notify.notify_one();
-            }
-        }
-    }
-
-    pub(super) fn join(&mut self, consumer: u64, waker: Arc<Waker>) {
-        self.consumers.insert(consumer, waker);
-    }
-
-    /// The consumer is gone; what it has should have been given back before.
-    pub(super) fn leave(&mut self, consumer: u64) {
-        self.consumers.remove(&consumer);
-        self.waiting.retain(|&other| other != consumer);
-        // It may have been woken for something that it did not take.
-        self.wake(1);
-    }
-
     /// The target is gone: everybody who waits is told.
     pub(super) fn end(&mut self) {
         self.gone = true;
-        for waker in self.consumers.values() {
-            waker.notify.notify_one();
-        }
+        self.members.wake_all();
     }
 
     /// Leases what is ready. `body` gives the bytes of an entry if they are in memory.
@@ -212,12 +156,15 @@ impl State {
     ) -> NotTaken {
         let mut not = NotTaken::default();
         if how.max == 0 {
-            self.waiting.retain(|&other| other != how.consumer);
-            // It may have been woken for something that it does not take.
-            self.wake(1);
+            self.members.stop_waiting(how.consumer);
+            return not;
+        }
+        if self.members.is_alone(how.consumer) {
+            self.members.hold_up(how.consumer);
             return not;
         }
         let (mut count, mut bytes) = (0, 0);
+        let mut held_up = false;
         while count < how.max && (bytes < how.max_bytes || count == 0) && how.max_bytes > 0 {
             let Some(entry) = self.levels.iter_mut().find_map(Level::pop) else { break };
             if self.is_over(&entry, how.now) {
@@ -225,28 +172,44 @@ impl State {
                 not.expired.push(entry);
                 continue;
             }
+            let mark = self.marks.get(&entry.sequence).copied().unwrap_or_default();
+            let alone = how.isolates && mark.losses >= LOSSES;
+            if alone && (count > 0 || self.members.has_any(how.consumer)) {
+                self.level(entry.priority).unpop(entry);
+                held_up = true;
+                break;
+            }
             let Some(body) = body(&entry) else {
                 not.missing = self.ahead(&entry);
                 self.level(entry.priority).unpop(entry);
                 break;
             };
-            let mark = self.marks.get(&entry.sequence).copied().unwrap_or_default();
             let attempt = mark.attempts.saturating_add(1);
-            self.lease(entry, attempt, how.consumer, how.lease_ends);
+            let (consumer, since, ends) = (how.consumer, how.now.0, how.lease_ends);
+            self.leases.insert(Lease { entry, attempt, consumer, since, ends, noted: false });
             count += 1;
             bytes += entry.len as usize;
             let lease_ends = Some(how.lease_ends).filter(|&ends| ends != u64::MAX).map(UnixMillis);
             out.push(Taken { entry, attempt, outgoing: mark.outgoing, body, lease_ends });
+            if alone {
+                held_up = true;
+                self.members.took(how.consumer, 1, true);
+                count = 0;
+                break;
+            }
         }
-        if count < how.max && !self.waiting.contains(&how.consumer) {
-            self.waiting.push_back(how.consumer);
+        self.members.took(how.consumer, count, false);
+        if held_up {
+            self.members.hold_up(how.consumer);
+        } else if count < how.max {
+            self.members.wait(how.consumer);
         }
         self.levels.iter_mut().for_each(Level::shrink);
         not
     }
 
     /// Whether its time is over. What was begun is carried to its end [MQTT-4.3.3-7, MQTT-4.3.3-13].
-    fn is_over(&self, entry: &Entry, now: UnixMillis) -> bool {
+    pub(super) fn is_over(&self, entry: &Entry, now: UnixMillis) -> bool {
         entry.is_expired(now) && self.marks.get(&entry.sequence).is_none_or(|mark| mark.outgoing.is_none())
     }
 
@@ -267,23 +230,20 @@ impl State {
         found
     }
 
-    fn lease(&mut self, entry: Entry, attempt: u32, consumer: u64, ends: u64) {
-        if ends != u64::MAX {
-            self.lease_ends.insert((ends, entry.sequence));
-        }
-        self.leased.insert(entry.sequence, Lease { entry, attempt, consumer, ends });
-    }
-
     pub(super) fn unlease(&mut self, sequence: u64) -> Option<Lease> {
-        let lease = self.leased.remove(&sequence)?;
-        if lease.ends != u64::MAX {
-            self.lease_ends.remove(&(lease.ends, sequence));
-        }
+        let lease = self.leases.remove(sequence)?;
+        self.members.gave(lease.consumer);
         Some(lease)
     }
 
-    fn find_lease(&self, lease: &LeaseRef) -> Result<&Lease, LeaseError> {
-        let found = self.leased.get(&lease.sequence.0).filter(|found| found.consumer != KEEPER);
+    /// Leased to the keeper, until it has moved it.
+    pub(super) fn keep(&mut self, entry: Entry, attempt: u32) {
+        let (since, ends) = (0, u64::MAX);
+        self.leases.insert(Lease { entry, attempt, consumer: KEEPER, since, ends, noted: false });
+    }
+
+    pub(super) fn find_lease(&self, lease: &LeaseRef) -> Result<&Lease, LeaseError> {
+        let found = self.leases.get(lease.sequence.0).filter(|found| found.consumer != KEEPER);
         match found {
             Some(found) if !lease.earlier_boot && lease.attempt.is_none_or(|it| it == found.attempt) => {
                 Ok(found)
@@ -295,7 +255,7 @@ impl State {
     }
 
     fn is_known(&self, sequence: u64) -> bool {
-        self.leased.contains_key(&sequence)
+        self.leases.get(sequence).is_some()
             || self.delayed_until.contains_key(&sequence)
             || self
                 .levels
@@ -316,7 +276,10 @@ impl State {
         let entry = if lease.earlier_boot {
             // The earlier start's lease is good as long as nobody else got the message since.
             match self.levels.iter_mut().find_map(|level| level.remove(lease.sequence.0)) {
-                Some(entry) => entry,
+                Some(entry) => {
+                    self.members.go_on();
+                    entry
+                }
                 None => return Err(self.find_lease(lease).err().unwrap_or(LeaseError::Expired)),
             }
         } else {
@@ -327,46 +290,6 @@ impl State {
         Ok(entry)
     }
 
-    /// Gives a lease back, due at `until`. `count` adds an attempt. Returns the message's mark, and whether it has
-    /// had `max` deliveries: then it stays leased, to be moved.
-    pub(super) fn give_back(
-        &mut self,
-        lease: &LeaseRef,
-        count: bool,
-        max: Option<NonZeroU32>,
-        until: u64,
-        now: UnixMillis,
-    ) -> Result<(Entry, Mark, bool), LeaseError> {
-        self.find_lease(lease)?;
-        let Lease { entry, .. } = self.unlease(lease.sequence.0).ok_or(LeaseError::Unknown)?;
-        let mark = self.count_attempt(&entry, count);
-        let exhausted = count && max.is_some_and(|max| mark.attempts >= max.get());
-        if exhausted {
-            self.lease(entry, mark.attempts, KEEPER, u64::MAX);
-        } else {
-            self.put_back(entry, until, now);
-            self.wake(1);
-        }
-        let not_before = (until > now.0).then_some(UnixMillis(until));
-        Ok((entry, Mark { not_before, ..mark }, exhausted))
-    }
-
-    /// Keeps a leased message for the keeper, who will move it.
-    pub(super) fn set_aside(&mut self, lease: &LeaseRef) -> Result<(Entry, u32), LeaseError> {
-        self.find_lease(lease)?;
-        let Lease { entry, attempt, .. } = self.unlease(lease.sequence.0).ok_or(LeaseError::Unknown)?;
-        self.lease(entry, attempt, KEEPER, u64::MAX);
-        Ok((entry, attempt))
-    }
-
-    /// The keeper could not move it: it is ready again.
-    pub(super) fn restore(&mut self, sequence: u64, now: UnixMillis) {
-        if let Some(Lease { entry, .. }) = self.unlease(sequence) {
-            self.put_back(entry, 0, now);
-            self.wake(1);
-        }
-    }
-
     /// A move settles what is leased to anyone, the keeper included.
     pub(super) fn settle_for_move(&mut self, sequence: u64) -> Option<Entry> {
         let entry = self.unlease(sequence)?.entry;
@@ -374,107 +297,19 @@ impl State {
         Some(entry)
     }
 
-    fn count_attempt(&mut self, entry: &Entry, count: bool) -> Mark {
-        if !count {
-            return self.marks.get(&entry.sequence).copied().unwrap_or_default();
-        }
-        let mark = self.marks.entry(entry.sequence).or_default();
-        mark.attempts = mark.attempts.saturating_add(1);
-        *mark
-    }
-
     pub(super) fn extend(&mut self, lease: &LeaseRef, ends: u64) -> Result<(), LeaseError> {
-        let Lease { entry, attempt, consumer, .. } = *self.find_lease(lease)?;
-        self.unlease(lease.sequence.0);
-        self.lease(entry, attempt, consumer, ends);
+        self.find_lease(lease)?;
+        self.leases.extend(lease.sequence.0, ends);
         Ok(())
     }
 
     /// What the peer knows an outgoing message by. Returns the place and the whole mark, to be stored.
     pub(super) fn set_outgoing(&mut self, sequence: u64, outgoing: Outgoing) -> Option<(Location, Mark)> {
-        let entry = self.leased.get(&sequence)?.entry;
+        let lease = *self.leases.get(sequence)?;
         let mark = self.marks.entry(sequence).or_default();
         mark.outgoing = Some(outgoing);
-        Some((entry.location(), *mark))
-    }
-
-    /// All that a consumer has goes back. Returns places and marks if attempts were counted, and what is exhausted.
-    pub(super) fn release_all(
-        &mut self,
-        consumer: u64,
-        counted: bool,
-        max: Option<NonZeroU32>,
-        now: UnixMillis,
-    ) -> Due {
-        let mut held: Vec<u64> =
-            self.leased.iter().filter(|(_, lease)| lease.consumer == consumer).map(|(&s, _)| s).collect();
-        held.sort_unstable_by(|a, b| b.cmp(a));
-        let mut due = Due::default();
-        for sequence in &held {
-            if let Ok((entry, mark, exhausted)) =
-                self.give_back(&LeaseRef::of(Sequence(*sequence)), counted, max, 0, now)
-            {
-                if exhausted {
-                    due.exhausted.push((entry, mark.attempts));
-                }
-                if counted {
-                    due.lost.push((entry, mark));
-                }
-            }
-        }
-        self.wake(held.len());
-        due
-    }
-
-    /// When something of this target will be due, in milliseconds since 1970.
-    pub(super) fn next_deadline(&self, now: UnixMillis) -> Option<u64> {
-        let delayed = self.delayed.first_key_value().map(|(&(at, _), _)| at);
-        let lease = self.lease_ends.first().map(|&(at, _)| at);
-        let sweep = (self.expiring > 0 && !self.gone).then_some(now.0 + SWEEP_MS);
-        [delayed, lease, sweep].into_iter().flatten().min()
-    }
-
-    /// Moves what is due at `now`.
-    pub(super) fn due(&mut self, now: UnixMillis, max: Option<NonZeroU32>) -> Due {
-        let mut due = Due::default();
-        let mut woken = 0;
-        while let Some((&(at, sequence), _)) = self.delayed.first_key_value()
-            && at <= now.0
-        {
-            self.delayed_until.remove(&sequence);
-            if let Some((_, entry)) = self.delayed.pop_first() {
-                self.level(entry.priority).unpop(entry);
-                woken += 1;
-            }
-        }
-        while let Some(&(at, sequence)) = self.lease_ends.first()
-            && at <= now.0
-        {
-            match self.give_back(&LeaseRef::of(Sequence(sequence)), true, max, 0, now) {
-                Ok((entry, mark, exhausted)) => {
-                    due.lost.push((entry, mark));
-                    if exhausted {
-                        due.exhausted.push((entry, mark.attempts));
-                    }
-                }
-                Err(_) => {
-                    self.lease_ends.pop_first();
-                }
-            }
-        }
-        if self.expiring > 0 {
-            let mut levels = std::mem::take(&mut self.levels);
-            for level in &mut levels {
-                level.fresh.retain(|entry| !self.is_over(entry, now) || (due.expired.push(*entry), false).1);
-                level
-                    .returned
-                    .retain(|_, entry| !self.is_over(entry, now) || (due.expired.push(*entry), false).1);
-            }
-            self.levels = levels;
-            due.expired.iter().for_each(|entry| self.forget(entry));
-        }
-        self.wake(woken);
-        due
+        let attempts = if lease.noted { lease.attempt } else { mark.attempts };
+        Some((lease.entry.location(), Mark { attempts, ..*mark }))
     }
 
     /// A rewritten message lies elsewhere now.
@@ -484,8 +319,8 @@ impl State {
             entry.ordinal = place.ordinal;
             entry.offset = place.offset;
         };
-        if let Some(lease) = self.leased.get_mut(&sequence) {
-            move_to(&mut lease.entry);
+        if let Some(entry) = self.leases.get_mut(sequence) {
+            move_to(entry);
         } else if let Some(entry) =
             self.delayed_until.get(&sequence).and_then(|&until| self.delayed.get_mut(&(until, sequence)))
         {

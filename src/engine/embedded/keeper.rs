@@ -14,8 +14,10 @@ use smallvec::SmallVec;
 
 use super::body::{decode_message, encode_message};
 use super::entry::Entry;
-use super::index::{Due, State};
+use super::format::Mark;
+use super::index::State;
 use super::lanes::{Prepared, Reply, SettleReply, Work, deadline};
+use super::returns::Due;
 use super::shared::Shared;
 use super::target::Target;
 use crate::engine::{Browsed, EngineError, Outcome, Ticket, View};
@@ -132,25 +134,34 @@ pub(super) fn keep_time(shared: &Shared) {
         let due = {
             let mut state = target.state.lock();
             state.registered = None;
-            let due = state.due(at, max);
+            let mut due = state.due(at, max);
             shared.tasks.register(&target, &mut state, at);
+            // Under the lock: what a consumer gives back later is written later.
+            write_marks(shared, &target, std::mem::take(&mut due.marks));
             due
         };
+        shared.counts.leases_expired.add(due.ended);
+        shared.counts.leases_written.add(due.noted);
         follow_up(shared, &target, due);
     }
 }
 
 /// What became due, was lost or expired is written; nobody waits for it.
 pub(super) fn follow_up(shared: &Shared, target: &Arc<Target>, due: Due) {
-    if !due.lost.is_empty() {
-        let marks = due.lost.iter().map(|(entry, mark)| (entry.sequence, entry.location(), *mark)).collect();
-        shared.lanes.push(Work::Mark { target: target.clone(), marks, reply: None });
-    }
+    write_marks(shared, target, due.marks);
     if !due.exhausted.is_empty() {
         let reason = "max deliveries reached".into();
         shared.tasks.push(Job::Bury { target: target.clone(), entries: due.exhausted, reason, reply: None });
     }
     expire(shared, target, &due.expired);
+}
+
+/// Hands marks to the writer; nobody waits for it.
+pub(super) fn write_marks(shared: &Shared, target: &Arc<Target>, marks: Vec<(Entry, Mark)>) {
+    if !marks.is_empty() {
+        let marks = marks.iter().map(|(entry, mark)| (entry.sequence, entry.location(), *mark)).collect();
+        shared.lanes.push(Work::Mark { target: target.clone(), marks, reply: None });
+    }
 }
 
 /// Messages whose time is over, already out of the index, are settled.
@@ -159,6 +170,7 @@ pub(super) fn expire(shared: &Shared, target: &Arc<Target>, expired: &[Entry]) {
         return;
     }
     target.totals.expired.fetch_add(expired.len() as u64, Ordering::Relaxed);
+    shared.counts.expired.add(expired.len() as u64);
     let entries = expired.iter().map(|entry| (entry.sequence, entry.location(), entry.len)).collect();
     shared.lanes.push(Work::Settle { target: target.clone(), entries, reply: SettleReply::Nobody });
 }
@@ -187,7 +199,7 @@ fn load(shared: &Shared, target: &Arc<Target>, entries: &[Entry]) {
             discard(target, entry.sequence, &error);
         }
     }
-    target.state.lock().wake(entries.len());
+    target.state.lock().members.wake(entries.len());
 }
 
 /// A message cannot be read: the others must not wait behind it.
@@ -254,6 +266,7 @@ fn bury(
             state.restore(sequence, unix_now());
         } else {
             target.totals.dead_lettered.fetch_add(1, Ordering::Relaxed);
+            shared.counts.dead_lettered.add(1);
         }
     }
     Ok(())

@@ -1,7 +1,8 @@
 //! Which packs are still needed, and why.
 //!
 //! A pack may go when all its ADDs are settled and no pack that its SETTLE and MARK records name is left to be
-//! brought back without them: each named pack is gone itself or has a checkpoint as recent as this pack.
+//! brought back without them: each named pack is gone itself or has a checkpoint as recent as this pack. The packs of a
+//! chain go after its first, whose ADDs theirs are.
 //! Whoever removes a pack does so a sync later than what justified it.
 //!
 //! The writer's alone; no lock, no disk.
@@ -33,6 +34,10 @@ struct Pack {
     needs: u32,
     /// Packs whose records name this one since its last checkpoint.
     needed_by: SmallVec<[u64; 2]>,
+    /// The first of the chain in which this one is another.
+    first: Option<u64>,
+    /// The others of the chain whose first this one is.
+    others: Vec<u64>,
     /// Logical bytes written when it was: its age.
     written_at: u64,
 }
@@ -57,6 +62,15 @@ impl Ledger {
     /// A pack is begun; until it is sealed it is needed.
     pub(super) fn begin(&mut self, pack: u64, clock: u64) {
         self.packs.insert(pack, Pack { needs: 1, written_at: clock, ..Pack::default() });
+    }
+
+    /// A pack that was begun goes on with the chain that begins with `first`.
+    pub(super) fn follow(&mut self, pack: u64, first: u64) {
+        let Some(entry) = self.packs.get_mut(&first) else { return };
+        entry.others.push(pack);
+        if let Some(entry) = self.packs.get_mut(&pack) {
+            entry.first = Some(first);
+        }
     }
 
     /// One more ADD whose body lies in this pack. Returns its ordinal.
@@ -86,6 +100,7 @@ impl Ledger {
         }
         names.clear();
         let Some(entry) = self.packs.get_mut(&pack) else { return };
+        needs += u32::from(entry.first.is_some());
         entry.bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         entry.slots = slots;
         entry.needs = needs;
@@ -136,15 +151,14 @@ impl Ledger {
         true
     }
 
-    /// An ADD has a mark now. False if it is settled or not known.
+    /// An ADD has a mark now. False if it is settled or not known, or has this mark already.
     pub(super) fn mark(&mut self, place: Location, mark: Mark) -> bool {
         let Some(entry) = self.packs.get_mut(&place.pack) else { return false };
         let bit = 1_u64 << (place.ordinal % 64);
         if entry.settled.get(place.ordinal as usize / 64).is_none_or(|word| word & bit != 0) {
             return false;
         }
-        entry.marks.insert(place.ordinal, mark);
-        true
+        entry.marks.insert(place.ordinal, mark) != Some(mark)
     }
 
     /// The mark of an ADD.
@@ -209,6 +223,7 @@ impl Ledger {
         self.bytes -= u64::from(entry.bytes);
         self.dirty.remove(&pack);
         self.release(&entry.needed_by, u64::MAX);
+        self.release(&entry.others, u64::MAX);
     }
 
     fn release(&mut self, needed_by: &[u64], up_to: u64) {
@@ -330,6 +345,23 @@ mod tests {
         ledger.checkpointed(1, 2);
         assert_eq!(ledger.take_free(), [2], "pack 3 came later than the checkpoint");
         assert_eq!(ledger.dirty(), [1]);
+    }
+
+    #[test]
+    fn a_chain_stays_whole_whatever_is_checkpointed() {
+        let mut ledger = Ledger::default();
+        ledger.insert(1, 2, 100, &mut vec![], 0);
+        ledger.begin(2, 0);
+        ledger.follow(2, 1);
+        ledger.seal(2, 100, 0, &mut vec![]);
+        ledger.insert(3, 0, 100, &mut vec![1], 0);
+        ledger.settle(at(1, 0));
+        ledger.checkpointed(1, 3);
+        assert_eq!(ledger.take_free(), [3], "what lives in pack 2 is counted in pack 1");
+        ledger.settle(at(1, 1));
+        assert_eq!(ledger.take_free(), [1]);
+        ledger.removed(1);
+        assert_eq!(ledger.take_free(), [2]);
     }
 
     #[test]

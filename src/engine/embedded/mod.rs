@@ -19,15 +19,17 @@ use tokio::sync::watch;
 use self::bodies::Bodies;
 use self::body::{decode_message, encode_alone, encode_message};
 use self::consumer::EmbeddedConsumer;
+use self::counts::Counts;
 use self::disk::Disk;
 use self::entry::Entry;
 use self::format::LARGE_BYTES;
-use self::index::Waker;
 use self::keeper::{Job, Tasks};
 use self::lanes::{Lanes, Prepared, PreparedPublish, Retained, SettleReply, Work};
 use self::log::Log;
 use self::marker::Marker;
+use self::members::Waker;
 use self::pack::Packer;
+use self::returns::{Return, Returned};
 use self::shared::Shared;
 use self::target::Target;
 use self::writer::Writer;
@@ -43,6 +45,7 @@ mod bodies;
 mod body;
 pub mod check;
 mod consumer;
+mod counts;
 mod disk;
 mod entry;
 pub mod export;
@@ -51,14 +54,17 @@ mod index;
 mod journal;
 mod keeper;
 mod lanes;
+mod leases;
 mod ledger;
 mod level;
 mod log;
 mod marker;
+mod members;
 mod objects;
 mod offline;
 mod pack;
 mod recovery;
+mod returns;
 mod rows;
 mod shared;
 mod space;
@@ -126,6 +132,7 @@ impl Embedded {
             registry: RwLock::new(recovered.registry),
             lanes: Lanes::default(),
             tasks: Tasks::default(),
+            counts: Counts::default(),
             health: watch::Sender::new(Health::Ok),
             failed: AtomicBool::new(false),
             next_target: AtomicU32::new(recovered.next_target),
@@ -285,7 +292,7 @@ impl Engine for Embedded {
         let target = self.shared.target(target)?;
         let id = self.shared.next_consumer.fetch_add(1, Ordering::Relaxed);
         let waker = Arc::new(Waker::default());
-        target.state.lock().join(id, waker.clone());
+        target.state.lock().members.join(id, waker.clone());
         Ok(Box::new(EmbeddedConsumer {
             shared: self.shared.clone(),
             target,
@@ -331,7 +338,11 @@ impl Engine for Embedded {
         let at = unix_now();
         let until = if delay.is_zero() { 0 } else { at.after(delay).0 };
         let bury = matches!(how, Nack::DeadLetter(_)) && settings.dead_letter.is_some();
-        let count = how != Nack::Release;
+        let back = match how {
+            Nack::Release => Return::Released,
+            Nack::Failed | Nack::DeadLetter(_) => Return::Failed,
+            Nack::Lost => Return::Lost,
+        };
         let (mut failed, mut marks, mut exhausted) = (Vec::new(), Vec::new(), Vec::new());
         {
             let mut state = target.state.lock();
@@ -343,17 +354,21 @@ impl Engine for Embedded {
                     }
                     continue;
                 }
-                match state.give_back(lease, count, settings.max_deliveries, until, at) {
-                    Ok((entry, mark, true)) => exhausted.push((entry, mark.attempts)),
-                    Ok((entry, mark, false)) => {
-                        if count || mark.not_before.is_some() {
-                            marks.push((entry.sequence, entry.location(), mark));
-                        }
+                match state.give_back(lease, back, settings.max_deliveries, until, at) {
+                    Ok(Returned { entry, mark, exhausted: true, .. }) => {
+                        exhausted.push((entry, mark.attempts))
                     }
+                    Ok(Returned { entry, mark, changed: true, .. }) => {
+                        marks.push((entry.sequence, entry.location(), mark));
+                    }
+                    Ok(_) => {}
                     Err(error) => failed.push((place, error)),
                 }
             }
             self.shared.tasks.register(&target, &mut state, at);
+        }
+        if back == Return::Lost {
+            self.shared.counts.leases_lost.add((leases.len() - failed.len()) as u64);
         }
         let (reply, durable) = Ticket::new();
         let reason = match how {
@@ -433,11 +448,20 @@ impl Engine for Embedded {
         Ok(stats)
     }
 
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.shared.counts.list()
+    }
+
     fn health(&self) -> watch::Receiver<Health> {
         self.shared.health.subscribe()
     }
 
     fn close(&self) -> Result<(), EngineError> {
+        // This end is in order: leases that it ends are not counted.
+        for target in self.shared.registry.read().all() {
+            let marks = target.state.lock().unnote();
+            keeper::write_marks(&self.shared, &target, marks);
+        }
         self.shared.lanes.close();
         self.shared.tasks.close();
         for thread in self.threads.lock().drain(..) {

@@ -188,7 +188,8 @@ impl Packer {
         if full {
             self.seal(books, if self.chain.is_some() { CONTINUES } else { 0 })?;
             if let Some(first) = self.chain {
-                self.open(books.ledger, CONTINUED).names.push(first);
+                let pack = self.open(books.ledger, CONTINUED).pack;
+                books.ledger.follow(pack, first);
             }
         }
         Ok(())

@@ -192,7 +192,10 @@ impl<'a> Reading<'a> {
     fn accept(&mut self, pack: u64, home: u64, bytes: usize, head: Head) {
         self.last_pack = self.last_pack.max(pack);
         self.ledger.begin(pack, 0);
-        let mut names = vec![home];
+        if home != pack {
+            self.ledger.follow(pack, home);
+        }
+        let mut names = Vec::new();
         let mut slots = 0;
         let mut bytes = bytes;
         for record in head.records {

@@ -10,6 +10,7 @@ use rustc_hash::FxHasher;
 use tokio::sync::watch;
 
 use super::bodies::Bodies;
+use super::counts::Counts;
 use super::disk::Disk;
 use super::keeper::Tasks;
 use super::lanes::Lanes;
@@ -72,6 +73,7 @@ pub(super) struct Shared {
     pub(super) registry: RwLock<Registry>,
     pub(super) lanes: Lanes,
     pub(super) tasks: Tasks,
+    pub(super) counts: Counts,
     pub(super) health: watch::Sender<Health>,
     pub(super) failed: AtomicBool,
     pub(super) next_target: AtomicU32,

@@ -87,6 +87,7 @@ impl Writer {
         if let Some((free_bytes, watermark_bytes)) = self.low_disk
             && matches!(op, Prepared::Publish(_) | Prepared::Define(..) | Prepared::Subscribe(..))
         {
+            self.shared.counts.refused_disk.add(1);
             return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
         }
         match op {
@@ -178,9 +179,13 @@ impl Writer {
                 None => open.push(Some((target, append))),
                 Some(_) if !target.settings.load().rejects => {
                     target.totals.dropped.fetch_add(1, Ordering::Relaxed);
+                    self.shared.counts.dropped.add(1);
                     open.push(None);
                 }
-                Some(bound) => return Ok(Outcome::Refused(Refusal::Full { target: append.target, bound })),
+                Some(bound) => {
+                    self.shared.counts.refused_full.add(1);
+                    return Ok(Outcome::Refused(Refusal::Full { target: append.target, bound }));
+                }
             }
         }
         let incoming =

@@ -24,7 +24,7 @@ impl State {
             found.extend(delayed.map(|(&(until, _), entry)| (*entry, View::Delayed, Some(until))));
         }
         if matches!(view, View::All | View::Leased) {
-            let leased = self.leased.values().filter(|lease| lease.entry.sequence >= from);
+            let leased = self.leases.all().filter(|lease| lease.entry.sequence >= from);
             found.extend(
                 leased.map(|lease| {
                     (lease.entry, View::Leased, Some(lease.ends).filter(|&ends| ends != u64::MAX))
@@ -41,14 +41,14 @@ impl State {
     pub(super) fn discard(&mut self, sequence: u64) {
         if self.unlease(sequence).is_none() {
             self.levels.iter_mut().find_map(|level| level.remove(sequence));
+            self.members.go_on();
         }
     }
 
     /// All that the target holds, for its end.
     pub(super) fn drain_whole(&mut self) -> Vec<Entry> {
         let mut out = self.drain(View::All);
-        out.extend(self.leased.drain().map(|(_, lease)| lease.entry));
-        self.lease_ends.clear();
+        out.extend(self.leases.drain().map(|lease| lease.entry));
         out
     }
 
@@ -67,12 +67,13 @@ impl State {
         }
         if matches!(view, View::All | View::Leased) {
             let held: Vec<u64> =
-                self.leased.values().filter(|l| l.consumer != KEEPER).map(|l| l.entry.sequence).collect();
+                self.leases.all().filter(|l| l.consumer != KEEPER).map(|l| l.entry.sequence).collect();
             out.extend(
                 held.into_iter().filter_map(|sequence| self.unlease(sequence)).map(|lease| lease.entry),
             );
         }
         out.iter().for_each(|entry| self.forget(entry));
+        self.members.go_on();
         out
     }
 }

@@ -99,7 +99,7 @@ impl Target {
             dead_lettered_total: load(&self.totals.dead_lettered),
             expired_total: load(&self.totals.expired),
             dropped_total: load(&self.totals.dropped),
-            consumers: u32::try_from(state.consumer_count()).unwrap_or(u32::MAX),
+            consumers: u32::try_from(state.members.len()).unwrap_or(u32::MAX),
         }
     }
 }

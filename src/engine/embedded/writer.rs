@@ -249,7 +249,7 @@ impl Writer {
                         push(&mut state, entry, mark, at, &mut dead);
                         pushed += 1;
                     }
-                    state.wake(pushed);
+                    state.members.wake(pushed);
                     self.shared.tasks.register(&target, &mut state, at);
                     drop(state);
                     for place in dead {

@@ -229,6 +229,7 @@ impl<V: Voice> Receiving<V> {
         let fault = match open.held.mailbox.ended() {
             None => return,
             Some(Ended::Overflow) => {
+                open.held.session.count_cut();
                 let what = "the client does not keep up: too many deliveries wait".to_owned();
                 status(&CoreError::Limit { what, max: self.bounds.mailbox.messages as u64 })
             }

@@ -23,6 +23,9 @@ impl Live {
     pub(super) fn deliver(&mut self, wire: &mut Wire) -> Result<(), CoreError> {
         let room = wire.out.len() <= LOW_WATER;
         if let Some(code) = self.mailbox.take(&mut self.frames, room) {
+            if code == ReasonCode::QuotaExceeded {
+                self.session.count_cut();
+            }
             self.handle(Input::Closed(code));
             return Ok(());
         }

@@ -80,10 +80,12 @@ async fn lay(door: &Door, socket: Socket, peer: Peer, until: Instant) -> Option<
         laid = door.layers.over(socket, peer) => match laid {
             Ok(laid) => return Some(laid),
             Err(error) => {
+                door.counters.refused();
                 tracing::debug!(%peer, error = &error as &dyn std::error::Error, "no connection");
             }
         },
         () = sleep_until(until.into()) => {
+            door.counters.timed_out();
             tracing::debug!(%peer, "not connected within the time for it");
         }
         () = door.shutdown.stopping().cancelled() => {}
@@ -126,6 +128,7 @@ async fn begin(door: &Arc<Door>, wire: &mut Wire, peer: Peer, until: Instant) ->
     let connect = tokio::select! {
         connect = read_connect(door, wire) => connect,
         () = sleep_until(until.into()) => {
+            door.counters.timed_out();
             tracing::debug!(%peer, "no CONNECT within the time for it");
             return None;
         }
@@ -135,6 +138,7 @@ async fn begin(door: &Arc<Door>, wire: &mut Wire, peer: Peer, until: Instant) ->
         Ok(connect) => connect,
         Err(NoConnect::Gone) => return None,
         Err(NoConnect::Bad(error)) => {
+            door.counters.refused();
             tracing::debug!(%peer, %error, rule = error.rule(), "no CONNECT");
             let version = wire.decoder.version();
             if let Some((connack, version)) = answer(&error, version) {
@@ -151,6 +155,7 @@ async fn begin(door: &Arc<Door>, wire: &mut Wire, peer: Peer, until: Instant) ->
             Some(live)
         }
         Err(refused) => {
+            door.counters.refused();
             tracing::debug!(%peer, code = %refused.code, why = refused.why, "CONNECT refused");
             refuse_with(wire, refused.connack(form.version), form);
             end::linger(door, wire).await;

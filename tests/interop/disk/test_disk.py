@@ -9,7 +9,7 @@ import grpc
 import pytest
 from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from stafett.v1 import common_pb2, queue_pb2
+from stafett.v1 import admin_pb2, common_pb2, queue_pb2
 
 from harness import DEADLINE, remaining
 from harness.broker import Broker
@@ -227,6 +227,8 @@ def test_a_disk_that_fills_up_refuses_at_the_watermark_and_recovers_by_itself(br
     assert refusals["grpc"].detail("ErrorInfo").reason == "DISK_NEARLY_FULL"
     assert refusals["grpc"].detail("RetryInfo").retry_delay.seconds > 0
     assert disk.free() > 0
+    counters = broker.admin().GetServerInfo(admin_pb2.GetServerInfoRequest(), timeout=DEADLINE).counters
+    assert counters["publishes_refused_disk_total"] >= 2
     assert len(feeders.acknowledged) > 100
 
     # Settling goes on, and the broker serves.
@@ -257,16 +259,17 @@ def test_a_store_that_cannot_write_ends_the_broker_and_keeps_what_it_acknowledge
     disk, broker = broker_on(96)
     queues = broker.queues()
     create(queues)
-    stored = [f"grpc {number}" for number in range(500)]
-    for number in range(500):
-        enqueue(queues, payload("grpc", number))
-    leased = receive(queues, 500)
+    # Small ones: what is written below is what is said of them.
+    stored = [f"grpc {number}" for number in range(1000)]
+    for one in stored:
+        enqueue(queues, one.encode())
+    leased = receive(queues, 1000)
     watched = health_pb2_grpc.HealthStub(broker.channel()).Watch(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
     assert next(watched).status == SERVING
 
     # Whatever room the broker finds or has kept is taken from it, until it cannot write what is settled.
     settled, unknown = set(), set()
-    until = time.monotonic() + DEADLINE
+    until = time.monotonic() + 2 * DEADLINE
     while not unknown and remaining(until) > 0:
         disk.fill()
         one, *others = leased
@@ -274,7 +277,7 @@ def test_a_store_that_cannot_write_ends_the_broker_and_keeps_what_it_acknowledge
             acknowledge(queues, [one])
             settled.add(name(one.message.payload))
             nack(queues, others)
-            leased = receive(queues, 500)
+            leased = receive(queues, 1000)
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.UNAVAILABLE, error
             unknown.add(name(one.message.payload))

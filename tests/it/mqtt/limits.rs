@@ -28,6 +28,7 @@ async fn garbage_closes_its_own_connection_alone() {
         peer.send_bytes(garbage).await;
         assert_eq!(peer.next_or_end().await, None, "{garbage:?}");
     }
+    broker.counts("mqtt_connects_refused_total", 5).await;
     // After CONNECT a 5.0 client is told; the reason is not lost, though more comes.
     let mut peer = Peer::clean(&broker, V5, "").await;
     peer.send_bytes(&[0xf7; 100_000]).await;
@@ -87,6 +88,7 @@ async fn who_does_not_finish_connect_is_closed() {
     slow.send_bytes(b"\x10\x0c\x00\x04MQ").await;
     assert_eq!(silent.next_or_end().await, None);
     assert_eq!(slow.next_or_end().await, None);
+    broker.counts("mqtt_connect_timeouts_total", 2).await;
     // Who has finished is not meant.
     Peer::clean(&broker, V311, "").await.nothing_came().await;
 }
@@ -161,6 +163,7 @@ async fn a_client_that_does_not_read_is_bounded_and_disturbs_nobody() {
         got += 1;
     }
     assert!(got < 2000, "the bound did not hold");
+    broker.counts("subscribers_cut_total", 1).await;
 }
 
 #[tokio::test]

@@ -33,6 +33,7 @@ async fn a_publish_enqueues_and_says_when_it_cannot() {
     old.send(Packet::Publish(publish("$queue/small", QOS1, 1, "4"))).await;
     assert_eq!(old.next_or_end().await, None);
     assert_eq!(queues.stats("small").await.ready, 1);
+    broker.counts("publishes_refused_full_total", 3).await;
 }
 
 #[tokio::test]
@@ -120,6 +121,36 @@ async fn a_lost_connection_counts_and_a_farewell_does_not() {
             queues.acknowledge("q", vec![leased.lease_token]).await;
         }
     }
+}
+
+#[tokio::test]
+async fn what_was_lost_with_two_connections_comes_alone_and_its_neighbours_are_not_buried() {
+    let broker = Broker::start().await;
+    let mut queues = Queues::of(&broker).await;
+    queues.create(named("dead")).await;
+    queues.create(v1::Queue { max_deliveries: 3, dead_letter_queue: "dead".into(), ..named("q") }).await;
+    queues.fill("q", &["poison", "a", "b"]).await;
+    for losses in [3, 6] {
+        let mut lost = consumer(&broker, V5).await;
+        for payload in ["poison", "a", "b"] {
+            assert_eq!(text(&lost.publish().await), payload);
+        }
+        lost.vanish();
+        broker.counts("leases_lost_total", losses).await;
+    }
+    let mut lost = consumer(&broker, V311).await;
+    assert_eq!(text(&lost.publish().await), "poison");
+    lost.nothing_came().await;
+    lost.vanish();
+    assert_eq!(payloads(&[queues.one("dead").await]), ["poison"]);
+
+    let mut survivor = consumer(&broker, V5).await;
+    let first = survivor.publish().await;
+    assert_eq!(text(&first), "a");
+    survivor.nothing_came().await;
+    survivor.send(Packet::PubAck(ack(first.packet_id.unwrap().get()))).await;
+    assert_eq!(survivor.receive_texts(1).await, ["b"]);
+    assert!(queues.is_empty("dead").await);
 }
 
 #[tokio::test]

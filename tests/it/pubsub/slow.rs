@@ -33,6 +33,7 @@ async fn a_slow_subscriber_loses_and_others_do_not() {
     let (closing, status) = slow_but_sure.ended().await;
     assert_eq!(Code::from(closing.status.unwrap().code), Code::ResourceExhausted);
     assert_eq!(status.unwrap().code(), Code::ResourceExhausted);
+    broker.counts("subscribers_cut_total", 1).await;
     topics.publish(at_most_once("t", "last")).await;
     let (mut heard, mut lost) = (0, 0);
     while heard + lost < COUNT {

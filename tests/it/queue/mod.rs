@@ -3,6 +3,7 @@
 mod commands;
 mod definitions;
 mod deliveries;
+mod leases;
 mod messages;
 mod restart;
 mod streams;

@@ -111,7 +111,7 @@ impl Consumer {
     }
 
     /// So many messages, however many frames they come in.
-    async fn take(&mut self, count: usize) -> Vec<v1::LeasedMessage> {
+    pub(super) async fn take(&mut self, count: usize) -> Vec<v1::LeasedMessage> {
         let mut messages = Vec::new();
         while messages.len() < count {
             match self.hear().await {

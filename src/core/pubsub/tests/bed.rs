@@ -388,6 +388,9 @@ impl Engine for Held {
     fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError> {
         self.inner.stats(target)
     }
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.inner.counters()
+    }
     fn health(&self) -> watch::Receiver<Health> {
         self.inner.health()
     }

@@ -1,0 +1,217 @@
+//! What comes back to the index of a target, or becomes due: leases that are given back, lost or ended, delayed messages,
+//! messages whose time is over. Here deliveries are counted.
+
+use std::num::NonZeroU32;
+
+use super::entry::Entry;
+use super::format::Mark;
+use super::index::State;
+use super::leases::Lease;
+use crate::engine::{LeaseError, LeaseRef};
+use crate::types::{Sequence, UnixMillis};
+
+/// How often messages that expire without being at the front are looked for, in milliseconds.
+const SWEEP_MS: u64 = 2_000;
+
+/// How a lease ends short of being settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Return {
+    /// Not counted.
+    Released,
+    /// Counted.
+    Failed,
+    /// Its consumer was lost with it: counted, also towards handing it out alone.
+    Lost,
+}
+
+/// What was given back.
+#[derive(Debug)]
+pub(super) struct Returned {
+    pub(super) entry: Entry,
+    pub(super) mark: Mark,
+    /// It has had its last delivery and stays leased, to be moved.
+    pub(super) exhausted: bool,
+    /// The mark is not what is written, and is to be.
+    pub(super) changed: bool,
+}
+
+/// What became due.
+#[derive(Debug, Default)]
+pub(super) struct Due {
+    /// Marks to be written: of leases that ended, and of those that are old enough to be noted.
+    pub(super) marks: Vec<(Entry, Mark)>,
+    /// How many leases were given back, or ended by time.
+    pub(super) ended: u64,
+    /// How many leases are noted now.
+    pub(super) noted: u64,
+    /// Those that had their last delivery: they wait as leased for being moved.
+    pub(super) exhausted: Vec<(Entry, u32)>,
+    /// Their time is over: to be settled.
+    pub(super) expired: Vec<Entry>,
+}
+
+impl State {
+    /// Gives a lease back, due at `until`. After `max` counted deliveries it stays leased, to be moved.
+    pub(super) fn give_back(
+        &mut self,
+        lease: &LeaseRef,
+        how: Return,
+        max: Option<NonZeroU32>,
+        until: u64,
+        now: UnixMillis,
+    ) -> Result<Returned, LeaseError> {
+        self.find_lease(lease)?;
+        let Lease { entry, noted, .. } = self.unlease(lease.sequence.0).ok_or(LeaseError::Unknown)?;
+        let mark = self.count(&entry, how);
+        let counted = how != Return::Released;
+        let exhausted = counted && max.is_some_and(|max| mark.attempts >= max.get());
+        if exhausted {
+            self.keep(entry, mark.attempts);
+        } else {
+            self.put_back(entry, until, now);
+            self.members.wake(1);
+        }
+        let not_before = (until > now.0).then_some(UnixMillis(until));
+        let changed = counted || noted || not_before.is_some();
+        Ok(Returned { entry, mark: Mark { not_before, ..mark }, exhausted, changed })
+    }
+
+    /// Keeps a leased message for the keeper, who will move it.
+    pub(super) fn set_aside(&mut self, lease: &LeaseRef) -> Result<(Entry, u32), LeaseError> {
+        self.find_lease(lease)?;
+        let Lease { entry, attempt, .. } = self.unlease(lease.sequence.0).ok_or(LeaseError::Unknown)?;
+        self.keep(entry, attempt);
+        Ok((entry, attempt))
+    }
+
+    /// The keeper could not move it: it is ready again.
+    pub(super) fn restore(&mut self, sequence: u64, now: UnixMillis) {
+        if let Some(Lease { entry, .. }) = self.unlease(sequence) {
+            self.put_back(entry, 0, now);
+            self.members.wake(1);
+        }
+    }
+
+    fn count(&mut self, entry: &Entry, how: Return) -> Mark {
+        if how == Return::Released {
+            return self.marks.get(&entry.sequence).copied().unwrap_or_default();
+        }
+        let mark = self.marks.entry(entry.sequence).or_default();
+        mark.attempts = mark.attempts.saturating_add(1);
+        if how == Return::Lost {
+            mark.losses = mark.losses.saturating_add(1).min(Mark::MAX_LOSSES);
+        }
+        *mark
+    }
+
+    /// All that a consumer has goes back.
+    pub(super) fn release_all(
+        &mut self,
+        consumer: u64,
+        how: Return,
+        max: Option<NonZeroU32>,
+        now: UnixMillis,
+    ) -> Due {
+        let of = |lease: &&Lease| lease.consumer == consumer;
+        let mut held: Vec<u64> = self.leases.all().filter(of).map(|lease| lease.entry.sequence).collect();
+        held.sort_unstable_by(|a, b| b.cmp(a));
+        let mut due = Due::default();
+        for &sequence in &held {
+            due.ended += u64::from(self.return_into(&mut due, sequence, how, max, now));
+        }
+        self.members.wake(held.len());
+        due
+    }
+
+    /// Whether there was such a lease.
+    fn return_into(
+        &mut self,
+        due: &mut Due,
+        sequence: u64,
+        how: Return,
+        max: Option<NonZeroU32>,
+        now: UnixMillis,
+    ) -> bool {
+        let lease = LeaseRef::of(Sequence(sequence));
+        let Ok(Returned { entry, mark, exhausted, changed }) = self.give_back(&lease, how, max, 0, now)
+        else {
+            return false;
+        };
+        if exhausted {
+            due.exhausted.push((entry, mark.attempts));
+        }
+        if changed {
+            due.marks.push((entry, mark));
+        }
+        true
+    }
+
+    /// The marks of leases that are a second old, each once.
+    fn note(&mut self, now: UnixMillis) -> Vec<(Entry, Mark)> {
+        let noted = self.leases.note(now);
+        noted.iter().map(|lease| (lease.entry, self.mark_of(lease, lease.attempt))).collect()
+    }
+
+    /// The marks of noted leases as if they had not been: their time ends in order.
+    pub(super) fn unnote(&mut self) -> Vec<(Entry, Mark)> {
+        let noted: Vec<Lease> = self.leases.all().filter(|lease| lease.noted).copied().collect();
+        noted
+            .iter()
+            .map(|lease| (lease.entry, self.mark_of(lease, lease.attempt.saturating_sub(1))))
+            .collect()
+    }
+
+    fn mark_of(&self, lease: &Lease, attempts: u32) -> Mark {
+        let mark = self.marks.get(&lease.entry.sequence).copied().unwrap_or_default();
+        Mark { attempts, ..mark }
+    }
+
+    /// When something of this target will be due, in milliseconds since 1970.
+    pub(super) fn next_deadline(&self, now: UnixMillis) -> Option<u64> {
+        let delayed = self.delayed.first_key_value().map(|(&(at, _), _)| at);
+        let lease = self.leases.first_end().map(|(at, _)| at);
+        let note = self.leases.next_note();
+        let sweep = (self.expiring > 0 && !self.gone).then_some(now.0 + SWEEP_MS);
+        [delayed, lease, note, sweep].into_iter().flatten().min()
+    }
+
+    /// Moves what is due at `now`.
+    pub(super) fn due(&mut self, now: UnixMillis, max: Option<NonZeroU32>) -> Due {
+        let mut due = Due::default();
+        let mut woken = 0;
+        while let Some((&(at, sequence), _)) = self.delayed.first_key_value()
+            && at <= now.0
+        {
+            self.delayed_until.remove(&sequence);
+            if let Some((_, entry)) = self.delayed.pop_first() {
+                self.level(entry.priority).unpop(entry);
+                woken += 1;
+            }
+        }
+        while let Some((at, sequence)) = self.leases.first_end()
+            && at <= now.0
+            && self.return_into(&mut due, sequence, Return::Failed, max, now)
+        {
+            due.ended += 1;
+        }
+        let noted = self.note(now);
+        due.noted = noted.len() as u64;
+        due.marks.extend(noted);
+        if self.expiring > 0 {
+            let mut levels = std::mem::take(&mut self.levels);
+            for level in &mut levels {
+                level.fresh.retain(|entry| !self.is_over(entry, now) || (due.expired.push(*entry), false).1);
+                level
+                    .returned
+                    .retain(|_, entry| !self.is_over(entry, now) || (due.expired.push(*entry), false).1);
+            }
+            self.levels = levels;
+            due.expired.iter().for_each(|entry| self.forget(entry));
+            if !due.expired.is_empty() {
+                self.members.go_on();
+            }
+        }
+        self.members.wake(woken);
+        due
+    }
+}

@@ -1,0 +1,436 @@
+/* A disk whose power fails, below a process that was started with LD_PRELOAD.
+ *
+ * Of every file below SHIM_DIR it keeps what was synced (in SHIM_IMAGE/inodes) apart from what was only written. Names
+ * (made, renamed, removed) hold when their directory was synced. At call SHIM_CUT the power fails: of what was not synced
+ * each sector of 512 bytes is kept or lost by chance (SHIM_SEED), of the names that were not synced a beginning holds;
+ * SHIM_IMAGE/tree is what is left, and the process is killed. sync_file_range counts as no sync.
+ *
+ * SHIM_FAIL_AT fails that call and all later ones that write or sync with SHIM_ERRNO. When the process ends by itself the
+ * image is made as at a cut. SHIM_IMAGE/report says: calls, syncs, writes lost, names lost.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define SECTOR 512
+#define FDS 65536
+
+struct change { off_t at; size_t len; char *data; struct change *next; }; /* no data: cut to `at` bytes */
+struct inode { int id, image, dir; struct change *first, **last; };
+struct name { char *path; struct inode *inode; struct name *next; };
+struct op { char *path; struct inode *inode; struct op *next; }; /* no inode: the name goes */
+
+static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+static struct inode *open_files[FDS];
+static struct name *now, *synced;
+static struct op *ops, **last_op = &ops;
+static char *dir, *image;
+static long cut, fail_at, calls, syncs, lost_writes, lost_names;
+static int fail_errno, inodes, done;
+static uint64_t seed;
+
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+static uint32_t chance(void) {
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return seed >> 33;
+}
+
+static void die(const char *what) {
+    fprintf(stderr, "power shim: %s: %s\n", what, strerror(errno));
+    _exit(99);
+}
+
+static int below(const char *path) {
+    size_t n = dir ? strlen(dir) : 0;
+    return n && path && !strncmp(path, dir, n) && (path[n] == '/' || !path[n]);
+}
+
+static struct name **find(struct name **list, const char *path) {
+    while (*list && strcmp((*list)->path, path)) list = &(*list)->next;
+    return list;
+}
+
+static void set(struct name **list, const char *path, struct inode *inode) {
+    struct name **at = find(list, path);
+    if (!inode) {
+        if (*at) *at = (*at)->next;
+    } else if (*at) {
+        (*at)->inode = inode;
+    } else {
+        struct name *name = calloc(1, sizeof *name);
+        *name = (struct name){strdup(path), inode, NULL};
+        *at = name;
+    }
+}
+
+static struct inode *make_inode(int is_dir) {
+    struct inode *inode = calloc(1, sizeof *inode);
+    char path[PATH_MAX];
+    inode->id = ++inodes;
+    inode->dir = is_dir;
+    inode->last = &inode->first;
+    inode->image = -1;
+    if (!is_dir) {
+        snprintf(path, sizeof path, "%s/inodes/%d", image, inode->id);
+        inode->image = REAL(open)(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+        if (inode->image < 0) die(path);
+    }
+    return inode;
+}
+
+/* A change of names, kept until its directory is synced. */
+static void rename_later(const char *path, struct inode *inode) {
+    struct op *op = calloc(1, sizeof *op);
+    *op = (struct op){strdup(path), inode, NULL};
+    set(&now, path, inode);
+    *last_op = op;
+    last_op = &op->next;
+}
+
+static void apply(struct inode *inode, struct change *change, int whole) {
+    if (!change->data) {
+        if ((whole || chance() % 2) && REAL(ftruncate)(inode->image, change->at)) die("ftruncate of the image");
+        return;
+    }
+    for (size_t from = 0; from < change->len;) {
+        size_t end = whole ? change->len : (change->at + from) / SECTOR * SECTOR + SECTOR - change->at;
+        if (end > change->len) end = change->len;
+        if (whole || chance() % 2) {
+            if (REAL(pwrite)(inode->image, change->data + from, end - from, change->at + from) < 0) die("write to the image");
+        }
+        from = end;
+    }
+}
+
+static void settle(struct inode *inode, int whole) {
+    /* Of one file all, nothing, or each sector by chance. */
+    int how = whole ? 1 : chance() % 3;
+    for (struct change *change = inode->first; change; change = change->next) {
+        lost_writes += how != 1;
+        if (how) apply(inode, change, how == 1);
+    }
+    if (whole) {
+        for (struct change *change = inode->first, *next; change; change = next) {
+            next = change->next;
+            free(change->data);
+            free(change);
+        }
+        inode->first = NULL;
+        inode->last = &inode->first;
+    }
+}
+
+static void note(struct inode *inode, const void *data, size_t len, off_t at) {
+    struct change *change = calloc(1, sizeof *change);
+    *change = (struct change){at, len, NULL, NULL};
+    if (data && !(change->data = malloc(len ? len : 1))) die("memory");
+    if (data) memcpy(change->data, data, len);
+    *inode->last = change;
+    inode->last = &change->next;
+}
+
+static void parents(char *path, size_t from) {
+    for (char *slash = path + from; (slash = strchr(slash + 1, '/'));) {
+        *slash = 0;
+        REAL(mkdir)(path, 0700);
+        *slash = '/';
+    }
+}
+
+static void copy(int from, int to) {
+    char buffer[1 << 16];
+    ssize_t n;
+    off_t at = 0;
+    while ((n = pread(from, buffer, sizeof buffer, at)) > 0) {
+        if (REAL(pwrite)(to, buffer, n, at) != n) die("copy");
+        at += n;
+    }
+}
+
+/* What the power cut leaves. */
+static void make_image(void) {
+    char path[PATH_MAX];
+    if (done++) return;
+    for (struct name *name = now; name; name = name->next) settle(name->inode, 0);
+    long pending = 0;
+    for (struct op *op = ops; op; op = op->next) pending++;
+    long kept = pending ? chance() % (pending + 1) : 0;
+    lost_names = pending - kept;
+    for (struct op *op = ops; op && kept--; op = op->next) set(&synced, op->path, op->inode);
+    snprintf(path, sizeof path, "%s/tree/", image);
+    size_t root = strlen(path) - 1;
+    parents(path, strlen(image));
+    for (struct name *name = synced; name; name = name->next) {
+        snprintf(path, sizeof path, "%s/tree%s", image, name->path + strlen(dir));
+        parents(path, root);
+        if (name->inode->dir) {
+            REAL(mkdir)(path, 0700);
+            continue;
+        }
+        int to = REAL(open)(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+        if (to < 0) die(path);
+        copy(name->inode->image, to);
+        REAL(close)(to);
+    }
+    snprintf(path, sizeof path, "%s/report", image);
+    FILE *report = fopen(path, "w");
+    if (!report) die(path);
+    fprintf(report, "calls %ld\nsyncs %ld\nlost_writes %ld\nlost_names %ld\n", calls, syncs, lost_writes, lost_names);
+    fclose(report);
+}
+
+/* Counts a call that changes or syncs something. Fails it, or lets the power fail. */
+static int counted(int fails) {
+    if (done) return 0;
+    if (++calls == cut) {
+        make_image();
+        kill(getpid(), SIGKILL);
+        pause();
+    }
+    if (fails && fail_at && calls >= fail_at) {
+        errno = fail_errno;
+        return -1;
+    }
+    return 0;
+}
+
+static void take_in(const char *path) {
+    DIR *found = opendir(path);
+    struct dirent *entry;
+    char inner[PATH_MAX];
+    struct stat stat;
+    if (!found) return;
+    set(&now, path, make_inode(1));
+    while ((entry = readdir(found))) {
+        if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) continue;
+        snprintf(inner, sizeof inner, "%s/%s", path, entry->d_name);
+        if (lstat(inner, &stat)) continue;
+        if (S_ISDIR(stat.st_mode)) {
+            take_in(inner);
+        } else {
+            struct inode *inode = make_inode(0);
+            int from = REAL(open)(inner, O_RDONLY);
+            if (from < 0) die(inner);
+            copy(from, inode->image);
+            REAL(close)(from);
+            set(&now, inner, inode);
+        }
+    }
+    closedir(found);
+}
+
+static long number(const char *name) {
+    const char *text = getenv(name);
+    return text ? strtol(text, NULL, 10) : 0;
+}
+
+__attribute__((constructor)) static void begin(void) {
+    char path[PATH_MAX];
+    if (!getenv("SHIM_DIR") || !getenv("SHIM_IMAGE")) return;
+    image = strdup(getenv("SHIM_IMAGE"));
+    snprintf(path, sizeof path, "%s/inodes", image);
+    REAL(mkdir)(image, 0700);
+    REAL(mkdir)(path, 0700);
+    seed = number("SHIM_SEED");
+    cut = number("SHIM_CUT");
+    fail_at = number("SHIM_FAIL_AT");
+    fail_errno = number("SHIM_ERRNO");
+    take_in(getenv("SHIM_DIR"));
+    for (struct name *name = now; name; name = name->next) set(&synced, name->path, name->inode);
+    dir = strdup(getenv("SHIM_DIR"));
+}
+
+__attribute__((destructor)) static void end(void) {
+    if (!dir) return;
+    pthread_mutex_lock(&lock);
+    make_image();
+    pthread_mutex_unlock(&lock);
+}
+
+void abort(void) {
+    end();
+    kill(getpid(), SIGKILL);
+    for (;;) pause();
+}
+
+static int opened(int fd, const char *path, int flags) {
+    if (fd < 0 || fd >= FDS || !below(path)) return fd;
+    struct name *name = *find(&now, path);
+    struct inode *inode = name ? name->inode : NULL;
+    if (!inode && flags & O_CREAT) {
+        counted(0);
+        inode = make_inode(0);
+        rename_later(path, inode);
+    } else if (inode && flags & O_TRUNC) {
+        counted(0);
+        note(inode, NULL, 0, 0);
+    }
+    open_files[fd] = inode;
+    return fd;
+}
+
+#define OPEN(name, DECLARED, GIVEN)                                    \
+    int name DECLARED {                                                \
+        mode_t mode = 0;                                               \
+        va_list more;                                                  \
+        va_start(more, flags);                                         \
+        if (flags & (O_CREAT | O_TMPFILE)) mode = va_arg(more, mode_t); \
+        va_end(more);                                                  \
+        pthread_mutex_lock(&lock);                                     \
+        int fd = opened(REAL(name) GIVEN, path, flags);                \
+        pthread_mutex_unlock(&lock);                                   \
+        return fd;                                                     \
+    }
+OPEN(open, (const char *path, int flags, ...), (path, flags, mode))
+OPEN(open64, (const char *path, int flags, ...), (path, flags, mode))
+OPEN(openat, (int at, const char *path, int flags, ...), (at, path, flags, mode))
+OPEN(openat64, (int at, const char *path, int flags, ...), (at, path, flags, mode))
+
+static struct inode *known(int fd) { return fd >= 0 && fd < FDS ? open_files[fd] : NULL; }
+
+int close(int fd) {
+    pthread_mutex_lock(&lock);
+    if (known(fd)) open_files[fd] = NULL;
+    int result = REAL(close)(fd);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+/* `at` -1: where the file stands. */
+static ssize_t written(int fd, const void *data, size_t len, off_t at) {
+    pthread_mutex_lock(&lock);
+    struct inode *inode = known(fd);
+    ssize_t result = inode ? counted(1) : 0;
+    if (!result) {
+        off_t from = at;
+        if (at < 0 && inode) from = lseek(fd, 0, REAL(fcntl)(fd, F_GETFL) & O_APPEND ? SEEK_END : SEEK_CUR);
+        result = at < 0 ? REAL(write)(fd, data, len) : REAL(pwrite)(fd, data, len, at);
+        if (inode && result > 0) note(inode, data, result, from);
+    }
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+ssize_t write(int fd, const void *data, size_t len) { return known(fd) ? written(fd, data, len, -1) : REAL(write)(fd, data, len); }
+ssize_t pwrite(int fd, const void *data, size_t len, off_t at) { return written(fd, data, len, at); }
+ssize_t pwrite64(int fd, const void *data, size_t len, off64_t at) { return written(fd, data, len, at); }
+
+ssize_t writev(int fd, const struct iovec *parts, int count) {
+    if (!known(fd)) return REAL(writev)(fd, parts, count);
+    ssize_t all = 0;
+    for (int i = 0; i < count; i++) {
+        ssize_t n = written(fd, parts[i].iov_base, parts[i].iov_len, -1);
+        if (n < 0) return all ? all : n;
+        all += n;
+    }
+    return all;
+}
+
+static int truncated(int fd, off_t len) {
+    pthread_mutex_lock(&lock);
+    struct inode *inode = known(fd);
+    int result = inode ? counted(1) : 0;
+    if (!result) {
+        result = REAL(ftruncate)(fd, len);
+        if (inode && !result) note(inode, NULL, 0, len);
+    }
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+int ftruncate(int fd, off_t len) { return truncated(fd, len); }
+int ftruncate64(int fd, off64_t len) { return truncated(fd, len); }
+
+static int is_in(const char *path, const char *directory) {
+    size_t n = strlen(directory);
+    return !strncmp(path, directory, n) && path[n] == '/' && !strchr(path + n + 1, '/');
+}
+
+/* Names of one directory hold from now on. */
+static void sync_names(struct inode *directory) {
+    struct name *name = now;
+    while (name && name->inode != directory) name = name->next;
+    if (!name) return;
+    struct op **at = &ops;
+    while (*at) {
+        if (is_in((*at)->path, name->path)) {
+            set(&synced, (*at)->path, (*at)->inode);
+            *at = (*at)->next;
+        } else {
+            at = &(*at)->next;
+        }
+    }
+    last_op = at;
+}
+
+static int synchronized(int fd) {
+    pthread_mutex_lock(&lock);
+    struct inode *inode = known(fd);
+    int result = inode ? counted(1) : 0;
+    if (!result && inode) {
+        syncs++;
+        if (inode->dir) sync_names(inode);
+        else settle(inode, 1);
+    }
+    pthread_mutex_unlock(&lock);
+    /* The real disk may take its time: nothing here ends by losing its power. */
+    return result;
+}
+int fsync(int fd) { return known(fd) ? synchronized(fd) : REAL(fsync)(fd); }
+int fdatasync(int fd) { return known(fd) ? synchronized(fd) : REAL(fdatasync)(fd); }
+
+int sync_file_range(int fd, off64_t at, off64_t len, unsigned flags) {
+    (void)at, (void)len, (void)flags;
+    pthread_mutex_lock(&lock);
+    int result = known(fd) ? counted(1) : 0;
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+int rename(const char *from, const char *to) {
+    pthread_mutex_lock(&lock);
+    int ours = below(from) && below(to);
+    if (ours) counted(0);
+    int result = REAL(rename)(from, to);
+    if (ours && !result) {
+        struct name *name = *find(&now, from);
+        if (name) {
+            struct inode *inode = name->inode;
+            rename_later(to, inode);
+            rename_later(from, NULL);
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+int unlink(const char *path) {
+    pthread_mutex_lock(&lock);
+    if (below(path)) counted(0);
+    int result = REAL(unlink)(path);
+    if (below(path) && !result) rename_later(path, NULL);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+int mkdir(const char *path, mode_t mode) {
+    pthread_mutex_lock(&lock);
+    if (below(path)) counted(0);
+    int result = REAL(mkdir)(path, mode);
+    if (below(path) && !result) rename_later(path, make_inode(1));
+    pthread_mutex_unlock(&lock);
+    return result;
+}
