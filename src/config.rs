@@ -16,7 +16,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::engine::EngineSettings;
-use crate::{core, grpc, mqtt, shutdown, telemetry};
+use crate::{core, grpc, mqtt, shutdown, telemetry, tls};
 
 use entries::{ENTRIES, Entry};
 pub use value::Listen;
@@ -45,11 +45,14 @@ pub struct GrpcDoor {
     pub listen: Listen,
     /// How it serves.
     pub settings: grpc::Settings,
+    /// Its TLS.
+    pub tls: tls::Files,
 }
 
 impl Default for GrpcDoor {
     fn default() -> Self {
-        Self { listen: Listen::at("127.0.0.1", 50051), settings: grpc::Settings::default() }
+        let listen = Listen::at("127.0.0.1", 50051);
+        Self { listen, settings: grpc::Settings::default(), tls: tls::Files::default() }
     }
 }
 
@@ -144,6 +147,9 @@ pub enum ConfigError {
         /// What is missing, or too much.
         problem: String,
     },
+    /// The settings of the gRPC door do not fit together.
+    #[error("[grpc]: {0}")]
+    Grpc(#[from] tls::Incomplete),
     /// The value is not permitted.
     #[error("{place}: {key} = {value:?} is not permitted: {problem}")]
     Value {
@@ -201,6 +207,7 @@ pub fn load(
         }
     }
     listeners::complete(&mut settings, listeners)?;
+    settings.grpc.tls.clone().complete()?;
     Ok(Loaded { settings, warnings })
 }
 
@@ -251,7 +258,8 @@ fn nearest<T: AsRef<str>>(word: &str, candidates: impl IntoIterator<Item = T>) -
 /// The setting's variable that `name` was probably meant to be. Variables of the client commands and those that
 /// orchestrators inject for a service called "stafett" (STAFETT_PORT_…, STAFETT_SERVICE_…) are left alone.
 fn misspelt_variable(name: &str) -> Option<String> {
-    const OTHERS: [&str; 4] = ["STAFETT_CONFIG", "STAFETT_SERVER", "STAFETT_PORT", "STAFETT_SERVICE_"];
+    const OTHERS: [&str; 5] =
+        ["STAFETT_CONFIG", "STAFETT_SERVER", "STAFETT_CA", "STAFETT_PORT", "STAFETT_SERVICE_"];
     if !name.starts_with("STAFETT_") || OTHERS.iter().any(|other| name.starts_with(other)) {
         return None;
     }
@@ -343,6 +351,18 @@ mod tests {
         assert!(from_file("[grpc]\nlisten = [1]\n").is_err());
         assert!(from_file("grpc = 1\n").is_err());
         assert!(from_file("[grpc\n").unwrap_err().to_string().starts_with("x.toml:1: not TOML"));
+    }
+
+    #[test]
+    fn the_files_of_grpc_come_together() {
+        let error = from_environment("STAFETT_GRPC_TLS_CERT", "c.pem").unwrap_err();
+        assert_eq!(error.to_string(), "[grpc]: tls.cert needs tls.key");
+        let settings = from_file("[grpc]\ntls = { cert = \"c.pem\", key = \"k.pem\" }\n").unwrap();
+        let tls = settings.grpc.tls.clone().complete().unwrap().unwrap();
+        assert_eq!((tls.cert.to_str(), tls.key.to_str()), (Some("c.pem"), Some("k.pem")));
+        assert_eq!(from_file(&render(&settings)).unwrap(), settings);
+        let error = from_file("[grpc.tls]\ncret = \"c.pem\"\n").unwrap_err();
+        assert_eq!(error.to_string(), "x.toml:2: unknown key grpc.tls.cret; did you mean grpc.tls.cert?");
     }
 
     #[test]

@@ -40,6 +40,6 @@ pub mod shutdown;
 pub mod socket;
 #[cfg(feature = "server")]
 pub mod telemetry;
-#[cfg(feature = "mqtt")]
+#[cfg(any(feature = "grpc", feature = "mqtt"))]
 pub mod tls;
 pub mod types;

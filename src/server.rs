@@ -25,7 +25,7 @@ use crate::grpc::{self, AdminService, CounterSource, HealthBoard, ServerFacts};
 use crate::mqtt;
 use crate::shutdown::Shutdown;
 use crate::socket::{Address, Bound};
-use crate::tls::Tls;
+use crate::tls::{self, Tls, TlsError};
 use crate::types::clock;
 
 use services::Services;
@@ -60,6 +60,12 @@ pub enum ServerError {
     /// A listener of the MQTT door cannot be had.
     #[error(transparent)]
     Listen(#[from] mqtt::ListenError),
+    /// The files of the gRPC door's TLS do not go together.
+    #[error("the listener grpc has no TLS")]
+    GrpcFiles(#[from] tls::Incomplete),
+    /// The gRPC door's TLS cannot be had.
+    #[error("the listener grpc has no TLS")]
+    GrpcTls(#[source] Box<TlsError>),
     /// The process cannot be told to stop.
     #[error("cannot receive signals")]
     Signals(#[source] io::Error),
@@ -86,7 +92,10 @@ impl ServerError {
     /// Whether another configuration is all that it takes.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::NoDoor | Self::Listen(mqtt::ListenError::Tls { .. }))
+        let Self::Listen(listener) = self else {
+            return matches!(self, Self::NoDoor | Self::GrpcFiles(_) | Self::GrpcTls(_));
+        };
+        matches!(listener, mqtt::ListenError::Tls { .. })
     }
 }
 
@@ -158,6 +167,14 @@ where
     let mut ready = Ready::default();
     let grpc_listener = bind_grpc(&settings.grpc.listen, &mut ready).await?;
     let mqtt_listeners = bind_mqtt(settings.mqtt, &mut ready).await?;
+    let grpc_tls = match settings.grpc.tls.complete()? {
+        Some(of) => {
+            Some(Arc::new(Tls::load(of, grpc::ALPN).map_err(|error| ServerError::GrpcTls(Box::new(error)))?))
+        }
+        None => None,
+    };
+    let tls = mqtt_listeners.iter().filter_map(mqtt::Listener::tls).chain(grpc_tls.clone()).collect();
+    services.start("certificates", renew(tls, hangups, shutdown.clone()));
     if ready.doors.is_empty() {
         return Err(ServerError::NoDoor);
     }
@@ -168,7 +185,7 @@ where
         Some(listener) => {
             let door =
                 grpc::Door::new(settings.grpc.settings, board.clone(), progress.clone(), shutdown.clone())?;
-            let served = door.clone().serve(listener, grpc_budget.clone());
+            let served = door.clone().serve(listener, grpc_tls.clone(), grpc_budget.clone());
             services.start("grpc", async { Ok(served.await?) });
             Some(door)
         }
@@ -192,8 +209,6 @@ where
     };
 
     services.start("broker", drain(Arc::clone(&broker), shutdown.clone()));
-    let tls = mqtt_listeners.iter().filter_map(mqtt::Listener::tls).collect();
-    services.start("certificates", renew(tls, hangups, shutdown.clone()));
     services.start("store", watch_store(Arc::clone(&engine), board.clone(), shutdown.clone()));
     if let Some(door) = door {
         let facts = ServerFacts {
@@ -225,7 +240,7 @@ where
 
     board.set_all(true);
     announce(&ready).map_err(ServerError::Announce)?;
-    greet(&ready, &budget, open_files);
+    greet(&ready, grpc_tls.is_some(), &budget, open_files);
     let cause = services.cause(&shutdown, &mut signals).await;
     let stopped = services.stop(cause, &shutdown, &mut signals).await?;
     tokio::task::spawn_blocking(move || engine.close())
@@ -348,7 +363,7 @@ fn connection_counters(
 }
 
 /// What a person wants to know now.
-fn greet(ready: &Ready, budget: &ConnectionBudget, open_files: Option<u64>) {
+fn greet(ready: &Ready, secure: bool, budget: &ConnectionBudget, open_files: Option<u64>) {
     for (door, address) in ready.doors() {
         tracing::info!(door, %address, "listening");
     }
@@ -362,7 +377,8 @@ fn greet(ready: &Ready, budget: &ConnectionBudget, open_files: Option<u64>) {
         None => tracing::info!(connections = budget.limit(), "at most that many connections"),
     }
     if let Some((_, Bound::Tcp(address))) = ready.doors().iter().find(|(door, _)| door == "grpc") {
-        tracing::info!("try: stafett info --server http://{}", reachable(*address));
+        let scheme = if secure { "https" } else { "http" };
+        tracing::info!("try: stafett info --server {scheme}://{}", reachable(*address));
     }
 }
 

@@ -21,6 +21,54 @@ use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 
 pub use tokio_rustls::server::TlsStream;
 
+/// The files of one listener as they are configured: TLS is off without a certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Files {
+    /// See [`Settings::cert`].
+    pub cert: Option<PathBuf>,
+    /// See [`Settings::key`].
+    pub key: Option<PathBuf>,
+    /// See [`Settings::client_ca`].
+    pub client_ca: Option<PathBuf>,
+    /// See [`Settings::client_cert`].
+    pub client_cert: ClientCert,
+}
+
+/// A setting that others need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Incomplete(&'static str);
+
+impl Files {
+    /// What they come to; `None`: TLS is off.
+    ///
+    /// # Errors
+    /// [`Incomplete`] says which is missing.
+    pub fn complete(self) -> Result<Option<Settings>, Incomplete> {
+        let Self { cert, key, client_ca, client_cert } = self;
+        let clients = client_cert != ClientCert::Off;
+        match (cert, key) {
+            (Some(_), Some(_)) if clients && client_ca.is_none() => Err(Incomplete(
+                "tls.client_cert needs tls.client_ca: who may sign the certificates of clients",
+            )),
+            (Some(cert), Some(key)) => Ok(Some(Settings { cert, key, client_ca, client_cert })),
+            (None, None) if clients || client_ca.is_some() => {
+                Err(Incomplete("certificates of clients need TLS: give tls.cert and tls.key"))
+            }
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(Incomplete("tls.cert needs tls.key")),
+            (None, Some(_)) => Err(Incomplete("tls.key needs tls.cert")),
+        }
+    }
+}
+
+impl From<Settings> for Files {
+    fn from(of: Settings) -> Self {
+        let Settings { cert, key, client_ca, client_cert } = of;
+        Self { cert: Some(cert), key: Some(key), client_ca, client_cert }
+    }
+}
+
 /// What the operator decides about TLS of one listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {

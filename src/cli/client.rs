@@ -1,9 +1,11 @@
 //! How the client commands reach a broker, and what its refusals mean for the exit code.
 
+use std::error::Error;
 use std::future::Future;
+use std::path::Path;
 
 use anyhow::Context;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 
 use super::ClientOptions;
@@ -19,13 +21,36 @@ pub(super) fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> 
 /// A connection to the broker, within the time given.
 pub(super) async fn connect(options: &ClientOptions) -> Result<Channel, Failure> {
     let server = &options.server;
-    let endpoint = Endpoint::from_shared(server.clone())
+    let mut endpoint = Endpoint::from_shared(server.clone())
         .with_context(|| format!("--server {server:?} is not a URL"))
         .map_err(Failure::usage)?
         .connect_timeout(options.timeout);
+    if endpoint.uri().scheme_str() == Some("https") {
+        let tls = tls(options).map_err(Failure::usage)?;
+        endpoint =
+            endpoint.tls_config(tls).context("the certificates cannot be used").map_err(Failure::usage)?;
+    } else if options.ca.is_some() || options.cert.is_some() {
+        return Err(Failure::usage(anyhow::anyhow!(
+            "--ca and --cert need a --server at https://, not {server}"
+        )));
+    }
     let connected =
         endpoint.connect().await.with_context(|| format!("cannot reach the broker at {server} (--server)"));
     connected.map_err(|reason| Failure { exit: Exit::Unreachable, reason })
+}
+
+fn tls(options: &ClientOptions) -> anyhow::Result<ClientTlsConfig> {
+    let read = |flag: &str, file: &Path| {
+        std::fs::read(file).with_context(|| format!("--{flag}: cannot read {}", file.display()))
+    };
+    let mut tls = match &options.ca {
+        Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("ca", ca)?)),
+        None => ClientTlsConfig::new().with_native_roots(),
+    };
+    if let (Some(cert), Some(key)) = (&options.cert, &options.key) {
+        tls = tls.identity(Identity::from_pem(read("cert", cert)?, read("key", key)?));
+    }
+    Ok(tls.timeout(options.timeout))
 }
 
 /// The message as a request with the deadline that the options give.
@@ -37,9 +62,20 @@ pub(super) fn request<T>(options: &ClientOptions, message: T) -> Request<T> {
 
 /// What a refusal means for the exit code.
 pub(super) fn refused(status: &Status) -> Failure {
+    let mut reason = format!("{:?}: {}", status.code(), status.message());
+    // What the broker says has no cause; what has one befell the connection.
+    let mut cause = status.source();
     let exit = match status.code() {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Exit::Unreachable,
+        _ if cause.is_some() => Exit::Unreachable,
         _ => Exit::Failed,
     };
-    Failure { exit, reason: anyhow::anyhow!("{:?}: {}", status.code(), status.message()) }
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !reason.contains(&said) {
+            reason = format!("{reason}: {said}");
+        }
+        cause = error.source();
+    }
+    Failure { exit, reason: anyhow::anyhow!(reason) }
 }

@@ -17,6 +17,7 @@ mod store;
 mod subscribe;
 mod taking;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -65,6 +66,15 @@ struct ClientOptions {
         help_heading = "Client options"
     )]
     server: String,
+    /// Who signed the certificate of a broker at https://, PEM; without it those whom the system trusts
+    #[arg(long, global = true, value_name = "FILE", env = "STAFETT_CA", help_heading = "Client options")]
+    ca: Option<PathBuf>,
+    /// The certificate to show to a broker that asks for one, PEM
+    #[arg(long, global = true, value_name = "FILE", requires = "key", help_heading = "Client options")]
+    cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, global = true, value_name = "FILE", requires = "cert", help_heading = "Client options")]
+    key: Option<PathBuf>,
     /// Longest wait for an answer, with its unit: 500ms, 5s, 1m
     #[arg(
         long, global = true, value_name = "TIME", default_value = "5s",
@@ -102,7 +112,10 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    let local = [("serve", &["server", "timeout", "json"][..]), ("store", &["server", "timeout"])];
+    let local = [
+        ("serve", &["server", "ca", "cert", "key", "timeout", "json"][..]),
+        ("store", &["server", "ca", "cert", "key", "timeout"]),
+    ];
     let misplaced = local.into_iter().find_map(|(command, flags)| {
         let matches = matches.subcommand_matches(command)?;
         let innermost = matches.subcommand().map_or(matches, |(_, matches)| matches);

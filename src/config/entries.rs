@@ -53,7 +53,7 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 55] = [
+pub static ENTRIES: [Entry; 60] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -83,6 +83,10 @@ pub static ENTRIES: [Entry; 55] = [
     }),
     entry("grpc.outbox_messages", |s| Slot::count(&mut s.grpc.settings.outbox_messages, 16..=10_000_000)),
     entry("grpc.outbox_bytes", |s| Slot::bytes(&mut s.grpc.settings.outbox_bytes, 64 * KIB..=16 * GIB)),
+    entry("grpc.tls.cert", |s| Slot::OptionalPath(&mut s.grpc.tls.cert)),
+    entry("grpc.tls.key", |s| Slot::OptionalPath(&mut s.grpc.tls.key)),
+    entry("grpc.tls.client_cert", |s| Slot::ClientCert(&mut s.grpc.tls.client_cert)),
+    entry("grpc.tls.client_ca", |s| Slot::OptionalPath(&mut s.grpc.tls.client_ca)),
     with_flag("mqtt.listen", "--mqtt-listen", |s| Slot::Listen(&mut s.mqtt.listen)),
     entry("mqtt.max_connections", |s| Slot::count(&mut s.mqtt.settings.max_connections, 1..=1_000_000_000)),
     entry("mqtt.max_packet_bytes", |s| {
@@ -94,6 +98,9 @@ pub static ENTRIES: [Entry; 55] = [
     }),
     entry("mqtt.receive_maximum", |s| Slot::count(&mut s.mqtt.settings.receive_maximum, 1..=65_535)),
     entry("mqtt.max_inflight", |s| Slot::count(&mut s.mqtt.settings.max_inflight, 1..=65_535)),
+    entry("mqtt.max_inflight_bytes", |s| {
+        Slot::OptionalBytes(&mut s.mqtt.settings.max_inflight_bytes, KIB..=16 * GIB)
+    }),
     entry("mqtt.topic_alias_maximum", |s| Slot::count(&mut s.mqtt.settings.topic_alias_maximum, 0..=65_535)),
     entry("mqtt.outbox_bytes", |s| Slot::bytes(&mut s.mqtt.settings.outbox_bytes, 64 * KIB..=GIB)),
     entry("mqtt.outbox_messages", |s| Slot::count(&mut s.mqtt.settings.outbox_messages, 1..=10_000_000)),

@@ -37,19 +37,21 @@ pub(super) fn apply(settings: &mut Settings, path: &Path, text: &str) -> Result<
                 problem: format!("{name} is a section, written [{name}]"),
             });
         };
+        let mut written = Vec::new();
         for (key, value) in content {
-            let at = || place(key.span().start);
-            let key = format!("{name}.{}", key.get_ref());
-            if key == "mqtt.listeners" {
+            let at = place(key.span().start);
+            if name == "mqtt" && key.get_ref() == "listeners" {
                 listeners = tables(value.get_ref(), &at, &place)?;
-                continue;
+            } else {
+                flatten(format!("{name}.{}", key.get_ref()), value.get_ref(), at, &place, &mut written)?;
             }
+        }
+        for (key, text, at) in written {
             let Some(entry) = ENTRIES.iter().find(|entry| entry.key == key) else {
                 let nearest = nearest(&key, ENTRIES.iter().map(|entry| entry.key));
-                return Err(ConfigError::UnknownKey { place: at(), key, nearest });
+                return Err(ConfigError::UnknownKey { place: at, key, nearest });
             };
-            let written = plain(value.get_ref()).ok_or_else(|| not_plain(entry.key, at()))?;
-            set(settings, entry, &written, at)?;
+            set(settings, entry, &text, || at)?;
         }
     }
     Ok(listeners)
@@ -58,41 +60,44 @@ pub(super) fn apply(settings: &mut Settings, path: &Path, text: &str) -> Result<
 /// The tables of `[[mqtt.listeners]]`.
 fn tables(
     value: &DeValue<'_>,
-    at: &dyn Fn() -> Place,
+    at: &Place,
     place: &dyn Fn(usize) -> Place,
 ) -> Result<Vec<Table>, ConfigError> {
     let not_tables = |place: Place| ConfigError::Syntax {
         place,
         problem: "listeners are tables, each written [[mqtt.listeners]]".to_owned(),
     };
-    let DeValue::Array(array) = value else { return Err(not_tables(at())) };
+    let DeValue::Array(array) = value else { return Err(not_tables(at.clone())) };
     let mut tables = Vec::new();
     for table in array {
         let at = place(table.span().start);
         let DeValue::Table(content) = table.get_ref() else { return Err(not_tables(at)) };
         let mut written = Vec::new();
-        flatten("", content, place, &mut written)?;
+        for (key, value) in content {
+            let at = place(key.span().start);
+            flatten(key.get_ref().clone().into_owned(), value.get_ref(), at, place, &mut written)?;
+        }
         tables.push(Table { place: at, written });
     }
     Ok(tables)
 }
 
-/// The values of a table and of those within it, with dotted keys.
+/// The value of a key, or those of the table that it is, with dotted keys.
 fn flatten(
-    prefix: &str,
-    table: &DeTable<'_>,
+    key: String,
+    value: &DeValue<'_>,
+    at: Place,
     place: &dyn Fn(usize) -> Place,
     written: &mut Vec<(String, String, Place)>,
 ) -> Result<(), ConfigError> {
-    for (key, value) in table {
-        let at = place(key.span().start);
-        let name = format!("{prefix}{}", key.get_ref());
-        if let DeValue::Table(inner) = value.get_ref() {
-            flatten(&format!("{name}."), inner, place, written)?;
-        } else {
-            let text = plain(value.get_ref()).ok_or_else(|| not_plain(&name, at.clone()))?;
-            written.push((name, text, at));
-        }
+    let DeValue::Table(table) = value else {
+        let text = plain(value).ok_or_else(|| not_plain(&key, at.clone()))?;
+        written.push((key, text, at));
+        return Ok(());
+    };
+    for (inner, value) in table {
+        let at = place(inner.span().start);
+        flatten(format!("{key}.{}", inner.get_ref()), value.get_ref(), at, place, written)?;
     }
     Ok(())
 }

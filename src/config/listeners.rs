@@ -4,7 +4,6 @@
 //! bound, as far as that is known without looking at files.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::entries::{ENTRIES, Entry};
@@ -13,7 +12,7 @@ use super::{ConfigError, Place, Settings, nearest};
 use crate::mqtt::{ListenerSettings, UNIX_MODE, websocket};
 use crate::proxy::ProxyProtocol;
 use crate::socket::Address;
-use crate::tls::{self, ClientCert};
+use crate::tls;
 
 /// One table as it is written.
 #[derive(Debug)]
@@ -67,10 +66,7 @@ pub(super) struct Draft {
     unix_mode: u32,
     proxy_protocol: ProxyProtocol,
     transport: Transport,
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
-    client_ca: Option<PathBuf>,
-    client_cert: ClientCert,
+    tls: tls::Files,
     websocket: websocket::Settings,
     /// Of which `[mqtt]` counts.
     all: Settings,
@@ -96,10 +92,10 @@ pub(super) static FIELDS: [Field; 12] = [
     field("mqtt.listeners.unix_mode", |d| Slot::FileMode(&mut d.unix_mode)),
     field("mqtt.listeners.proxy_protocol", |d| Slot::ProxyProtocol(&mut d.proxy_protocol)),
     field("mqtt.listeners.transport", |d| Slot::Transport(&mut d.transport)),
-    field("mqtt.listeners.tls.cert", |d| Slot::OptionalPath(&mut d.cert)),
-    field("mqtt.listeners.tls.key", |d| Slot::OptionalPath(&mut d.key)),
-    field("mqtt.listeners.tls.client_cert", |d| Slot::ClientCert(&mut d.client_cert)),
-    field("mqtt.listeners.tls.client_ca", |d| Slot::OptionalPath(&mut d.client_ca)),
+    field("mqtt.listeners.tls.cert", |d| Slot::OptionalPath(&mut d.tls.cert)),
+    field("mqtt.listeners.tls.key", |d| Slot::OptionalPath(&mut d.tls.key)),
+    field("mqtt.listeners.tls.client_cert", |d| Slot::ClientCert(&mut d.tls.client_cert)),
+    field("mqtt.listeners.tls.client_ca", |d| Slot::OptionalPath(&mut d.tls.client_ca)),
     field("mqtt.listeners.websocket.path", |d| Slot::HttpPath(&mut d.websocket.path)),
     field("mqtt.listeners.websocket.origins", |d| Slot::Texts(&mut d.websocket.origins)),
     field("mqtt.listeners.websocket.max_message_bytes", |d| {
@@ -128,10 +124,7 @@ impl Draft {
             unix_mode: UNIX_MODE,
             proxy_protocol: ProxyProtocol::default(),
             transport: Transport::default(),
-            cert: None,
-            key: None,
-            client_ca: None,
-            client_cert: ClientCert::default(),
+            tls: tls::Files::default(),
             websocket: websocket::Settings::default(),
             all: all.clone(),
         }
@@ -149,10 +142,7 @@ impl Draft {
             unix_mode: *unix_mode,
             proxy_protocol: *proxy_protocol,
             transport: if websocket.is_some() { Transport::WebSocket } else { Transport::Plain },
-            cert: tls.as_ref().map(|tls| tls.cert.clone()),
-            key: tls.as_ref().map(|tls| tls.key.clone()),
-            client_ca: tls.as_ref().and_then(|tls| tls.client_ca.clone()),
-            client_cert: tls.as_ref().map(|tls| tls.client_cert).unwrap_or_default(),
+            tls: tls.clone().map(tls::Files::from).unwrap_or_default(),
             websocket: websocket.clone().unwrap_or_default(),
             all,
         }
@@ -167,34 +157,20 @@ impl Draft {
         Some((entry.key, (entry.slot)(&mut self.all)))
     }
 
-    fn finish(self) -> Result<ListenerSettings, &'static str> {
+    fn finish(self) -> Result<ListenerSettings, String> {
         if self.name.is_empty() {
-            return Err("the listener has no name");
+            return Err("the listener has no name".to_owned());
         }
         if matches!(&self.listen, Address::Tcp { host, .. } if host.is_empty()) {
-            return Err("the listener has no address: give listen one");
+            return Err("the listener has no address: give listen one".to_owned());
         }
-        let tls = match (self.cert, self.key) {
-            (Some(cert), Some(key)) => {
-                let (client_ca, client_cert) = (self.client_ca, self.client_cert);
-                if client_cert != ClientCert::Off && client_ca.is_none() {
-                    return Err(
-                        "tls.client_cert needs tls.client_ca: who may sign the certificates of clients",
-                    );
-                }
-                Some(tls::Settings { cert, key, client_ca, client_cert })
-            }
-            (None, None) if self.client_cert != ClientCert::Off || self.client_ca.is_some() => {
-                return Err("certificates of clients need TLS: give tls.cert and tls.key");
-            }
-            (None, None) => None,
-            (Some(_), None) => return Err("tls.cert needs tls.key"),
-            (None, Some(_)) => return Err("tls.key needs tls.cert"),
-        };
+        let tls = self.tls.complete().map_err(|error| error.to_string())?;
         let websocket = match self.transport {
             Transport::WebSocket => Some(self.websocket),
             Transport::Plain if self.websocket == websocket::Settings::default() => None,
-            Transport::Plain => return Err("settings of WebSocket need transport = \"websocket\""),
+            Transport::Plain => {
+                return Err("settings of WebSocket need transport = \"websocket\"".to_owned());
+            }
         };
         Ok(ListenerSettings {
             name: self.name,
@@ -218,9 +194,8 @@ pub(super) fn complete(settings: &mut Settings, tables: Vec<Table>) -> Result<()
             };
             slot.set(&text).map_err(|problem| ConfigError::Value { place, key, value: text, problem })?;
         }
-        let listener = draft
-            .finish()
-            .map_err(|problem| ConfigError::Listener { place: place.clone(), problem: problem.to_owned() })?;
+        let listener =
+            draft.finish().map_err(|problem| ConfigError::Listener { place: place.clone(), problem })?;
         let listeners = &mut settings.mqtt.listeners;
         if listeners.iter().any(|other| other.name == listener.name) {
             let problem = format!("there are two listeners called {}", listener.name);
@@ -261,6 +236,7 @@ mod tests {
 
     use super::*;
     use crate::config::{file, render};
+    use crate::tls::ClientCert;
 
     const DEFAULT_FILE: &str = include_str!("../../stafett.default.toml");
 

@@ -141,6 +141,8 @@ pub enum Slot<'a> {
     OptionalDuration(&'a mut Option<Duration>, RangeInclusive<Duration>),
     /// A number of bytes, with or without a unit.
     Bytes(Number<'a>, RangeInclusive<u64>),
+    /// A number of bytes, with or without a unit, or `off`.
+    OptionalBytes(&'a mut Option<u64>, RangeInclusive<u64>),
     /// A number.
     Count(Number<'a>, RangeInclusive<u64>),
     /// What an acknowledgement waits for.
@@ -224,11 +226,13 @@ impl<'a> Slot<'a> {
                 *duration = Some(parse_duration(text, &range, ", or off")?)
             }
             Self::Bytes(bytes, range) => {
-                let (low, high) = (ShowBytes(*range.start()), ShowBytes(*range.end()));
-                parse_bytes(text)
-                    .filter(|bytes| range.contains(bytes))
-                    .and_then(|value| bytes.put(value))
-                    .ok_or_else(|| format!("must be between {low} and {high}"))?;
+                let value = bytes_within(text, &range)?;
+                bytes.put(value).ok_or_else(|| permitted_bytes(&range))?;
+            }
+            Self::OptionalBytes(bytes, _) if text == "off" => *bytes = None,
+            Self::OptionalBytes(bytes, range) => {
+                let value = bytes_within(text, &range).map_err(|permitted| format!("{permitted}, or off"))?;
+                *bytes = Some(value);
             }
             Self::Count(count, range) => {
                 let fitting = text.parse().ok().filter(|count| range.contains(count));
@@ -275,6 +279,9 @@ impl<'a> Slot<'a> {
             Self::Duration(duration, _) => show_duration(**duration),
             Self::OptionalDuration(duration, _) => duration.map_or_else(|| "off".to_owned(), show_duration),
             Self::Bytes(bytes, _) => ShowBytes(bytes.get()).to_string(),
+            Self::OptionalBytes(bytes, _) => {
+                bytes.map_or_else(|| "off".to_owned(), |bytes| ShowBytes(bytes).to_string())
+            }
             Self::Count(count, _) => count.get().to_string(),
             Self::Durability(policy) => policy.to_string(),
             Self::LogLevel(level) => (*level).clone(),
@@ -334,6 +341,14 @@ fn show_duration(duration: Duration) -> String {
         None if nanos == 0 => "0s".to_owned(),
         None => format!("{nanos}ns"),
     }
+}
+
+fn bytes_within(text: &str, range: &RangeInclusive<u64>) -> Result<u64, String> {
+    parse_bytes(text).filter(|bytes| range.contains(bytes)).ok_or_else(|| permitted_bytes(range))
+}
+
+fn permitted_bytes(range: &RangeInclusive<u64>) -> String {
+    format!("must be between {} and {}", ShowBytes(*range.start()), ShowBytes(*range.end()))
 }
 
 const UNITS: [(&str, u64); 5] =
@@ -400,5 +415,12 @@ mod tests {
         assert_eq!(duration, Some(Duration::from_secs(60)));
         let problem = Slot::OptionalDuration(&mut duration, range).set("61s").unwrap_err();
         assert_eq!(problem, "must be a time with its unit between 1s and 1m, or off");
+        let mut bytes = Some(0);
+        Slot::OptionalBytes(&mut bytes, 1..=1024).set("1KiB").unwrap();
+        assert_eq!(bytes, Some(1024));
+        let problem = Slot::OptionalBytes(&mut bytes, 1..=1024).set("2KiB").unwrap_err();
+        assert_eq!(problem, "must be between 1B and 1KiB, or off");
+        Slot::OptionalBytes(&mut bytes, 1..=1024).set("off").unwrap();
+        assert_eq!(bytes, None);
     }
 }

@@ -1,51 +1,112 @@
-//! Accepts connections within the budget.
+//! Accepts connections within the budget, and shakes hands with them where the door has TLS.
 //!
-//! Invariant: a socket is served only while its permit is held; one beyond the budget is closed at once, unread.
+//! Invariant: a socket is served only while its permit is held; one beyond the budget is closed at once, unread. A
+//! handshake holds up nobody else, and has a bounded time.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::{Stream, stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::connections::{ConnectionBudget, ConnectionPermit};
 use crate::socket::accept;
+use crate::tls::{Tls, TlsStream};
+
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// The connections of `listener`, for ever.
 pub(super) fn connections(
     listener: TcpListener,
     budget: ConnectionBudget,
+    tls: Option<Arc<Tls>>,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    stream::unfold((listener, budget), async |(listener, budget)| {
-        let connection = next(&listener, &budget).await;
-        Some((Ok(connection), (listener, budget)))
-    })
+    let incoming = Incoming { listener, budget, tls, handshakes: JoinSet::new() };
+    stream::unfold(incoming, async |mut incoming| Some((Ok(incoming.next().await), incoming)))
 }
 
-async fn next(listener: &TcpListener, budget: &ConnectionBudget) -> Connection {
-    loop {
-        let (stream, peer) = accept(listener).await;
-        match budget.try_acquire() {
-            Some(permit) => return Connection { stream, _permit: permit },
-            None => tracing::debug!(%peer, limit = budget.limit(), "connection refused: all are taken"),
+struct Incoming {
+    listener: TcpListener,
+    budget: ConnectionBudget,
+    tls: Option<Arc<Tls>>,
+    /// As many as the budget allows.
+    handshakes: JoinSet<Option<Connection>>,
+}
+
+impl Incoming {
+    async fn next(&mut self) -> Connection {
+        loop {
+            let (stream, peer) = tokio::select! {
+                accepted = accept(&self.listener) => accepted,
+                Some(shaken) = self.handshakes.join_next() => match shaken {
+                    Ok(Some(connection)) => return connection,
+                    // A handshake that came to nothing has said so.
+                    Ok(None) => continue,
+                    Err(error) => {
+                        tracing::error!(%error, "a handshake failed");
+                        continue;
+                    }
+                },
+            };
+            let Some(permit) = self.budget.try_acquire() else {
+                tracing::debug!(%peer, limit = self.budget.limit(), "connection refused: all are taken");
+                continue;
+            };
+            let Some(tls) = self.tls.clone() else {
+                return Connection { stream: Carrier::Plain(stream), _permit: permit };
+            };
+            self.handshakes.spawn(async move {
+                match timeout(HANDSHAKE, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => {
+                        let stream = Carrier::Secure(Box::new(stream));
+                        return Some(Connection { stream, _permit: permit });
+                    }
+                    Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
+                    Err(_) => tracing::debug!(%peer, "no TLS within the time for it"),
+                }
+                None
+            });
         }
     }
 }
 
 /// A socket and the permit to hold it.
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Carrier,
     _permit: ConnectionPermit,
+}
+
+enum Carrier {
+    Plain(TcpStream),
+    Secure(Box<TlsStream<TcpStream>>),
+}
+
+/// Does the same with either kind of stream.
+macro_rules! either {
+    ($connection:expr, $stream:ident => $does:expr) => {
+        match $connection {
+            Carrier::Plain($stream) => $does,
+            Carrier::Secure($stream) => $does,
+        }
+    };
 }
 
 impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> Self::ConnectInfo {
-        self.stream.connect_info()
+        match &self.stream {
+            Carrier::Plain(stream) => stream.connect_info(),
+            Carrier::Secure(stream) => stream.get_ref().0.connect_info(),
+        }
     }
 }
 
@@ -55,21 +116,21 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        either!(&mut self.stream, stream => Pin::new(stream).poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        either!(&mut self.stream, stream => Pin::new(stream).poll_write(cx, buf))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        either!(&mut self.stream, stream => Pin::new(stream).poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        either!(&mut self.stream, stream => Pin::new(stream).poll_shutdown(cx))
     }
 
     fn poll_write_vectored(
@@ -77,10 +138,10 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        either!(&mut self.stream, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        either!(&self.stream, stream => stream.is_write_vectored())
     }
 }

@@ -36,6 +36,7 @@ use crate::core::Broker;
 use crate::core::queues::consumer::Window;
 use crate::engine::OpenProgress;
 use crate::shutdown::Shutdown;
+use crate::tls::Tls;
 
 pub use admin::{AdminService, CounterSource, ServerFacts};
 pub use deliveries::DeliveryBatch;
@@ -94,6 +95,9 @@ pub struct Services {
     /// Facts about the broker.
     pub admin: AdminService,
 }
+
+/// What a client offers by ALPN.
+pub const ALPN: &[&str] = &["h2"];
 
 /// Why this door ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -176,11 +180,16 @@ impl Door {
         self.gate.open(routes);
     }
 
-    /// Serves on `listener` until the stop, then tells every connection to go away (GOAWAY) and waits for them.
+    /// Serves on `listener`, with or without TLS, until the stop, then tells every connection to go away (GOAWAY) and waits for them.
     ///
     /// # Errors
     /// Why the door could not be served; `Ok` only after a stop.
-    pub async fn serve(self, listener: TcpListener, budget: ConnectionBudget) -> Result<(), Error> {
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        tls: Option<Arc<Tls>>,
+        budget: ConnectionBudget,
+    ) -> Result<(), Error> {
         let Self { settings, early, gate, shutdown } = self;
         let mut server = tonic::transport::Server::builder()
             .http2_keepalive_interval(settings.keepalive_interval)
@@ -197,7 +206,7 @@ impl Door {
             .layer(gate)
             .add_routes(early)
             .serve_with_incoming_shutdown(
-                incoming::connections(listener, budget),
+                incoming::connections(listener, budget, tls),
                 shutdown.stopping().clone().cancelled_owned(),
             )
             .await?;

@@ -172,6 +172,7 @@ impl Frames {
                     let Some(id) = window.begin(*qos, Origin::Live, out.position() + start as u64) else {
                         return self.flush_to(at, out);
                     };
+                    window.weigh(id, *len as usize);
                     let id_at = start.saturating_add(*id_at as usize);
                     if let Some(mut place) = self.bytes.get_mut(id_at..) {
                         place.put_u16(id.get());
@@ -245,9 +246,8 @@ impl Kept {
                 _ => Origin::Live,
             };
             delivery.packet_id = window.begin(self.qos, origin, out.position());
-            if delivery.packet_id.is_none() {
-                return Some(self);
-            }
+            let Some(id) = delivery.packet_id else { return Some(self) };
+            window.weigh(id, self.message.weight());
         }
         if !encode(&delivery, expiry, form, out)
             && let Some(id) = delivery.packet_id

@@ -79,6 +79,8 @@ pub struct Settings {
     pub receive_maximum: u64,
     /// How many deliveries above QoS 0 one client may have unacknowledged, if it does not ask for fewer: 1 to 65535.
     pub max_inflight: u64,
+    /// The same in bytes: no other delivery begins while so many are unacknowledged; `None` = as many as there are.
+    pub max_inflight_bytes: Option<u64>,
     /// How many topic aliases a 5.0 client may use: 0 to 65535. Each holds a topic.
     pub topic_alias_maximum: u64,
     /// Bytes that wait for one client; beyond it QoS 0 is dropped, and above QoS 0 the client is disconnected.
@@ -99,6 +101,7 @@ impl Default for Settings {
             keep_alive_ceiling: None,
             receive_maximum: 1024,
             max_inflight: 1024,
+            max_inflight_bytes: None,
             topic_alias_maximum: 16,
             outbox_bytes: 4 << 20,
             outbox_messages: 10_000,

@@ -229,18 +229,18 @@ impl Broker {
         within("a gRPC connection", endpoint.connect()).await.unwrap()
     }
 
+    /// Asks for a counter of `GetServerInfo` until it is `count`.
+    pub(crate) async fn counts(&self, name: &str, count: u64) {
+        let mut admin = AdminServiceClient::new(self.grpc().await);
+        within(name, async { while counter(&mut admin, name).await != count {} }).await;
+    }
+
     /// What of it is in memory, in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
         let pid = self.process.child.id().expect("the child has been waited for");
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
         line.trim().trim_end_matches(" kB").parse().unwrap()
-    }
-
-    /// Asks for a counter of `GetServerInfo` until it is `count`.
-    pub(crate) async fn counts(&self, name: &str, count: u64) {
-        let mut admin = AdminServiceClient::new(self.grpc().await);
-        within(name, async { while counter(&mut admin, name).await != count {} }).await;
     }
 
     /// The directory of the store, kept as long as someone holds it.

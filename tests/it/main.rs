@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod certificates;
 mod client_commands;
 mod configuration;
 mod grpc_door;
+mod grpc_tls;
 mod harness;
 mod mqtt;
 mod process;

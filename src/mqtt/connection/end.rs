@@ -90,7 +90,7 @@ async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Endin
     let mut failed: Vec<(TargetId, Sequence)> = Vec::new();
     let mut begun: Vec<(TargetId, Sequence)> = Vec::new();
     let mut numbered = None;
-    for (id, Flight { origin, step, at }) in state.window().drain() {
+    for (id, Flight { origin, step, at, .. }) in state.window().drain() {
         match origin {
             Origin::Live => {}
             Origin::Share(share) => handed_back.push(*share),

@@ -56,10 +56,15 @@ impl State {
                 (OutgoingState::Sent, _) => (Step::Acknowledge, Start::Publish { packet_id, dup: true }),
             };
             let fits = step == Step::Complete || self.window.room() > 0;
-            let resumed = fits && self.window.resume(packet_id, Flight { origin, step, at });
-            return if resumed { start } else { Start::Wait };
+            let resumed = fits && self.window.resume(packet_id, Flight { origin, step, at, len: 0 });
+            if !resumed {
+                return Start::Wait;
+            }
+            self.window.weigh(packet_id, leased.message.weight());
+            return start;
         }
         let Some(packet_id) = self.window.begin(leased.qos, origin, at) else { return Start::Wait };
+        self.window.weigh(packet_id, leased.message.weight());
         if leased.qos == Qos::ExactlyOnce && self.is_durable() {
             if let Some(flight) = self.window.get_mut(packet_id) {
                 flight.step = Step::Store;

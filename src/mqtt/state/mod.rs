@@ -150,7 +150,7 @@ impl State {
                 limits,
                 incoming,
             ),
-            window: Window::new(hello.receive_maximum, outgoing),
+            window: Window::new(hello.receive_maximum, outgoing).within(settings.max_inflight_bytes),
             terms: Arc::clone(&settings.terms),
             backlog,
             ends_with_connection: hello.expiry.is_zero(),

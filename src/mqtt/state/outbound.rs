@@ -58,6 +58,8 @@ pub(in crate::mqtt) struct Flight {
     pub(in crate::mqtt) step: Step,
     /// Where its PUBLISH begins among all bytes that are written.
     pub(in crate::mqtt) at: u64,
+    /// Bytes, where they are bounded.
+    pub(in crate::mqtt) len: u32,
 }
 
 /// See the module.
@@ -68,16 +70,28 @@ pub(in crate::mqtt) struct Window {
     held: FxHashSet<u16>,
     last: u16,
     max: usize,
+    /// Of all that is on its way, where they are bounded.
+    bytes: u64,
+    max_bytes: Option<u64>,
 }
 
 impl Window {
     pub(in crate::mqtt) fn new(max: u16, held: Vec<u16>) -> Self {
         let held = held.into_iter().collect();
-        Self { flights: FxHashMap::default(), held, last: 0, max: usize::from(max) }
+        let max = usize::from(max);
+        Self { flights: FxHashMap::default(), held, last: 0, max, bytes: 0, max_bytes: None }
     }
 
-    /// How many deliveries may still begin.
+    /// The same with so many bytes at most: no delivery begins while they are on their way.
+    pub(in crate::mqtt) fn within(self, max_bytes: Option<u64>) -> Self {
+        Self { max_bytes, ..self }
+    }
+
+    /// How many deliveries may still begin, as far as their bytes are known.
     pub(in crate::mqtt) fn room(&self) -> usize {
+        if self.max_bytes.is_some_and(|max| self.bytes >= max) {
+            return 0;
+        }
         self.max.saturating_sub(self.flights.len())
     }
 
@@ -93,8 +107,19 @@ impl Window {
         }
         let id = self.free_id()?;
         let step = if qos == Qos::ExactlyOnce { Step::Receive } else { Step::Acknowledge };
-        self.flights.insert(id.get(), Flight { origin, step, at });
+        self.flights.insert(id.get(), Flight { origin, step, at, len: 0 });
         Some(id)
+    }
+
+    /// Says how many bytes a delivery has that has begun.
+    pub(in crate::mqtt) fn weigh(&mut self, id: NonZeroU16, len: usize) {
+        if self.max_bytes.is_some()
+            && let Some(flight) = self.flights.get_mut(&id.get())
+        {
+            self.bytes -= u64::from(flight.len);
+            flight.len = u32::try_from(len).unwrap_or(u32::MAX);
+            self.bytes += u64::from(flight.len);
+        }
     }
 
     /// Takes up a delivery of an earlier connection with its number, also beyond the receive maximum where only PUBREL
@@ -127,11 +152,14 @@ impl Window {
 
     /// Ends a delivery.
     pub(in crate::mqtt) fn forget(&mut self, id: NonZeroU16) -> Option<Flight> {
-        self.flights.remove(&id.get())
+        let flight = self.flights.remove(&id.get())?;
+        self.bytes -= u64::from(flight.len);
+        Some(flight)
     }
 
     /// All that is on its way.
     pub(in crate::mqtt) fn drain(&mut self) -> impl Iterator<Item = (NonZeroU16, Flight)> {
+        self.bytes = 0;
         self.flights.drain().filter_map(|(id, flight)| Some((NonZeroU16::new(id)?, flight)))
     }
 

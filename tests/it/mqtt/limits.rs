@@ -142,6 +142,43 @@ async fn more_publishes_than_were_announced_end_the_connection() {
 }
 
 #[tokio::test]
+async fn bytes_in_flight_are_bounded() {
+    let (_directory, broker) = broker_with("max_inflight_bytes = \"64KiB\"\n").await;
+    let mut publisher = Peer::clean(&broker, V5, "").await;
+    // Small ones are copied, large ones shared; a session that is kept has them from the store.
+    for (kept_session, qos, length, admitted) in
+        [(false, QOS1, 10_000, 7), (false, QOS2, 40_000, 2), (true, QOS1, 10_000, 7), (true, QOS2, 10_000, 7)]
+    {
+        let hello = if kept_session { kept(V5, "k") } else { connect(V5, "") };
+        let mut peer = Peer::connected(&broker, Connect { clean_start: true, ..hello }).await;
+        peer.subscribe("f", qos).await;
+        for _ in 0..10 {
+            publisher.say("f", qos, &"x".repeat(length)).await;
+        }
+        let mut first = Vec::new();
+        for _ in 0..admitted {
+            first.push(peer.publish().await.packet_id.unwrap());
+        }
+        peer.nothing_came().await;
+        // One that is done with makes room for one, as the others still do not fill it.
+        for left in (admitted..10).rev() {
+            let id = first.remove(0);
+            if qos == QOS1 {
+                peer.send(Packet::PubAck(ack(id.get()))).await;
+            } else {
+                peer.send(Packet::PubRec(ack(id.get()))).await;
+                assert_eq!(peer.next().await, Packet::PubRel(ack(id.get())), "{left} left");
+                peer.send(Packet::PubComp(ack(id.get()))).await;
+            }
+            first.push(peer.publish().await.packet_id.unwrap());
+        }
+        peer.nothing_came().await;
+        peer.unsubscribe("f").await;
+        peer.vanish();
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_is_bounded_and_disturbs_nobody() {
     let (_directory, broker) = broker_with("outbox_bytes = \"64KiB\"\noutbox_messages = 100\n").await;
     // At QoS 0 it loses messages, at QoS 1 its connection.

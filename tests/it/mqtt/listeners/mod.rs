@@ -9,85 +9,12 @@ mod websocket;
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
+use tokio_rustls::rustls::{ClientConfig, version};
 
 use super::*;
+use crate::certificates::{Authority, BOTH_TLS, Issued, certified, tls_lines};
 use crate::harness::{Ended, config_file, stafett};
-
-/// Who signs certificates.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-/// A certificate and its key, PEM.
-struct Issued {
-    cert: String,
-    key: String,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new([]).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    fn issue(&self) -> Issued {
-        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let key = KeyPair::generate().unwrap();
-        let cert = CertificateParams::new(names).unwrap().signed_by(&key, &self.0).unwrap();
-        Issued { cert: cert.pem(), key: key.serialize_pem() }
-    }
-
-    /// What a client that trusts this authority uses.
-    fn client(&self, versions: &[&'static SupportedProtocolVersion], own: Option<&Issued>) -> ClientConfig {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.0.der().clone()).unwrap();
-        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_protocol_versions(versions)
-            .unwrap()
-            .with_root_certificates(roots);
-        match own {
-            None => builder.with_no_client_auth(),
-            Some(own) => {
-                let cert = CertificateDer::from_pem_slice(own.cert.as_bytes()).unwrap();
-                let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap();
-                builder.with_client_auth_cert(vec![cert], key).unwrap()
-            }
-        }
-    }
-}
-
-const BOTH_TLS: &[&SupportedProtocolVersion] = &[&version::TLS12, &version::TLS13];
-
-impl Issued {
-    /// Writes both where a listener looks for them.
-    fn put(&self, directory: &Path) {
-        std::fs::write(directory.join("cert.pem"), &self.cert).unwrap();
-        std::fs::write(directory.join("key.pem"), &self.key).unwrap();
-    }
-}
-
-/// A directory with a server's certificate, and who signed it.
-fn certified() -> (TempDir, Authority) {
-    let directory = tempfile::tempdir().unwrap();
-    let authority = Authority::new();
-    authority.issue().put(directory.path());
-    (directory, authority)
-}
-
-/// What a listener called x says with the certificate in `directory`.
-fn tls_lines(directory: &TempDir) -> String {
-    let path = directory.path().display();
-    format!("tls.cert = \"{path}/cert.pem\"\ntls.key = \"{path}/key.pem\"\n")
-}
 
 /// A configuration with a listener called x at a free port, beside the first one.
 fn listener_x(lines: &str) -> (TempDir, String) {

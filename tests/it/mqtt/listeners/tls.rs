@@ -98,6 +98,43 @@ async fn who_does_not_shake_hands_is_cut_and_holds_up_nobody() {
 }
 
 #[tokio::test]
+async fn a_handshake_takes_a_place_and_who_has_none_is_told() {
+    let (directory, authority) = certified();
+    let broker = broker_with_x(&("max_connections = 1\n".to_owned() + &tls_lines(&directory))).await;
+    let silent = TcpStream::connect(broker.address("mqtt.x")).await.unwrap();
+    let client = authority.client(BOTH_TLS, None);
+    for (version, code) in [(V5, 0x97), (V311, 3)] {
+        let stream = shake(&broker, &client).await.unwrap();
+        let (mut peer, connack) = Peer::over(stream, version).greeted(connect(version, "")).await;
+        let told = if version == V5 { Some(connack.reason as u8) } else { connack.reason.to_return_code() };
+        assert_eq!(told, Some(code));
+        assert_eq!(peer.next_or_end().await, None);
+    }
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_bounded() {
+    let (directory, authority) = certified();
+    let lines = "outbox_bytes = \"64KiB\"\noutbox_messages = 100\n".to_owned() + &tls_lines(&directory);
+    let broker = broker_with_x(&lines).await;
+    let client = authority.client(BOTH_TLS, None);
+    let mut lagging = works(shake(&broker, &client).await.unwrap(), V5).await;
+    lagging.subscribe("f", QOS1).await;
+    let mut reader = Peer::subscribed(&broker, V5, "f", QOS1).await;
+    let mut publisher = Peer::clean(&broker, V5, "").await;
+    let payload = "x".repeat(10_000);
+    for n in 0..2000 {
+        publisher.say("f", QOS1, &format!("{n} {payload}")).await;
+        assert!(text(&reader.receive().await).starts_with(&format!("{n} ")));
+    }
+    // It was disconnected, with a word or, as it does not read, without.
+    let mut got = Vec::new();
+    within("the end", lagging.stream.read_to_end(&mut got)).await.ok();
+    assert!(got.len() < 2000 * payload.len(), "the bound did not hold");
+}
+
+#[tokio::test]
 async fn a_stop_is_told_and_ends_the_stream_in_order() {
     let (directory, authority) = certified();
     let mut broker = broker_with_x(&tls_lines(&directory)).await;
