@@ -22,7 +22,9 @@ impl Live {
     /// Fills the room in the client's window.
     pub(super) fn deliver(&mut self, wire: &mut Wire) -> Result<(), CoreError> {
         let room = wire.out.len() <= LOW_WATER;
-        if let Some(code) = self.mailbox.take(&mut self.frames, room) {
+        // An end that comes up during a turn is for the next: the client is heard out before. It wakes for it.
+        let closed = self.mailbox.take(&mut self.frames, room);
+        if let Some(code) = closed.filter(|_| self.heard_out) {
             if code == ReasonCode::QuotaExceeded {
                 self.session.count_cut();
             }

@@ -49,6 +49,8 @@ pub(super) struct Live {
     pub(super) errands: Option<Box<Errands>>,
     /// The session may have more.
     pub(super) more: bool,
+    /// The broker ends the connection, and what the client had said by then is read.
+    pub(super) heard_out: bool,
     /// The session may wake this connection for what others could take.
     pub(super) waits: bool,
     /// When something was published last, until that is long ago.
@@ -102,6 +104,7 @@ impl Live {
             errands: None,
             more: true,
             waits: false,
+            heard_out: false,
             published: None,
             deaf: false,
             later: None,
@@ -120,7 +123,8 @@ impl Live {
     pub(super) async fn serve(&mut self, door: &Door, wire: &mut Wire) -> Box<Ending> {
         let mut timer = pin!(sleep_until(clock::now().into()));
         loop {
-            if self.mailbox.ends() {
+            self.heard_out = self.mailbox.ends();
+            if self.heard_out {
                 // What the client said before that counts, its DISCONNECT above all.
                 wire.read_now(&door.buffers);
             }
