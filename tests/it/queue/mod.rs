@@ -12,7 +12,7 @@ use bytes::Bytes;
 use stafett::grpc::proto::v1;
 use stafett::grpc::proto::v1::queue_service_client::QueueServiceClient;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -74,12 +74,12 @@ pub(super) fn tokens(messages: &[v1::LeasedMessage]) -> Vec<Bytes> {
 }
 
 /// A connection that passes through the test.
-pub(super) struct Line(JoinHandle<()>);
+pub(super) struct Line(JoinSet<()>);
 
 impl Line {
     /// Cut, without a word from the client.
     pub(super) fn cut(self) {
-        self.0.abort();
+        drop(self.0);
     }
 }
 
@@ -93,13 +93,15 @@ impl Queues {
         let line = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let url = format!("http://{}", line.local_addr().unwrap());
         let to = broker.address("grpc");
-        let line = tokio::spawn(async move {
+        let mut relay = JoinSet::new();
+        relay.spawn(async move {
             let (mut client, _) = line.accept().await.unwrap();
             let mut server = TcpStream::connect(to).await.unwrap();
             drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
         });
-        let channel = within("a gRPC connection", Endpoint::from_shared(url).unwrap().connect()).await.unwrap();
-        (Self(QueueServiceClient::new(channel)), Line(line))
+        let channel =
+            within("a gRPC connection", Endpoint::from_shared(url).unwrap().connect()).await.unwrap();
+        (Self(QueueServiceClient::new(channel)), Line(relay))
     }
 
     /// A broker with one queue `q`.
