@@ -44,6 +44,7 @@ impl Consumer for EmbeddedConsumer {
         let now = unix_now();
         let lease_ends = self.lease.map_or(u64::MAX, |lease| now.after(lease).0);
         let mut taken = Vec::with_capacity(max.min(256));
+        let placing = self.shared.lanes.placing();
         let not = {
             let mut bodies = self.shared.bodies.reader();
             let mut state = self.target.state.lock();
@@ -59,6 +60,7 @@ impl Consumer for EmbeddedConsumer {
             not
         };
         keeper::expire(&self.shared, &self.target, &not.expired);
+        drop(placing);
         self.reading.store(!not.missing.is_empty(), Ordering::Relaxed);
         if !not.missing.is_empty() {
             self.shared.tasks.push(Job::Load { target: self.target.clone(), entries: not.missing });
@@ -106,6 +108,7 @@ impl Consumer for EmbeddedConsumer {
     fn release_all(&self, counted: bool) {
         let max = self.target.settings.load().max_deliveries;
         let at: UnixMillis = unix_now();
+        let _placing = self.shared.lanes.placing();
         let due = {
             let mut state = self.target.state.lock();
             let how = if counted { Return::Lost } else { Return::Released };

@@ -131,6 +131,7 @@ pub(super) fn keep_time(shared: &Shared) {
         let Ok(target) = shared.target(id) else { continue };
         let at = unix_now();
         let max = target.settings.load().max_deliveries;
+        let _placing = shared.lanes.placing();
         let due = {
             let mut state = target.state.lock();
             state.registered = None;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
@@ -126,6 +126,7 @@ struct Queues {
 pub(super) struct Lanes {
     queues: Mutex<Queues>,
     waiting: Condvar,
+    placing: RwLock<()>,
 }
 
 /// What [`Lanes::next`] gives.
@@ -182,8 +183,15 @@ impl Lanes {
         Next::Work
     }
 
-    /// How many settlements were put in so far, and how many taken out.
+    /// Held from reading places in an index until what names them is handed in.
+    pub(super) fn placing(&self) -> RwLockReadGuard<'_, ()> {
+        self.placing.read()
+    }
+
+    /// How many settlements were put in so far, and how many taken out. What names places that were read before is among
+    /// them.
     pub(super) fn settlements(&self) -> (u64, u64) {
+        drop(self.placing.write());
         let queues = self.queues.lock();
         (queues.put, queues.taken)
     }
@@ -208,4 +216,35 @@ fn take(queue: &mut VecDeque<Work>, out: &mut Vec<Work>, max_bytes: usize) {
 /// The moment `after` from now, for [`Lanes::next`].
 pub(super) fn deadline(after: Duration) -> Instant {
     crate::types::clock::now() + after
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+    use crate::engine::GroupSpec;
+    use crate::engine::embedded::target::Settings;
+
+    #[test]
+    fn what_names_a_place_that_was_read_before_is_counted() {
+        for _ in 0..500 {
+            let (lanes, both) = (Lanes::default(), Barrier::new(2));
+            std::thread::scope(|scope| {
+                let counted = scope.spawn(|| {
+                    both.wait();
+                    lanes.settlements()
+                });
+                let placing = lanes.placing();
+                both.wait();
+                std::thread::yield_now();
+                let filter = FilterSpec::parse(&"$share/g/a".into()).unwrap();
+                let group = Definition::Group(GroupSpec { filter, max_messages: 1, max_bytes: 1 });
+                let target = Arc::new(Target::new(TargetId(1), Settings::from(&group), 1));
+                lanes.push(Work::Settle { target, entries: Vec::new(), reply: SettleReply::Nobody });
+                drop(placing);
+                assert_eq!(counted.join().unwrap(), (1, 0));
+            });
+        }
+    }
 }

@@ -306,6 +306,7 @@ impl Engine for Embedded {
 
     fn settle(&self, target: TargetId, leases: &[LeaseRef]) -> Result<Settled, EngineError> {
         let target = self.shared.target(target)?;
+        let _placing = self.shared.lanes.placing();
         let mut failed = Vec::new();
         let mut entries = Vec::with_capacity(leases.len());
         {
@@ -344,6 +345,7 @@ impl Engine for Embedded {
             Nack::Lost => Return::Lost,
         };
         let (mut failed, mut marks, mut exhausted) = (Vec::new(), Vec::new(), Vec::new());
+        let _placing = self.shared.lanes.placing();
         {
             let mut state = target.state.lock();
             for (place, lease) in leases.iter().enumerate() {
@@ -430,6 +432,7 @@ impl Engine for Embedded {
 
     fn purge(&self, target: TargetId, view: View) -> Result<Ticket<u64>, EngineError> {
         let target = self.shared.target(target)?;
+        let _placing = self.shared.lanes.placing();
         let entries = target.state.lock().drain(view);
         let count = entries.len() as u64;
         let (reply, ticket) = Ticket::new();
