@@ -444,10 +444,12 @@ async fn a_newer_format_is_refused() {
 #[tokio::test]
 async fn a_store_from_before_the_journal_is_served() {
     let directory = filled().await;
-    set_format(directory.path(), &1_u32.to_be_bytes());
     let db = sled_of(directory.path());
-    db.open_tree("meta").unwrap().remove("journal").unwrap();
-    drop(db);
+    let meta = db.open_tree("meta").unwrap();
+    meta.insert("format", &1_u32.to_be_bytes()).unwrap();
+    meta.remove("journal").unwrap();
+    db.flush().unwrap();
+    drop((meta, db));
     fs::remove_file(directory.path().join("journal")).unwrap();
     let ended = store("check", directory.path(), &[]).await;
     assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
@@ -455,6 +457,20 @@ async fn a_store_from_before_the_journal_is_served() {
     let before = store("export", directory.path(), &[]).await.stdout;
     open(directory.path()).close().unwrap();
     assert!(directory.path().join("journal").exists());
+    let after = store("export", directory.path(), &[]).await.stdout;
+    assert_eq!(of_type(&lines(&before), "message"), of_type(&lines(&after), "message"));
+}
+
+#[tokio::test]
+async fn what_a_crash_left_half_written_beside_the_data_is_no_damage() {
+    let directory = filled().await;
+    let before = store("export", directory.path(), &[]).await.stdout;
+    let files = directory.path().join("store");
+    fs::write(files.join("snap.FFFFFFFFFFFFFFFF.generating"), "half").unwrap();
+    let settings = fs::read(files.join("conf")).unwrap();
+    fs::write(files.join("conf"), &settings[..settings.len() - 4]).unwrap();
+    let ended = store("check", directory.path(), &[]).await;
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
     let after = store("export", directory.path(), &[]).await.stdout;
     assert_eq!(of_type(&lines(&before), "message"), of_type(&lines(&after), "message"));
 }

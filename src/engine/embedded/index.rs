@@ -314,22 +314,25 @@ impl State {
 
     /// A rewritten message lies elsewhere now.
     pub(super) fn relocate(&mut self, sequence: u64, place: &Entry) -> bool {
-        let move_to = |entry: &mut Entry| {
-            entry.pack = place.pack;
-            entry.ordinal = place.ordinal;
-            entry.offset = place.offset;
-        };
-        if let Some(entry) = self.leases.get_mut(sequence) {
-            move_to(entry);
-        } else if let Some(entry) =
-            self.delayed_until.get(&sequence).and_then(|&until| self.delayed.get_mut(&(until, sequence)))
-        {
-            move_to(entry);
-        } else if let Some(entry) = self.levels.iter_mut().find_map(|level| level.get_mut(sequence)) {
-            move_to(entry);
-        } else {
-            return false;
-        }
+        let Some(entry) = self.entry_mut(sequence) else { return false };
+        entry.pack = place.pack;
+        entry.ordinal = place.ordinal;
+        entry.offset = place.offset;
         true
+    }
+
+    /// Where a message lies now, if it is here.
+    pub(super) fn entry(&mut self, sequence: u64) -> Option<Entry> {
+        self.entry_mut(sequence).map(|entry| *entry)
+    }
+
+    fn entry_mut(&mut self, sequence: u64) -> Option<&mut Entry> {
+        if let Some(entry) = self.leases.get_mut(sequence) {
+            return Some(entry);
+        }
+        if let Some(&until) = self.delayed_until.get(&sequence) {
+            return self.delayed.get_mut(&(until, sequence));
+        }
+        self.levels.iter_mut().find_map(|level| level.get_mut(sequence))
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use parking_lot::{Condvar, Mutex};
 use smallvec::SmallVec;
@@ -196,7 +197,7 @@ pub(super) fn read_back(shared: &Shared) {
 
 fn load(shared: &Shared, target: &Arc<Target>, entries: &[Entry]) {
     for entry in entries {
-        if let Err(error) = shared.bodies.load(&shared.disk.trees, entry) {
+        if let Err(error) = body_of(shared, target, entry) {
             discard(target, entry.sequence, &error);
         }
     }
@@ -209,8 +210,23 @@ pub(super) fn discard(target: &Target, sequence: u64, error: &EngineError) {
     target.state.lock().discard(sequence);
 }
 
-fn read(shared: &Shared, entry: &Entry) -> Result<Message, EngineError> {
-    let bytes = shared.bodies.load(&shared.disk.trees, entry)?;
+/// The bytes of an entry, also when its message was written to another place since the entry was read. Blocks.
+fn body_of(shared: &Shared, target: &Target, entry: &Entry) -> Result<Bytes, EngineError> {
+    let mut entry = *entry;
+    loop {
+        let error = match shared.bodies.load(&shared.disk.trees, &entry) {
+            Ok(bytes) => return Ok(bytes),
+            Err(error) => error,
+        };
+        match target.state.lock().entry(entry.sequence) {
+            Some(now) if now.location() != entry.location() => entry = now,
+            _ => return Err(error),
+        }
+    }
+}
+
+fn read(shared: &Shared, target: &Target, entry: &Entry) -> Result<Message, EngineError> {
+    let bytes = body_of(shared, target, entry)?;
     decode_message(bytes).map_err(|e| EngineError::Damaged(e.to_string()))
 }
 
@@ -231,7 +247,7 @@ fn bury(
     let mut ops = SmallVec::new();
     let mut moved = Vec::new();
     for (entry, attempts) in entries {
-        let mut message = match read(shared, entry) {
+        let mut message = match read(shared, target, entry) {
             Ok(message) => message,
             Err(error) => {
                 discard(target, entry.sequence, &error);
@@ -283,7 +299,7 @@ fn browse(
     let found = target.state.lock().list(view, from.0, max);
     let mut out = Vec::with_capacity(found.len());
     for (entry, view, attempts, until) in found {
-        let message = match read(shared, &entry) {
+        let message = match read(shared, target, &entry) {
             Ok(message) => message,
             // Settled and removed since it was listed.
             Err(EngineError::Damaged(_))
