@@ -506,6 +506,10 @@ fn set_format(directory: &Path, format: &[u8]) {
 }
 
 fn sled_of(directory: &Path) -> sled::Db {
+    // Threads of a store that was just dropped may still hold it.
+    let held = fs::File::open(directory.join("store/db")).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    drop(held);
     let config = sled::Config::new().path(directory.join("store")).segment_size(8 << 20);
     config.flush_every_ms(None).open().unwrap()
 }
