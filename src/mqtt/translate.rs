@@ -16,6 +16,7 @@
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use smallvec::SmallVec;
 
@@ -91,17 +92,8 @@ pub(super) fn message(publish: codec::Publish, topic: TopicName, now: UnixMillis
             user_properties,
         } = *properties;
         message.expires_at = message_expiry.map(|seconds| now.after(Duration::from_secs(seconds.into())));
-        set_extras(
-            &mut message,
-            Extras {
-                payload_is_utf8: payload_format == Some(PayloadFormat::Utf8),
-                content_type,
-                reply_to: reply_to(response_topic),
-                correlation_data,
-                properties: user_properties,
-                ..Extras::default()
-            },
-        );
+        message.extras =
+            extras(payload_format, content_type, response_topic, correlation_data, user_properties);
     }
     message
 }
@@ -130,17 +122,7 @@ pub(super) fn will(will: codec::Will) -> Result<Will, CoreError> {
         correlation_data,
         user_properties,
     } = will.properties;
-    set_extras(
-        &mut message,
-        Extras {
-            payload_is_utf8: payload_format == Some(PayloadFormat::Utf8),
-            content_type,
-            reply_to: reply_to(response_topic),
-            correlation_data,
-            properties: user_properties,
-            ..Extras::default()
-        },
-    );
+    message.extras = extras(payload_format, content_type, response_topic, correlation_data, user_properties);
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
     Ok(Will {
         message: message.detached(),
@@ -179,15 +161,24 @@ impl Will {
     }
 }
 
-fn set_extras(message: &mut Message, extras: Extras) {
-    if extras != Extras::default() {
-        message.extras = Some(Box::new(extras));
-    }
-}
-
-/// The codec has checked it: it is not empty and has no wildcard.
-fn reply_to(topic: Option<ByteString>) -> Option<TopicName> {
-    topic.and_then(|topic| TopicName::parse(topic).ok())
+/// What a message and a will carry alike, if it is anything.
+fn extras(
+    payload_format: Option<PayloadFormat>,
+    content_type: Option<ByteString>,
+    response_topic: Option<ByteString>,
+    correlation_data: Option<Bytes>,
+    properties: Vec<(ByteString, ByteString)>,
+) -> Option<Box<Extras>> {
+    let extras = Extras {
+        payload_is_utf8: payload_format == Some(PayloadFormat::Utf8),
+        content_type,
+        // The codec has checked it: it is not empty and has no wildcard.
+        reply_to: response_topic.and_then(|topic| TopicName::parse(topic).ok()),
+        correlation_data,
+        properties,
+        ..Extras::default()
+    };
+    (extras != Extras::default()).then(|| Box::new(extras))
 }
 
 /// What a publish asks of the queues that it reaches.

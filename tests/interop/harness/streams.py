@@ -170,6 +170,12 @@ def detail(status, kind):
     raise AssertionError(f"no {kind} in {status}")
 
 
+def payloads_of(deliveries):
+    """The bodies of deliveries, or of what a queue gave."""
+    return [delivery.message.payload for delivery in deliveries]
+
+
+
 def refused(code, method, request, **options):
     """Calls what must be refused with that code."""
     options.setdefault("timeout", DEADLINE)

@@ -7,7 +7,7 @@ from google.protobuf import duration_pb2
 from stafett.v1 import common_pb2, pubsub_pb2, queue_pb2
 
 from harness import DEADLINE
-from harness.streams import Deliveries, Stream, detail, refused
+from harness.streams import Deliveries, Stream, detail, payloads_of, refused
 
 
 def publish(pubsub, topic, payload=b"", **fields):
@@ -45,11 +45,6 @@ def ack_frame(ack_id, deliveries):
     """Settles deliveries of the stream."""
     numbers = [delivery.delivery_id for delivery in deliveries]
     return pubsub_pb2.SubscribeStreamRequest(ack=common_pb2.AckBatch(ack_id=ack_id, delivery_ids=numbers))
-
-
-def payloads_of(deliveries):
-    """Their bodies."""
-    return [delivery.message.payload for delivery in deliveries]
 
 
 def numbered(count):

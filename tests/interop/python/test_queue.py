@@ -7,7 +7,7 @@ from google.protobuf import duration_pb2, field_mask_pb2
 from stafett.v1 import common_pb2, queue_pb2
 
 from harness import DEADLINE
-from harness.streams import Deliveries, Stream, detail, refused
+from harness.streams import Deliveries, Stream, detail, payloads_of, refused
 
 
 def seconds(value):
@@ -66,11 +66,6 @@ def ack_frame(ack_id, messages):
     """Settles deliveries of the stream."""
     numbers = [message.delivery_id for message in messages]
     return queue_pb2.ConsumeRequest(ack=common_pb2.AckBatch(ack_id=ack_id, delivery_ids=numbers))
-
-
-def payloads_of(messages):
-    """Their bodies."""
-    return [message.message.payload for message in messages]
 
 
 def test_definitions_are_made_changed_listed_and_deleted(broker):

@@ -41,6 +41,19 @@ pub(super) const V311: Version = Version::V311;
 pub(super) const V5: Version = Version::V5;
 pub(super) const BOTH: [Version; 2] = [V311, V5];
 
+/// How far a delivery at QoS 2 is when the connection, or the broker, is lost.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Cut {
+    AfterPublish,
+    AfterPubrel,
+}
+
+/// Both versions, the connection or the broker lost, at each point of the delivery.
+pub(super) fn losses() -> impl Iterator<Item = (Version, bool, Cut)> {
+    let kills = BOTH.into_iter().flat_map(|version| [false, true].map(|kill| (version, kill)));
+    kills.flat_map(|(version, kill)| [Cut::AfterPublish, Cut::AfterPubrel].map(|cut| (version, kill, cut)))
+}
+
 /// What a client may speak over.
 pub(super) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {}
 

@@ -153,22 +153,11 @@ async fn retained_values_above_qos_0_are_a_part_of_a_kept_session() {
     }
 }
 
-/// How far a delivery at QoS 2 is when the connection, or the broker, is lost.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Cut {
-    AfterPublish,
-    AfterPubrel,
-}
-
 #[tokio::test]
 async fn a_delivery_at_qos_2_goes_on_where_it_was() {
     // 3.1.1: [MQTT-4.3.3-1]; 5: [MQTT-4.3.3-6], [MQTT-4.4.0-1].
     let mut broker = Broker::start().await;
-    for (version, kill, cut) in BOTH.into_iter().flat_map(|version| {
-        [false, true]
-            .into_iter()
-            .flat_map(move |kill| [Cut::AfterPublish, Cut::AfterPubrel].map(|cut| (version, kill, cut)))
-    }) {
+    for (version, kill, cut) in losses() {
         away(&broker, version, "c").await;
         Peer::clean(&broker, V5, "p").await.say("s/x", QOS2, "once").await;
         let (mut peer, _) = resumed(&broker, version, "c").await;

@@ -25,22 +25,11 @@ async fn forget(broker: &Broker, version: Version) {
     }
 }
 
-/// When the member is lost.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Cut {
-    AfterPublish,
-    AfterPubrel,
-}
-
 #[tokio::test]
 async fn a_delivery_at_qos_2_stays_with_its_member() {
     // 5: [MQTT-4.8.2-4]; also over a killed broker.
     let mut broker = Broker::start().await;
-    for (version, kill, cut) in BOTH.into_iter().flat_map(|version| {
-        [false, true]
-            .into_iter()
-            .flat_map(move |kill| [Cut::AfterPublish, Cut::AfterPubrel].map(|cut| (version, kill, cut)))
-    }) {
+    for (version, kill, cut) in losses() {
         member(&broker, version, "one").await;
         member(&broker, version, "two").await;
         let mut one = back(&broker, version, "one").await;
