@@ -25,6 +25,7 @@ const FIRST: &str = "STAFETT_CRASH_FIRST";
 const DURABILITY: &str = "STAFETT_CRASH_DURABILITY";
 const QUEUE: TargetId = TargetId(1);
 const OTHER: TargetId = TargetId(2);
+const PASSING: TargetId = TargetId(3);
 
 fn message(ids: &MessageIds, n: u64) -> Message {
     // Sizes from a few bytes to several parts.
@@ -81,7 +82,7 @@ async fn work(directory: &Path, first: u64, durability: Durability) {
     for writer in 0..4 {
         let (engine, next, ids) = (engine.clone(), next.clone(), ids.clone());
         tasks.spawn(async move {
-            loop {
+            for round in 0_u64.. {
                 let count = if writer == 0 { 1 } else { 20 };
                 let from = next.fetch_add(count, Ordering::Relaxed);
                 let ops = (from..from + count)
@@ -89,6 +90,12 @@ async fn work(directory: &Path, first: u64, durability: Durability) {
                     .collect();
                 engine.commit(ops).await.unwrap();
                 say('E', from..from + count);
+                if count == 1 && round % 8 == 0 {
+                    // What comes and goes shares commits with what the others store.
+                    let passing = Op::Define(PASSING, Definition::Queue(spec("passing")));
+                    engine.commit(vec![passing]).await.unwrap();
+                    engine.commit(vec![Op::Delete(PASSING)]).await.unwrap();
+                }
             }
         });
     }

@@ -4,7 +4,7 @@
 //! ```text
 //! <data-dir>/journal   records from the start on, one behind the other; what stands behind them is older or zero
 //! record               [bytes of rows u32 LE][crc32 u32 LE of all else][number u64 LE][rows]
-//! row                  [tree u8][bytes of key u16 LE][bytes of value u32 LE, or REMOVED][key][value]
+//! row                  [tree u8][bytes of key u32 LE][bytes of value u32 LE, or REMOVED][key][value]
 //! ```
 //! Numbers are consecutive and never given out again, so what follows the newest record cannot be taken for the next.
 //! [`super::log`] says what is written here and when the file begins anew.
@@ -60,7 +60,7 @@ impl Rows {
             self.0.put_bytes(0, HEADER_BYTES);
         }
         self.0.put_u8(tree as u8);
-        self.0.put_u16_le(key.len() as u16);
+        self.0.put_u32_le(key.len() as u32);
         self.0.put_u32_le(value.map_or(REMOVED, |value| value.len() as u32));
         self.0.put_slice(key);
         self.0.put_slice(value.unwrap_or_default());
@@ -203,7 +203,7 @@ impl<'a> Record<'a> {
 
 fn row<'a>(rest: &mut &'a [u8]) -> Option<Row<'a>> {
     let tree = Tree::of(rest.try_get_u8().ok()?)?;
-    let key_len = usize::from(rest.try_get_u16_le().ok()?);
+    let key_len = rest.try_get_u32_le().ok()? as usize;
     let value_len = rest.try_get_u32_le().ok()?;
     let (key, behind) = rest.split_at_checked(key_len)?;
     if value_len == REMOVED {

@@ -32,8 +32,9 @@ pub(super) struct Log {
     fresh: Vec<(Tree, IVec, Option<IVec>)>,
     /// Of these, with what a record has beside them.
     fresh_bytes: usize,
-    /// The commit is too large for the journal: sled is given its rows at once.
-    large: bool,
+    /// Sled was given rows of this commit, which a record would lack: sled is given the others at once, and makes the
+    /// commit durable.
+    direct: bool,
     record: Rows,
     /// Logical bytes written since the start.
     pub(super) written: u64,
@@ -60,7 +61,7 @@ impl Log {
             store_number(&disk.trees, number)?;
         }
         Ok(Self {
-            large: journal.is_none(),
+            direct: journal.is_none(),
             journal,
             number,
             fresh: Vec::new(),
@@ -88,28 +89,36 @@ impl Log {
 
     fn write(&mut self, disk: &Disk, tree: Tree, key: &[u8], value: Option<IVec>) -> Result<(), Failed> {
         let bytes = key.len() + value.as_ref().map_or(0, |value| value.len()) + ROW_COST;
-        if self.large {
+        if self.direct {
             give(&disk.trees, tree, key, value)?;
         } else {
             self.fresh.push((tree, key.into(), value));
             self.fresh_bytes += bytes;
-            if self.fresh_bytes > RECORD_BYTES {
-                self.large = true;
-                self.give(disk)?;
-            }
         }
         self.written += bytes as u64;
         self.loose += bytes as u64;
         self.lag += bytes as u64;
-        if self.lag > SYNC_BYTES { self.catch_up(disk) } else { Ok(()) }
+        if self.lag > SYNC_BYTES {
+            self.catch_up(disk)
+        } else if self.fresh_bytes > RECORD_BYTES {
+            self.give(disk)
+        } else {
+            Ok(())
+        }
     }
 
     /// Gives sled the rows that it has not been given. What a commit wrote is not read from sled before.
     pub(super) fn give(&mut self, disk: &Disk) -> Result<(), Failed> {
-        let told = !self.fresh.is_empty() && self.loose == 0;
+        if self.fresh.is_empty() {
+            return Ok(());
+        }
         self.fresh_bytes = 0;
         self.fresh.drain(..).try_for_each(|(tree, key, value)| give(&disk.trees, tree, &key, value))?;
-        if told { self.say_stored(disk) } else { Ok(()) }
+        if self.is_loose() {
+            self.direct = true;
+            return Ok(());
+        }
+        self.say_stored(disk)
     }
 
     /// Whether something written is not durable.
@@ -134,7 +143,7 @@ impl Log {
         }
         let Self { journal, fresh, record, .. } = self;
         if let Some(journal) = journal
-            && !self.large
+            && !self.direct
         {
             record.clear();
             fresh.iter().for_each(|(tree, key, value)| record.push(*tree, key, value.as_deref()));
@@ -158,7 +167,7 @@ impl Log {
         }
         disk.sync().map_err(|e| e.to_string())?;
         (self.loose, self.lag) = (0, 0);
-        self.large = self.journal.is_none();
+        self.direct = self.journal.is_none();
         if let Some(journal) = &mut self.journal {
             journal.rewind();
         }
@@ -318,6 +327,29 @@ mod tests {
         bench.commit("k", b"3");
         assert!(bench.log.lags());
         assert_eq!(value(&open(&bench.image()).unwrap(), "k").unwrap(), b"3");
+    }
+
+    #[test]
+    fn a_commit_that_sled_was_given_in_part_is_whole_after_a_crash() {
+        let mut bench = Bench::new();
+        bench.put("first half", b"1");
+        bench.log.give(&bench.disk).unwrap();
+        bench.put("second half", b"2");
+        bench.sync();
+        let disk = open(&bench.image()).unwrap();
+        assert_eq!(value(&disk, "first half").unwrap(), b"1");
+        assert_eq!(value(&disk, "second half").unwrap(), b"2");
+    }
+
+    #[test]
+    fn the_longest_key_comes_back() {
+        let mut bench = Bench::new();
+        let key = "k".repeat(70_000);
+        bench.commit(&key, b"1");
+        bench.commit("k", b"2");
+        let disk = open(&bench.image()).unwrap();
+        assert_eq!(value(&disk, &key).unwrap(), b"1");
+        assert_eq!(value(&disk, "k").unwrap(), b"2");
     }
 
     #[test]
