@@ -9,9 +9,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
@@ -20,6 +22,9 @@ use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 
 pub use tokio_rustls::server::TlsStream;
+
+/// How long a peer that was refused has to hear it.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// The files of one listener as they are configured: TLS is off without a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -228,13 +233,28 @@ impl Tls {
     /// Shakes hands over `stream`. Not cancel safe: the stream is lost.
     ///
     /// # Errors
-    /// Why it came to nothing; the peer was sent an alert where there was something to tell.
+    /// Why it came to nothing; the peer was sent an alert where there was something to tell, and had a while to hear it.
     pub async fn accept<S>(&self, stream: S) -> io::Result<TlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        TlsAcceptor::from(self.config.load_full()).accept(stream).await
+        let acceptor = TlsAcceptor::from(self.config.load_full());
+        match acceptor.accept(stream).into_fallible().await {
+            Ok(stream) => Ok(stream),
+            Err((error, stream)) => {
+                // In TLS 1.3 the peer speaks before it hears of a refusal: closed with that unread, a reset would take
+                // the alert away.
+                drop(timeout(LINGER, drain(stream)).await);
+                Err(error)
+            }
+        }
     }
+}
+
+/// Closes our side, and reads what still comes.
+async fn drain<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<()> {
+    stream.shutdown().await?;
+    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop)
 }
 
 fn config(settings: &Settings, alpn: &[&str]) -> Result<Arc<ServerConfig>, TlsError> {
