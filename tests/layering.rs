@@ -156,7 +156,7 @@ const LAYERS: &[Layer] = &[
         external: &["async_nats", "tokio", "tokio_stream", "tokio_util"],
     },
     Layer { module: "socket", may: &[], external: &["socket2", "tokio::io", "tokio::net", "tokio::time"] },
-    Layer { module: "tls", may: &[], external: &["tokio::io", "tokio_rustls"] },
+    Layer { module: "tls", may: &[], external: &["tokio::io", "tokio::time", "tokio_rustls"] },
     Layer { module: "proxy", may: &[], external: &["ppp", "tokio::io"] },
     Layer { module: "shutdown", may: &[], external: &["tokio", "tokio_util"] },
     Layer { module: "connections", may: &[], external: &[] },
