@@ -32,7 +32,7 @@ use services::Services;
 use signals::Signals;
 
 /// What works in this build, as `GetServerInfo` lists it.
-const FEATURES: [&str; 6] = ["compression", "health", "mqtt", "pubsub", "queues", "reflection"];
+const FEATURES: [&str; 7] = ["calls", "compression", "health", "mqtt", "pubsub", "queues", "reflection"];
 
 /// Why the server did not start, or ended before it was told to.
 #[derive(Debug, thiserror::Error)]

@@ -13,11 +13,12 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::harness::{Broker, config_file, within};
 
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
     "stafett.v1.AdminService",
+    "stafett.v1.CallService",
     "stafett.v1.PubSubService",
     "stafett.v1.QueueService",
 ];
