@@ -5,17 +5,22 @@
 //!      Calling ◀─ parts, end ◀─────── Responder::reply ◀────── door
 //! ```
 //!
-//! `call` is one request with its answer, `service` decides who is asked, `responder` is the handle of who answers.
+//! `call` is one request with its answer, `service` decides who is asked, `responder` is the handle of who answers, `device`
+//! a subscriber that answers, `topics` where one of 3.1.1 does, `published` what of this comes and goes as a publish.
 //!
 //! Invariants: a call is with one responder, waits for one, or is over; whoever waits hears of each of these ends at once;
-//! what a responder says reaches only calls that it was asked for. Lock order: the services, one service, one call. No
-//! lock is held across an await.
+//! what a responder says reaches only calls that it was asked for. Lock order: the services, one service, one call. With
+//! a service's lock held a session's state, its outbox or the index of devices may be locked, and nothing else. None is held
+//! across an await.
 
 mod call;
+mod device;
+mod published;
 mod responder;
 mod service;
 #[cfg(test)]
 mod tests;
+mod topics;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -32,8 +37,12 @@ use crate::types::{ClientId, Message, TopicName, UnixMillis};
 
 pub use call::Calling;
 pub use responder::{Asked, Cancelled, Responder};
+pub use topics::{NotAPair, TopicPair};
+
+pub(crate) use published::By;
 
 use call::Call;
+use device::Index;
 use service::Service;
 
 /// What is asked.
@@ -67,7 +76,7 @@ pub struct Caller {
 pub struct Reply {
     /// Who said it.
     pub responder: ByteString,
-    /// What was said; its topic is the name of the service.
+    /// What was said; its topic has no meaning.
     pub message: Message,
     /// Whether further parts follow.
     pub more: bool,
@@ -174,6 +183,8 @@ pub struct ResponderFacts {
     pub busy: Duration,
     /// It gets no more requests.
     pub draining: bool,
+    /// It is a subscriber.
+    pub device: bool,
 }
 
 /// All calls and those who answer them.
@@ -183,6 +194,9 @@ pub(crate) struct Calls {
     /// The names come from peers.
     services: RwLock<HashMap<TopicName, Arc<Service>>>,
     next_key: AtomicU64,
+    devices: Index,
+    /// How often a session came back with its subscriptions.
+    reconnects: AtomicU64,
     pub(super) counts: Counts,
 }
 
@@ -195,6 +209,7 @@ struct Bounds {
     waiting: usize,
     tries: usize,
     responders: usize,
+    late: Duration,
 }
 
 /// What is counted.
@@ -204,6 +219,8 @@ pub(super) struct Counts {
     /// Of requests, and of replies that are not read.
     bytes: AtomicUsize,
     responders: AtomicUsize,
+    /// Answers that are on their way to be published.
+    answering: AtomicUsize,
     begun: AtomicU64,
     no_responders: AtomicU64,
     refused: AtomicU64,
@@ -214,11 +231,26 @@ pub(super) struct Counts {
     replies_over: AtomicU64,
     replies_again: AtomicU64,
     replies_wrong: AtomicU64,
+    replies_forged: AtomicU64,
 }
 
 impl Counts {
     fn add(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl ReplyRefused {
+    /// A word for programs; none if the reply itself was wrong.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unknown(_) => "UNKNOWN_REQUEST",
+            Self::Over(_) => "REQUEST_OVER",
+            Self::Answered(_) => "ANSWERED_ALREADY",
+            Self::OneReply(_) => "ONE_REPLY",
+            Self::Wrong { .. } => "",
+        }
     }
 }
 
@@ -232,17 +264,19 @@ impl Calls {
                 waiting: limits.calls_waiting,
                 tries: limits.call_tries,
                 responders: limits.max_responders,
+                late: limits.call_timeout,
             },
             services: RwLock::default(),
             next_key: AtomicU64::new(1),
+            devices: Index::default(),
+            reconnects: AtomicU64::new(0),
             counts: Counts::default(),
         })
     }
 
     /// Hands a request to a responder, or lets it wait for one.
     pub(crate) fn call(self: &Arc<Self>, request: Request) -> Result<Calling, CoreError> {
-        let service = self.services.read().get(&request.message.topic).cloned();
-        let Some(service) = service else {
+        let Some(service) = self.service(&request.message.topic) else {
             Counts::add(&self.counts.no_responders);
             return Err(no_responders(&request.message.topic));
         };
@@ -254,17 +288,44 @@ impl Calls {
 
     /// Adds a responder.
     pub(crate) fn serve(self: &Arc<Self>, mut serve: Serve) -> Result<Responder, CoreError> {
+        let key = self.next_key()?;
+        serve.id.get_or_insert_with(|| format!("responder-{key}").into());
+        let name = serve.service.clone();
+        Ok(self.service_with(&name, |service| service.join(key, serve)))
+    }
+
+    /// A place for a responder more.
+    fn next_key(&self) -> Result<u64, CoreError> {
         let max = self.bounds.responders;
         let more = |count: usize| (count < max).then_some(count + 1);
-        if self.counts.responders.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
-            return Err(CoreError::Limit { what: "too many responders".to_owned(), max: max as u64 });
+        match self.counts.responders.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
+            Ok(_) => Ok(self.next_key.fetch_add(1, Ordering::Relaxed)),
+            Err(_) => Err(CoreError::Limit { what: "too many responders".to_owned(), max: max as u64 }),
         }
-        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
-        serve.id.get_or_insert_with(|| format!("responder-{key}").into());
+    }
+
+    fn service(&self, name: &TopicName) -> Option<Arc<Service>> {
+        self.services.read().get(name).cloned()
+    }
+
+    /// Does something with a service, which is made if there is none; nobody forgets it meanwhile.
+    fn service_with<T>(self: &Arc<Self>, name: &TopicName, act: impl FnOnce(&Arc<Service>) -> T) -> T {
         let mut services = self.services.write();
-        let name = serve.service.detached();
-        let service = services.entry(name).or_insert_with_key(|name| Service::new(self, name.clone()));
-        Ok(service.join(key, serve))
+        match services.get(name) {
+            Some(service) => act(service),
+            None => act(services
+                .entry(name.detached())
+                .or_insert_with_key(|name| Service::new(self, name.clone()))),
+        }
+    }
+
+    fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Acquire)
+    }
+
+    /// A session came back with its subscriptions: it may be asked again.
+    pub(crate) fn session_came_back(&self) {
+        self.reconnects.fetch_add(1, Ordering::Release);
     }
 
     /// Forgets a service that nobody serves.
@@ -284,7 +345,7 @@ impl Calls {
         max: usize,
     ) -> Vec<ResponderFacts> {
         let services: Vec<Arc<Service>> = match service {
-            Some(name) => self.services.read().get(name).cloned().into_iter().collect(),
+            Some(name) => self.service(name).into_iter().collect(),
             None => self.services.read().values().cloned().collect(),
         };
         let mut facts = Vec::new();
@@ -297,7 +358,7 @@ impl Calls {
     }
 
     /// By the names that operators see.
-    pub(crate) fn counters(&self) -> [(&'static str, u64); 13] {
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 14] {
         let counts = &self.counts;
         let now = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) as u64;
         let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -315,6 +376,7 @@ impl Calls {
             ("call_replies_over_total", total(&counts.replies_over)),
             ("call_replies_again_total", total(&counts.replies_again)),
             ("call_replies_wrong_total", total(&counts.replies_wrong)),
+            ("call_replies_forged_total", total(&counts.replies_forged)),
         ]
     }
 }
@@ -333,6 +395,7 @@ impl Broker {
         if self.draining.is_cancelled() {
             return Err(CoreError::Draining);
         }
+        self.find_devices(&request.message.topic)?;
         self.calls.call(request)
     }
 
@@ -347,9 +410,15 @@ impl Broker {
         self.calls.serve(serve)
     }
 
-    /// Responders of `service`, or of all, whose key is above `after`, in the order in which they came; at most `max`.
+    /// Responders of `service`, or of all, whose key is above `after`, in the order in which they came; at most `max`. Of
+    /// subscribers that answer, those of all services are there when they were looked for once.
     #[must_use]
     pub fn responders(&self, service: Option<&TopicName>, after: u64, max: usize) -> Vec<ResponderFacts> {
+        if let Some(name) = service
+            && let Err(error) = self.find_devices(name)
+        {
+            tracing::debug!(%error, "not every responder is listed");
+        }
         self.calls.responders(service, after, max)
     }
 }

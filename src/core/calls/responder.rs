@@ -16,6 +16,7 @@ use crate::core::queues::consumer::Window;
 pub struct Responder {
     service: Arc<Service>,
     at: usize,
+    key: u64,
     serve: Serve,
     wake: Arc<Notify>,
 }
@@ -46,8 +47,13 @@ impl Asked {
 }
 
 impl Responder {
-    pub(super) fn new(service: Arc<Service>, at: usize, serve: Serve, wake: Arc<Notify>) -> Self {
-        Self { service, at, serve, wake }
+    pub(super) fn new(
+        service: Arc<Service>,
+        (at, key): (usize, u64),
+        serve: Serve,
+        wake: Arc<Notify>,
+    ) -> Self {
+        Self { service, at, key, serve, wake }
     }
 
     /// Its name, made up or not.
@@ -80,7 +86,7 @@ impl Responder {
     /// Passes answers on to those who wait. Returns those that nobody got, in their order.
     #[must_use]
     pub fn reply(&self, answers: Vec<Answer>) -> Vec<ReplyRefused> {
-        self.service.reply(self.at, answers)
+        self.service.reply(self.at, self.key, answers)
     }
 
     /// Takes no more requests. What it has in hand stays there.
@@ -97,7 +103,7 @@ impl Responder {
 
 impl Drop for Responder {
     fn drop(&mut self) {
-        self.service.leave(self.at);
+        self.service.leave(self.at, self.key);
     }
 }
 

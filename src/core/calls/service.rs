@@ -15,9 +15,11 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::call::{Call, Place};
+use super::device::{Candidate, Device, NotAsked, Seen};
 use super::responder::Responder;
 use super::{Answer, CallError, Calls, Counts, ReplyRefused, ResponderFacts, Said, Serve, no_responders};
 use crate::core::CoreError;
+use crate::core::session::SessionKey;
 use crate::types::{TopicName, clock};
 
 /// Of so many responders with room the one with the least in hand is chosen; asking all would cost more than it gains.
@@ -37,6 +39,8 @@ pub(super) struct Service {
 
 #[derive(Debug, Default)]
 struct State {
+    /// When the devices among the responders were looked for.
+    seen: Option<Seen>,
     places: Vec<Option<Entry>>,
     /// How many take requests: there, and not draining.
     takers: usize,
@@ -71,10 +75,21 @@ struct Entry {
     cancelled: Vec<u64>,
     /// The last ones that were given up.
     over: VecDeque<u64>,
-    wake: Arc<Notify>,
+    /// When those were given up that a device that says no number may still answer.
+    owed: VecDeque<Instant>,
+    door: Door,
     served: u64,
     errors: u64,
     busy: Duration,
+}
+
+/// How a responder is asked.
+#[derive(Debug)]
+enum Door {
+    /// It takes what is in its inbox.
+    Stream(Arc<Notify>),
+    /// It is sent each request at once.
+    Device(Device),
 }
 
 #[derive(Debug)]
@@ -121,24 +136,26 @@ impl Service {
         let Some(calls) = self.calls.upgrade() else { return Err(CoreError::Draining) };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
+        let nobody_waits = state.waiting.len() == state.dead;
+        while let Some(at) = if nobody_waits { state.choose() } else { None } {
+            if state.assign(at, call, &mut wakes) {
+                drop(state);
+                wakes.run();
+                return Ok(());
+            }
+        }
         if state.takers == 0 {
             Counts::add(&calls.counts.no_responders);
             return Err(no_responders(&self.name));
         }
-        let nobody_waits = state.waiting.len() == state.dead;
-        match if nobody_waits { state.choose() } else { None } {
-            Some(at) => state.assign(at, Arc::clone(call), &mut wakes),
-            None => {
-                if state.waiting.len() - state.dead >= calls.bounds.waiting {
-                    Counts::add(&calls.counts.refused);
-                    let max = calls.bounds.waiting as u64;
-                    let what = format!("too many calls wait for a responder of `{}`", self.name);
-                    return Err(CoreError::Limit { what, max });
-                }
-                call.put(Place::Waiting);
-                state.waiting.push_back(Arc::clone(call));
-            }
+        if state.waiting.len() - state.dead >= calls.bounds.waiting {
+            Counts::add(&calls.counts.refused);
+            let max = calls.bounds.waiting as u64;
+            let what = format!("too many calls wait for a responder of `{}`", self.name);
+            return Err(CoreError::Limit { what, max });
         }
+        call.put(Place::Waiting);
+        state.waiting.push_back(Arc::clone(call));
         drop(state);
         wakes.run();
         Ok(())
@@ -174,62 +191,87 @@ impl Service {
         let wake = Arc::new(Notify::new());
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
-        let group = state.group(&serve.group);
-        let entry = Entry {
-            key,
-            serve: serve.clone(),
-            group,
-            draining: false,
-            in_hand: FxHashMap::default(),
-            next: 1,
-            inbox: VecDeque::new(),
-            cancelled: Vec::new(),
-            over: VecDeque::new(),
-            wake: Arc::clone(&wake),
-            served: 0,
-            errors: 0,
-            busy: Duration::ZERO,
-        };
-        let at = match state.places.iter().position(Option::is_none) {
-            Some(at) => at,
-            None => {
-                state.places.push(None);
-                state.places.len() - 1
-            }
-        };
-        if let Some(place) = state.places.get_mut(at) {
-            *place = Some(entry);
-        }
-        state.takers += 1;
+        let at = state.add(key, serve.clone(), Door::Stream(Arc::clone(&wake)));
         state.dispatch(&mut wakes);
         drop(state);
         wakes.run();
-        Responder::new(Arc::clone(self), at, serve, wake)
+        Responder::new(Arc::clone(self), (at, key), serve, wake)
+    }
+
+    /// Whether the devices that answer are known as of `seen`.
+    pub(super) fn has_seen(&self, seen: Seen) -> bool {
+        self.state.lock().seen == Some(seen)
+    }
+
+    /// These devices answer, and no others.
+    ///
+    /// # Errors
+    /// [`CoreError::Limit`] when there are too many responders: those that have room are there.
+    pub(super) fn refresh(self: &Arc<Self>, seen: Seen, candidates: Vec<Candidate>) -> Result<(), CoreError> {
+        let Some(calls) = self.calls.upgrade() else { return Ok(()) };
+        let mut wakes = Wakes::default();
+        let mut state = self.state.lock();
+        let mut known: FxHashMap<SessionKey, usize> = FxHashMap::default();
+        for (at, entry) in state.places.iter().enumerate() {
+            if let Some(Entry { door: Door::Device(device), .. }) = entry {
+                known.insert(device.key(), at);
+            }
+        }
+        for (device, serve) in candidates {
+            let session = device.key();
+            let at = match known.remove(&session) {
+                Some(at) => {
+                    state.renew(at, device, serve);
+                    at
+                }
+                None => {
+                    let key = calls.next_key()?;
+                    let at = state.add(key, serve, Door::Device(device.clone()));
+                    calls.devices.add(key, &device, self, at);
+                    at
+                }
+            };
+            // Had it left before it was noted, nobody would say so.
+            if state.entry(at).is_some_and(|entry| !entry.answers()) {
+                state.stop(at);
+            }
+        }
+        for at in known.into_values() {
+            state.stop(at);
+            if let Some(entry) =
+                state.places.get_mut(at).and_then(|entry| entry.take_if(|it| it.in_hand.is_empty()))
+            {
+                state.forget(&entry);
+                calls.gone(&entry);
+            }
+        }
+        state.seen = Some(seen);
+        state.dispatch(&mut wakes);
+        self.nobody_waits_in_vain(&mut state, &mut wakes);
+        drop(state);
+        wakes.run();
+        Ok(())
     }
 
     /// Gives it no more requests.
     pub(super) fn drain(&self, at: usize) {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
-        let Some(entry) = state.entry(at).filter(|entry| !entry.draining) else { return };
-        entry.draining = true;
-        state.takers -= 1;
+        state.stop(at);
         self.nobody_waits_in_vain(&mut state, &mut wakes);
         drop(state);
         wakes.run();
     }
 
     /// Takes a responder away with what it has in hand.
-    pub(super) fn leave(self: &Arc<Self>, at: usize) {
+    pub(super) fn leave(self: &Arc<Self>, at: usize, key: u64) {
         let Some(calls) = self.calls.upgrade() else { return };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
-        let Some(entry) = state.places.get_mut(at).and_then(Option::take) else { return };
-        state.takers -= usize::from(!entry.draining);
-        if let Some(group) = state.groups.get_mut(entry.group) {
-            group.members -= 1;
-            group.in_hand -= entry.in_hand.len();
-        }
+        let entry = state.places.get_mut(at).and_then(|entry| entry.take_if(|entry| entry.key == key));
+        let Some(entry) = entry else { return };
+        state.forget(&entry);
+        calls.gone(&entry);
         let id = entry.serve.id.unwrap_or_default();
         let mut held: Vec<(u64, Held)> = entry.in_hand.into_iter().collect();
         held.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
@@ -250,7 +292,6 @@ impl Service {
         let empty = state.places.iter().all(Option::is_none);
         drop(state);
         wakes.run();
-        calls.counts.responders.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         if empty {
             calls.forget(self);
         }
@@ -294,19 +335,26 @@ impl Service {
             weight += held.call.request.message.weight();
             request(number, Arc::clone(&held.call));
         }
-        if !entry.inbox.is_empty() {
-            entry.wake.notify_one();
+        if let Door::Stream(wake) = &entry.door
+            && !entry.inbox.is_empty()
+        {
+            wake.notify_one();
         }
     }
 
     /// Passes answers on, in their order. Returns those that nobody got.
-    pub(super) fn reply(&self, at: usize, answers: Vec<Answer>) -> Vec<ReplyRefused> {
+    pub(super) fn reply(&self, at: usize, key: u64, answers: Vec<Answer>) -> Vec<ReplyRefused> {
         let Some(calls) = self.calls.upgrade() else { return Vec::new() };
         let mut wakes = Wakes::default();
         let mut refused = Vec::new();
         let mut state = self.state.lock();
+        let is_there = state.entry(at).is_some_and(|entry| entry.key == key);
         for Answer { number, said } in answers {
-            let result = state.answer(at, number, said, &mut wakes);
+            let result = if is_there {
+                state.answer(at, number, said, &mut wakes)
+            } else {
+                Err(ReplyRefused::Unknown(number))
+            };
             if let Err(why) = result {
                 Counts::add(match why {
                     ReplyRefused::Unknown(_) => &calls.counts.replies_unknown,
@@ -321,6 +369,29 @@ impl Service {
         drop(state);
         wakes.run();
         refused
+    }
+
+    /// Passes the answer of a device on that does not say to what it is one: to what was given up not long ago, or else to
+    /// what it has in hand. What it says unasked is nothing.
+    pub(super) fn reply_next(&self, at: usize, key: u64, said: impl FnOnce() -> Said) {
+        let Some(calls) = self.calls.upgrade() else { return };
+        let number = {
+            let mut state = self.state.lock();
+            let Some(entry) = state.entry(at).filter(|entry| entry.key == key && entry.says_no_number())
+            else {
+                return;
+            };
+            let now = clock::now();
+            entry.owed.retain(|given_up| now.saturating_duration_since(*given_up) < calls.bounds.late);
+            if entry.owed.pop_front().is_some() {
+                Counts::add(&calls.counts.replies_over);
+                return;
+            }
+            entry.in_hand.keys().next().copied()
+        };
+        if let Some(number) = number {
+            self.reply(at, key, vec![Answer { number, said: said() }]);
+        }
     }
 
     /// Whether the responder has nothing in hand.
@@ -341,11 +412,99 @@ impl Service {
             errors: entry.errors,
             busy: entry.busy,
             draining: entry.draining,
+            device: matches!(entry.door, Door::Device(_)),
         }));
     }
 }
 
+impl Calls {
+    /// A responder is not there any more.
+    fn gone(&self, entry: &Entry) {
+        self.counts.responders.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        if let Door::Device(device) = &entry.door {
+            self.devices.remove(entry.key, device.key());
+        }
+    }
+}
+
+impl Entry {
+    /// Whether it is a device that says no number with its answer.
+    fn says_no_number(&self) -> bool {
+        matches!(&self.door, Door::Device(device) if device.says_no_number())
+    }
+
+    fn answers(&self) -> bool {
+        match &self.door {
+            Door::Stream(_) => true,
+            Door::Device(device) => device.answers(),
+        }
+    }
+}
+
 impl State {
+    /// A new responder's place.
+    fn add(&mut self, key: u64, serve: Serve, door: Door) -> usize {
+        let group = self.group(&serve.group);
+        let entry = Entry {
+            key,
+            serve,
+            group,
+            draining: false,
+            in_hand: FxHashMap::default(),
+            next: 1,
+            inbox: VecDeque::new(),
+            cancelled: Vec::new(),
+            over: VecDeque::new(),
+            owed: VecDeque::new(),
+            door,
+            served: 0,
+            errors: 0,
+            busy: Duration::ZERO,
+        };
+        let free = self.places.iter().position(Option::is_none);
+        let at = free.unwrap_or(self.places.len());
+        match self.places.get_mut(at) {
+            Some(place) => *place = Some(entry),
+            None => self.places.push(Some(entry)),
+        }
+        self.takers += 1;
+        at
+    }
+
+    /// A device is subscribed as before, or in another way, and takes requests.
+    fn renew(&mut self, at: usize, device: Device, serve: Serve) {
+        let group = self.group(&serve.group);
+        let Some(Some(entry)) = self.places.get_mut(at) else { return };
+        let old = std::mem::replace(&mut entry.group, group);
+        let in_hand = entry.in_hand.len();
+        (entry.serve, entry.door) = (serve, Door::Device(device));
+        self.takers += usize::from(std::mem::take(&mut entry.draining));
+        if let Some(group) = self.groups.get_mut(old) {
+            group.members -= 1;
+            group.in_hand -= in_hand;
+        }
+        if let Some(group) = self.groups.get_mut(group) {
+            group.in_hand += in_hand;
+        }
+    }
+
+    /// Gives a responder no more requests.
+    fn stop(&mut self, at: usize) {
+        if let Some(entry) = self.entry(at).filter(|entry| !entry.draining) {
+            entry.draining = true;
+            self.takers -= 1;
+        }
+    }
+
+    /// A responder has left its place.
+    fn forget(&mut self, entry: &Entry) {
+        self.takers -= usize::from(!entry.draining);
+        if let Some(group) = self.groups.get_mut(entry.group) {
+            group.members -= 1;
+            group.in_hand -= entry.in_hand.len();
+        }
+    }
+
     fn entry(&mut self, at: usize) -> Option<&mut Entry> {
         self.places.get_mut(at)?.as_mut()
     }
@@ -393,19 +552,43 @@ impl State {
         best.map(|(_, at)| at)
     }
 
-    fn assign(&mut self, at: usize, call: Arc<Call>, wakes: &mut Wakes) {
-        let Some(Some(entry)) = self.places.get_mut(at) else { return };
+    /// Hands a call to the responder. False if it takes none any more.
+    fn assign(&mut self, at: usize, call: &Arc<Call>, wakes: &mut Wakes) -> bool {
+        let Some(Some(entry)) = self.places.get_mut(at) else { return false };
         let number = entry.next;
+        let mut held = Held { call: Arc::clone(call), since: clock::now(), taken: false };
+        match &entry.door {
+            Door::Stream(wake) => {
+                if entry.inbox.is_empty() {
+                    wakes.responders.push(Arc::clone(wake));
+                }
+                entry.inbox.push_back(number);
+            }
+            Door::Device(device) => match device.ask(entry.key, number, &call.request) {
+                Ok(()) => {
+                    held.taken = true;
+                    call.seen();
+                }
+                Err(NotAsked::Left) => {
+                    self.stop(at);
+                    return false;
+                }
+                Err(NotAsked::Full) => {
+                    let what = "too much waits for the responder to read".to_owned();
+                    let max = entry.serve.credit as u64;
+                    let full = CallError::Broker(CoreError::Limit { what, max });
+                    wakes.callers.extend(call.fail(full));
+                    return true;
+                }
+            },
+        }
         entry.next += 1;
         call.put(Place::With(at, number));
-        if entry.inbox.is_empty() {
-            wakes.responders.push(Arc::clone(&entry.wake));
-        }
-        entry.inbox.push_back(number);
-        entry.in_hand.insert(number, Held { call, since: clock::now(), taken: false });
+        entry.in_hand.insert(number, held);
         if let Some(group) = self.groups.get_mut(entry.group) {
             group.in_hand += 1;
         }
+        true
     }
 
     /// Hands out what waits while there is room.
@@ -418,7 +601,9 @@ impl State {
             }
             let Some(at) = self.choose() else { return };
             let Some(call) = self.waiting.pop_front() else { return };
-            self.assign(at, call, wakes);
+            if !self.assign(at, &call, wakes) {
+                self.waiting.push_front(call);
+            }
         }
     }
 
@@ -436,10 +621,18 @@ impl State {
     fn give_up(&mut self, at: usize, number: u64, wakes: &mut Wakes) {
         let Some(Held { taken: true, .. }) = self.release(at, number) else { return };
         let Some(entry) = self.entry(at) else { return };
-        if entry.cancelled.is_empty() {
-            wakes.responders.push(Arc::clone(&entry.wake));
+        if let Door::Stream(wake) = &entry.door {
+            if entry.cancelled.is_empty() {
+                wakes.responders.push(Arc::clone(wake));
+            }
+            entry.cancelled.push(number);
         }
-        entry.cancelled.push(number);
+        if entry.says_no_number() {
+            if entry.owed.len() == REMEMBERED {
+                entry.owed.pop_front();
+            }
+            entry.owed.push_back(clock::now());
+        }
         if entry.over.len() == REMEMBERED {
             entry.over.pop_front();
         }

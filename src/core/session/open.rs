@@ -79,6 +79,9 @@ impl Broker {
         entry.attached.store(Some(Arc::clone(&attachment)));
         // From here on the handle gives back whatever happens.
         let session = Session { broker: Arc::clone(self), entry, attachment };
+        if present {
+            self.calls.session_came_back();
+        }
         let outgoing = session.begin(present).await?;
         let incoming = session.entry.incoming.all().await;
         Ok(Opened { session, present, expiry, incoming, outgoing })
@@ -94,6 +97,7 @@ impl Broker {
             tracing::warn!(client = %entry.client_id, "a connection does not end: its session is taken from it");
             entry.detach(&attached);
             attached.give_back();
+            self.calls.session_left(entry.key);
         }
     }
 
@@ -154,6 +158,7 @@ impl Broker {
             attached.outbox.close(CloseReason::Deleted);
             attached.give_back();
         }
+        self.calls.session_left(entry.key);
         let work = self.end_subscriptions(entry);
         sessions.forget(entry);
         if entry.target.is_some() {
@@ -262,6 +267,7 @@ impl Session {
         if !entry.detach(&self.attachment) {
             return false;
         }
+        broker.calls.session_left(entry.key);
         if self.ends_with_its_connection() {
             return true;
         }

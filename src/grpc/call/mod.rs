@@ -185,7 +185,7 @@ fn reply_of(reply: Reply) -> v1::Reply {
 }
 
 fn responder_of(facts: ResponderFacts) -> v1::Responder {
-    let ResponderFacts { key: _, serve, in_flight, served, errors, busy, draining } = facts;
+    let ResponderFacts { key: _, serve, in_flight, served, errors, busy, draining, device } = facts;
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let mean = u32::try_from(served).ok().and_then(|served| busy.checked_div(served));
     v1::Responder {
@@ -199,5 +199,6 @@ fn responder_of(facts: ResponderFacts) -> v1::Responder {
         average_latency: mean.map(duration_of),
         metadata: serve.metadata.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
         draining,
+        device,
     }
 }

@@ -279,12 +279,12 @@ fn answered(
 }
 
 fn refused_of(refused: ReplyRefused) -> v1::RefusedReply {
-    let what = refused.to_string();
+    let (reason, what) = (refused.reason(), refused.to_string());
     let (request_id, error) = match refused {
-        ReplyRefused::Unknown(id) => (id, CoreError::Precondition { reason: "UNKNOWN_REQUEST", what }),
-        ReplyRefused::Over(id) => (id, CoreError::Precondition { reason: "REQUEST_OVER", what }),
-        ReplyRefused::Answered(id) => (id, CoreError::Precondition { reason: "ANSWERED_ALREADY", what }),
-        ReplyRefused::OneReply(id) => (id, CoreError::Precondition { reason: "ONE_REPLY", what }),
+        ReplyRefused::Unknown(id)
+        | ReplyRefused::Over(id)
+        | ReplyRefused::Answered(id)
+        | ReplyRefused::OneReply(id) => (id, CoreError::Precondition { reason, what }),
         ReplyRefused::Wrong { number, error } => (number, error),
     };
     v1::RefusedReply { request_id, error: Some(status::item(&error)) }
