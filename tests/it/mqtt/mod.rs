@@ -6,6 +6,7 @@
 mod cases;
 mod conformance;
 mod cross;
+mod differential;
 mod fuzz;
 mod hostile;
 mod limits;
