@@ -10,6 +10,7 @@ mod health;
 mod info;
 mod message;
 mod out;
+mod passwd;
 mod payload;
 mod publish;
 mod queue;
@@ -60,7 +61,7 @@ struct Cli {
 /// How the client commands reach a broker.
 #[derive(Args, Clone, Debug)]
 struct ClientOptions {
-    /// The broker to ask, for every command but serve and store
+    /// The broker to ask, for every command but serve, passwd and store
     #[arg(
         long,
         global = true,
@@ -108,6 +109,8 @@ enum Command {
     ServeWith(serve_with::ServeWith),
     /// Make queues, put messages in, take them out, look after them
     Queue(Box<queue::Queue>),
+    /// Give a user of MQTT a password, or take the user away
+    Passwd(passwd::Passwd),
     /// Look after a store while no broker runs on it
     Store(store::Store),
 }
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
     };
     let local = [
         ("serve", &["server", "ca", "cert", "key", "timeout", "json"][..]),
+        ("passwd", &["server", "ca", "cert", "key", "timeout", "json"]),
         ("store", &["server", "ca", "cert", "key", "timeout"]),
     ];
     let misplaced = local.into_iter().find_map(|(command, flags)| {
@@ -157,6 +161,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Call(call) => client::block_on(call.run(&cli.client)),
         Command::ServeWith(serve) => client::block_on(serve.run(&cli.client)),
         Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
+        Command::Passwd(passwd) => passwd::run(&passwd),
         Command::Store(store) => store::run(store, cli.client.json),
     }
 }

@@ -5,8 +5,9 @@
 //!      Calling ◀─ parts, end ◀─────── Responder::reply ◀────── door
 //! ```
 //!
-//! `call` is one request with its answer, `service` decides who is asked, `responder` is the handle of who answers, `device`
-//! a subscriber that answers, `topics` where one of 3.1.1 does, `published` what of this comes and goes as a publish.
+//! `call` is one request with its answer, `service` and `state` decide who is asked, `responder` is the handle of who
+//! answers, `device` a subscriber that answers, `topics` where one of 3.1.1 does, `published` what of this comes and goes
+//! as a publish.
 //!
 //! Invariants: a call is with one responder, waits for one, or is over; whoever waits hears of each of these ends at once;
 //! what a responder says reaches only calls that it was asked for. Lock order: the services, one service, one call. With
@@ -18,6 +19,7 @@ mod device;
 mod published;
 mod responder;
 mod service;
+mod state;
 #[cfg(test)]
 mod tests;
 mod topics;
