@@ -170,10 +170,10 @@ impl Calls {
     }
 
     /// Takes what a session publishes as the answer of a device that knows no correlation data, if it has one in hand.
-    pub(crate) fn answer_on(&self, session: SessionKey, message: &Message) {
+    pub(crate) fn answer_on(&self, session: SessionKey, topic: &TopicName, said: impl Fn() -> Said) {
         for (key, Known { reply_to, service, at, .. }) in self.devices.of_session(session) {
-            if reply_to == message.topic {
-                service.reply_next(at, key, || said(message.detached()));
+            if reply_to == *topic {
+                service.reply_next(at, key, &said);
             }
         }
     }
@@ -230,7 +230,11 @@ impl Broker {
         if service.is_none() && candidates.is_empty() {
             return Ok(());
         }
-        self.calls.service_with(name, |service| service.refresh(seen, candidates))
+        let refreshed = self.calls.service_with(name, |service| service.refresh(seen, candidates));
+        if let Some(service) = self.calls.service(name).filter(|service| service.is_empty()) {
+            self.calls.forget(&service);
+        }
+        refreshed
     }
 
     fn candidates(&self, routing: &Routing, name: &TopicName) -> Vec<Candidate> {

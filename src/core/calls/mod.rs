@@ -360,13 +360,14 @@ impl Calls {
     }
 
     /// By the names that operators see.
-    pub(crate) fn counters(&self) -> [(&'static str, u64); 14] {
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 15] {
         let counts = &self.counts;
         let now = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) as u64;
         let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
             ("calls_in_flight", now(&counts.in_flight)),
             ("call_bytes", now(&counts.bytes)),
+            ("services", self.services.read().len() as u64),
             ("responders", now(&counts.responders)),
             ("calls_total", total(&counts.begun)),
             ("calls_no_responders_total", total(&counts.no_responders)),

@@ -105,17 +105,21 @@ impl Broker {
     pub(crate) fn published_on(&self, session: SessionKey, message: &Message) {
         let pairs = &self.limits.device_topics;
         if pairs.iter().any(|pair| pair.has_reply(&message.topic)) {
-            self.calls.answer_on(session, message);
+            self.calls.answer_on(session, &message.topic, || self.said(message));
         }
     }
 
     fn published_answer(&self, message: &Message, by: By<'_>) -> Result<(), CoreError> {
         let correlation = message.extras.as_ref().and_then(|extras| extras.correlation_data.as_deref());
-        let said = match self.limits.check_message(message) {
+        self.calls.answer(by.session, correlation, self.said(message))
+    }
+
+    /// What a device says with a message.
+    fn said(&self, message: &Message) -> Said {
+        match self.limits.check_message(message) {
             Ok(()) => device::said(message.detached()),
             Err(error) => Said::Wrong(error),
-        };
-        self.calls.answer(by.session, correlation, said)
+        }
     }
 
     fn begin_published(

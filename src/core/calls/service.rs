@@ -89,7 +89,7 @@ impl Service {
             Place::With(at, number) => {
                 call.put(Place::Over);
                 state.give_up(at, number, &mut wakes);
-                state.dispatch(&mut wakes);
+                self.hand_out(&mut state, &mut wakes);
             }
         }
         drop(state);
@@ -103,7 +103,7 @@ impl Service {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         let at = state.add(key, serve.clone(), Door::Stream(Arc::clone(&wake)));
-        state.dispatch(&mut wakes);
+        self.hand_out(&mut state, &mut wakes);
         drop(state);
         wakes.run();
         Responder::new(Arc::clone(self), (at, key), serve, wake)
@@ -157,8 +157,7 @@ impl Service {
             }
         }
         state.seen = Some(seen);
-        state.dispatch(&mut wakes);
-        self.nobody_waits_in_vain(&mut state, &mut wakes);
+        self.hand_out(&mut state, &mut wakes);
         drop(state);
         wakes.run();
         Ok(())
@@ -169,7 +168,7 @@ impl Service {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         state.stop(at);
-        self.nobody_waits_in_vain(&mut state, &mut wakes);
+        self.hand_out(&mut state, &mut wakes);
         drop(state);
         wakes.run();
     }
@@ -198,8 +197,7 @@ impl Service {
                 wakes.callers.extend(call.fail(CallError::Broker(lost)));
             }
         }
-        state.dispatch(&mut wakes);
-        self.nobody_waits_in_vain(&mut state, &mut wakes);
+        self.hand_out(&mut state, &mut wakes);
         let empty = state.places.iter().all(Option::is_none);
         drop(state);
         wakes.run();
@@ -208,8 +206,9 @@ impl Service {
         }
     }
 
-    /// Without a responder that takes requests, what waits ends.
-    fn nobody_waits_in_vain(&self, state: &mut State, wakes: &mut Wakes) {
+    /// Hands out what waits while there is room. Without a responder that takes requests it ends.
+    fn hand_out(&self, state: &mut State, wakes: &mut Wakes) {
+        state.dispatch(wakes);
         if state.takers > 0 {
             return;
         }
@@ -276,7 +275,7 @@ impl Service {
                 refused.push(why);
             }
         }
-        state.dispatch(&mut wakes);
+        self.hand_out(&mut state, &mut wakes);
         drop(state);
         wakes.run();
         refused

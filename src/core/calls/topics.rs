@@ -112,7 +112,7 @@ mod tests {
     fn what_is_no_pair_says_why() {
         for (text, why) in [
             ("a/b", "must be REQUEST -> REPLY"),
-            ("a -> ", "empty"),
+            ("a -> ", "at least one character"),
             ("a/# -> b/#", "# is not for"),
             ("a/+ -> b", "the same number"),
             ("$x -> b", "begin with $"),

@@ -25,16 +25,16 @@ use crate::queue::{got, message, reason};
 #[derive(Clone)]
 pub(crate) struct Calls(pub(crate) CallServiceClient<Channel>);
 
+/// A call on its way.
+pub(crate) type Begun = JoinHandle<Result<Response<v1::CallResponse>, Status>>;
+
 impl Calls {
     pub(crate) async fn of(broker: &Broker) -> Self {
         Self(CallServiceClient::new(broker.grpc().await))
     }
 
     /// Begins a call.
-    pub(crate) fn begin(
-        &self,
-        request: impl IntoRequest<v1::CallRequest>,
-    ) -> JoinHandle<Result<Response<v1::CallResponse>, Status>> {
+    pub(crate) fn begin(&self, request: impl IntoRequest<v1::CallRequest>) -> Begun {
         let (mut client, request) = (self.0.clone(), request.into_request());
         #[expect(clippy::disallowed_methods, reason = "a test waits for it")]
         tokio::spawn(async move { client.call(request).await })
@@ -68,13 +68,13 @@ pub(crate) fn text(message: Option<&v1::Message>) -> String {
 }
 
 /// What a call was answered.
-pub(crate) async fn answered(call: JoinHandle<Result<Response<v1::CallResponse>, Status>>) -> String {
+pub(crate) async fn answered(call: Begun) -> String {
     let reply = got(async { call.await.unwrap() }).await.reply.unwrap();
     text(reply.message.as_ref())
 }
 
 /// Why a call was not answered.
-pub(crate) async fn failed(call: JoinHandle<Result<Response<v1::CallResponse>, Status>>) -> Status {
+pub(crate) async fn failed(call: Begun) -> Status {
     within("an answer", call).await.unwrap().expect_err("the call was answered")
 }
 

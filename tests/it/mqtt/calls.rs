@@ -8,7 +8,9 @@ use tonic::Code;
 
 use super::*;
 use crate::call::text as payload_of;
-use crate::call::{Calls, Serving, answered, asking, failed, named, opening, reason_of, reply, within_time};
+use crate::call::{
+    Begun, Calls, Serving, answered, asking, failed, named, opening, reason_of, reply, within_time,
+};
 
 /// The answer to a request, as a device gives it.
 fn answer(request: &Publish, packet_id: u16, payload: &str) -> Publish {
@@ -223,7 +225,7 @@ async fn an_answer_that_is_too_large_ends_its_call() {
 #[tokio::test]
 async fn a_device_is_callable_as_long_as_it_is_there_and_subscribed() {
     let broker = Broker::start().await;
-    let mut calls = Calls::of(&broker).await;
+    let calls = Calls::of(&broker).await;
     let serves = async |device: &mut Peer| {
         let call = calls.begin(asking("lamp", ""));
         let heard = device.receive().await;
@@ -241,6 +243,9 @@ async fn a_device_is_callable_as_long_as_it_is_there_and_subscribed() {
     lamp.unsubscribe("lamp").await;
     let gone = calls.clone().refused(asking("lamp", "")).await;
     assert_eq!(reason_of(&gone), "NO_RESPONDERS");
+    // Nothing is kept of it.
+    broker.counts("services", 0).await;
+    broker.counts("responders", 0).await;
     lamp.subscribe("lamp", QOS1).await;
     serves(&mut lamp).await;
     // Taken over by another connection, with a call in hand.
@@ -249,11 +254,10 @@ async fn a_device_is_callable_as_long_as_it_is_there_and_subscribed() {
     let mut again = Peer::connected(&broker, kept(V5, "lamp")).await;
     assert_eq!(reason_of(&failed(call).await), "RESPONDER_LOST");
     serves(&mut again).await;
-    calls.responders("lamp").await;
 }
 
-#[tokio::test]
-async fn a_device_has_no_more_in_hand_than_it_may() {
+/// A lamp that takes one request at a time has one, and another waits.
+async fn two_calls_to_one_lamp() -> (Broker, Peer, Publish, [Begun; 2]) {
     let (_directory, path) = crate::harness::config_file("[limits]\ndevice_calls = 1\n");
     let broker = Broker::start_with(&["--config", &path]).await;
     let calls = Calls::of(&broker).await;
@@ -261,6 +265,12 @@ async fn a_device_has_no_more_in_hand_than_it_may() {
     let begun = ["1", "2"].map(|payload| calls.begin(asking("lamp", payload)));
     broker.counts("calls_in_flight", 2).await;
     let first = lamp.receive().await;
+    (broker, lamp, first, begun)
+}
+
+#[tokio::test]
+async fn a_device_has_no_more_in_hand_than_it_may() {
+    let (_broker, mut lamp, first, begun) = two_calls_to_one_lamp().await;
     lamp.nothing_came().await;
     lamp.send(Packet::Publish(answer(&first, 1, "x"))).await;
     let mut second = None;
@@ -275,6 +285,23 @@ async fn a_device_has_no_more_in_hand_than_it_may() {
     for call in begun {
         assert_eq!(answered(call).await, "x");
     }
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_device_that_unsubscribes() {
+    let (_broker, mut lamp, first, begun) = two_calls_to_one_lamp().await;
+    lamp.unsubscribe("lamp").await;
+    // What it has in hand it may still answer; the other has nobody to wait for.
+    lamp.say_packet(answer(&first, 1, "x")).await;
+    let mut reasons = Vec::new();
+    for call in begun {
+        match within("an answer", call).await.unwrap() {
+            Ok(_) => reasons.push("answered".to_owned()),
+            Err(status) => reasons.push(reason_of(&status)),
+        }
+    }
+    reasons.sort();
+    assert_eq!(reasons, ["NO_RESPONDERS", "answered"]);
 }
 
 #[tokio::test]
