@@ -36,6 +36,7 @@ mod violation;
 pub mod websocket;
 mod will;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -46,6 +47,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::auth::{Passwords, Users};
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
 use crate::shutdown::Shutdown;
@@ -90,7 +92,16 @@ pub struct Settings {
     pub outbox_messages: u64,
     /// What is granted of all that the protocol has.
     pub terms: Arc<Terms>,
+    /// Who may connect by a password, as it is or by SCRAM-SHA-256; without it names and passwords are not looked at.
+    pub users: Option<PathBuf>,
+    /// Whether clients may connect that do not say who they are; `None` = as long as there is no users' file.
+    pub anonymous: Option<bool>,
 }
+
+/// Nobody could connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("anonymous = false needs users: who else may connect")]
+pub struct NobodyMayConnect;
 
 impl Default for Settings {
     fn default() -> Self {
@@ -106,11 +117,26 @@ impl Default for Settings {
             outbox_bytes: 4 << 20,
             outbox_messages: 10_000,
             terms: Arc::default(),
+            users: None,
+            anonymous: None,
         }
     }
 }
 
 impl Settings {
+    /// Whether what is said of users fits together.
+    ///
+    /// # Errors
+    /// [`NobodyMayConnect`]
+    pub fn check(&self) -> Result<(), NobodyMayConnect> {
+        if self.users.is_some() || self.admits_anonymous() { Ok(()) } else { Err(NobodyMayConnect) }
+    }
+
+    /// Whether clients may connect that do not say who they are.
+    fn admits_anonymous(&self) -> bool {
+        self.anonymous.unwrap_or(self.users.is_none())
+    }
+
     fn receive_maximum(&self) -> u16 {
         u16::try_from(self.receive_maximum).unwrap_or(u16::MAX).max(1)
     }
@@ -137,6 +163,7 @@ pub struct Counters(Arc<Counts>);
 struct Counts {
     connects_refused: AtomicU64,
     connect_timeouts: AtomicU64,
+    logins_refused: AtomicU64,
 }
 
 impl Counters {
@@ -146,12 +173,18 @@ impl Counters {
         vec![
             ("mqtt_connects_refused_total", self.0.connects_refused.load(Ordering::Relaxed)),
             ("mqtt_connect_timeouts_total", self.0.connect_timeouts.load(Ordering::Relaxed)),
+            ("mqtt_logins_refused_total", self.0.logins_refused.load(Ordering::Relaxed)),
         ]
     }
 
     /// What should have been a CONNECT, or a handshake before it, was none or was refused.
     fn refused(&self) {
         self.0.connects_refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A password or a proof was wrong.
+    fn login_refused(&self) {
+        self.0.logins_refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// No CONNECT came within the time for it.
@@ -168,6 +201,10 @@ const TOLD_TO_GO: usize = 32;
 struct Door {
     settings: Settings,
     layers: Layers,
+    /// As the settings name them.
+    users: Option<Arc<Users>>,
+    /// Of all listeners.
+    passwords: Arc<Passwords>,
     broker: Arc<Broker>,
     counters: Counters,
     /// Of all listeners.
@@ -217,6 +254,7 @@ pub async fn serve(
     listeners: Vec<Listener>,
     broker: Arc<Broker>,
     budget: ConnectionBudget,
+    passwords: Arc<Passwords>,
     counters: Counters,
     shutdown: Shutdown,
 ) {
@@ -224,11 +262,13 @@ pub async fn serve(
     let wills = Arc::new(Wills::new(Arc::clone(&broker), shutdown.clone()));
     let mut serving = JoinSet::new();
     for listener in listeners {
-        let Listener { socket, settings, layers, .. } = listener;
+        let Listener { socket, settings, layers, users, .. } = listener;
         let budget = budget.part(settings.max_connections);
         let door = Arc::new(Door {
             settings,
             layers,
+            users,
+            passwords: Arc::clone(&passwords),
             broker: Arc::clone(&broker),
             counters: counters.clone(),
             buffers: Arc::clone(&buffers),
