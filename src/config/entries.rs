@@ -53,7 +53,7 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 63] = [
+pub static ENTRIES: [Entry; 64] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -102,6 +102,9 @@ pub static ENTRIES: [Entry; 63] = [
         Slot::OptionalBytes(&mut s.mqtt.settings.max_inflight_bytes, KIB..=16 * GIB)
     }),
     entry("mqtt.topic_alias_maximum", |s| Slot::count(&mut s.mqtt.settings.topic_alias_maximum, 0..=65_535)),
+    entry("mqtt.outgoing_topic_aliases", |s| {
+        Slot::count(&mut s.mqtt.settings.outgoing_topic_aliases, 0..=65_535)
+    }),
     entry("mqtt.outbox_bytes", |s| Slot::bytes(&mut s.mqtt.settings.outbox_bytes, 64 * KIB..=GIB)),
     entry("mqtt.outbox_messages", |s| Slot::count(&mut s.mqtt.settings.outbox_messages, 1..=10_000_000)),
     entry("mqtt.versions", |s| Slot::Versions(&mut terms(s).versions)),

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use bytes::{BufMut, BytesMut};
 use smallvec::SmallVec;
 
+use super::aliases::{Alias, Aliases};
 use super::buffers::Buffers;
-use super::codec::{Connect, Version};
+use super::codec::{Connect, PublishRef, Version};
 use super::out::{Out, SHARED_FROM};
 use super::state::{Origin, Window};
 use super::translate::Delivery;
@@ -76,6 +77,12 @@ struct Kept {
     share: Option<Arc<ShareGroup>>,
 }
 
+/// How long a frame and its topic are.
+struct Written {
+    len: usize,
+    topic_len: usize,
+}
+
 /// What stands where a packet id will.
 const PLACEHOLDER: Option<NonZeroU16> = NonZeroU16::new(1);
 
@@ -117,8 +124,14 @@ impl Frames {
         self.above_qos0
     }
 
-    /// Appends a delivery.
-    pub(super) fn push(&mut self, offer: &Offer<'_>, form: Form, buffers: &Buffers) {
+    /// Appends a delivery, under an alias of its topic where there are `aliases`. What is encoded late has its topic.
+    pub(super) fn push(
+        &mut self,
+        offer: &Offer<'_>,
+        form: Form,
+        aliases: Option<&mut Aliases>,
+        buffers: &Buffers,
+    ) {
         let Offer { message, qos, retain, identifiers, share, .. } = *offer;
         if message.expires_at.is_some() || share.is_some() || message.payload.len() >= SHARED_FROM {
             self.keep(offer);
@@ -130,17 +143,56 @@ impl Frames {
         let packet_id = if qos > Qos::AtMostOnce { PLACEHOLDER } else { None };
         let delivery = Delivery { message, qos, retain, dup: false, packet_id, identifiers };
         let before = self.bytes.len();
-        let encoded = delivery.with(None, |publish| publish.encode(form.version, &mut self.bytes));
-        let len = self.bytes.len() - before;
-        if encoded.is_err() || len > form.max_packet {
-            self.bytes.truncate(before);
-        } else if qos > Qos::AtMostOnce {
-            let id_at = header_len(len) + 2 + message.topic.as_str().len();
+        let written = match aliases {
+            None => self.append(&delivery, None, form),
+            Some(aliases) => self.append_aliased(&delivery, aliases, form),
+        };
+        if let Some(Written { len, topic_len }) = written
+            && qos > Qos::AtMostOnce
+        {
+            let id_at = header_len(len) + 2 + topic_len;
             let as_u32 = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
             let what = What::Frame { len: as_u32(len), id_at: as_u32(id_at), qos };
             self.marks.push_back(Mark { at: self.base + before as u64, what });
             self.above_qos0 += 1;
         }
+    }
+
+    /// Encodes at the end, unless the receiver does not take it.
+    fn append(&mut self, delivery: &Delivery<'_>, alias: Option<Alias>, form: Form) -> Option<Written> {
+        let before = self.bytes.len();
+        let (encoded, topic_len) = delivery.with(None, |publish| match alias {
+            None => (publish.encode(form.version, &mut self.bytes), publish.topic.len()),
+            Some(Alias { number, known }) => {
+                let topic = if known { "" } else { publish.topic };
+                let publish = PublishRef { topic, topic_alias: Some(number), ..*publish };
+                (publish.encode(form.version, &mut self.bytes), topic.len())
+            }
+        });
+        let len = self.bytes.len() - before;
+        if encoded.is_err() || len > form.max_packet {
+            self.bytes.truncate(before);
+            return None;
+        }
+        Some(Written { len, topic_len })
+    }
+
+    /// The same under an alias, where there is one.
+    fn append_aliased(
+        &mut self,
+        delivery: &Delivery<'_>,
+        aliases: &mut Aliases,
+        form: Form,
+    ) -> Option<Written> {
+        let alias = aliases.of(delivery.message.topic.as_str());
+        let written = self.append(delivery, alias, form);
+        if written.is_some() {
+            return written;
+        }
+        let alias = alias.filter(|alias| !alias.known)?;
+        // The receiver may take it without the number.
+        aliases.take_back(alias);
+        self.append(delivery, None, form)
     }
 
     fn keep(&mut self, offer: &Offer<'_>) {

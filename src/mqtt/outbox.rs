@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::aliases::Aliases;
 use super::buffers::Buffers;
 use super::codec::ReasonCode;
 use super::frames::{Form, Frames};
@@ -26,6 +27,8 @@ pub(super) struct Bounds {
     pub(super) bytes: usize,
     /// Above QoS 0.
     pub(super) messages: usize,
+    /// Topics that numbers may stand for.
+    pub(super) aliases: u16,
 }
 
 /// See the module.
@@ -47,6 +50,8 @@ pub(super) struct Mailbox {
 #[derive(Debug, Default)]
 struct Waiting {
     frames: Frames,
+    /// Given out as frames are appended, which leave in that order; `None`: the client takes none.
+    aliases: Option<Box<Aliases>>,
     closed: Option<ReasonCode>,
 }
 
@@ -56,7 +61,7 @@ impl Mailbox {
             form,
             bounds,
             buffers,
-            waiting: Mutex::default(),
+            waiting: Mutex::new(Waiting { aliases: Aliases::up_to(bounds.aliases), ..Waiting::default() }),
             wake: Notify::new(),
             in_flight: AtomicUsize::new(0),
             above_qos0: AtomicUsize::new(0),
@@ -112,7 +117,7 @@ impl Mailbox {
 impl Outbox for Mailbox {
     fn offer(&self, deliveries: &[Offer<'_>]) -> usize {
         let mut waiting = self.waiting.lock();
-        let Waiting { frames, closed } = &mut *waiting;
+        let Waiting { frames, aliases, closed } = &mut *waiting;
         if closed.is_some() {
             return deliveries.len();
         }
@@ -122,12 +127,12 @@ impl Outbox for Mailbox {
             let has_room = frames.weight() < self.bounds.bytes;
             if offer.qos == Qos::AtMostOnce {
                 if has_room {
-                    frames.push(offer, self.form, &self.buffers);
+                    frames.push(offer, self.form, aliases.as_deref_mut(), &self.buffers);
                 } else {
                     dropped += 1;
                 }
             } else if has_room && frames.above_qos0() < self.bounds.messages {
-                frames.push(offer, self.form, &self.buffers);
+                frames.push(offer, self.form, aliases.as_deref_mut(), &self.buffers);
             } else {
                 self.ends.store(true, Ordering::Release);
                 *closed = Some(ReasonCode::QuotaExceeded);

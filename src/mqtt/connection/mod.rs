@@ -212,7 +212,8 @@ async fn open(door: &Arc<Door>, wire: &mut Wire, mut hello: Hello) -> Result<Liv
     if let Some(will) = &hello.will {
         will.check(door.broker.limits()).map_err(|error| Refused::will(&error))?;
     }
-    let mailbox = Mailbox::new(hello.form, door.settings.bounds(), Arc::clone(&door.buffers));
+    let bounds = door.settings.bounds(hello.topic_alias_maximum);
+    let mailbox = Mailbox::new(hello.form, bounds, Arc::clone(&door.buffers));
     let opened = door.broker.open_session(OpenSession {
         client_id: hello.client_id.clone(),
         clean_start: hello.clean_start,

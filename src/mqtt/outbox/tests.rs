@@ -1,9 +1,11 @@
 //! From an offer to the bytes on the wire, without a connection.
 
+use std::collections::HashMap;
 use std::num::{NonZeroU16, NonZeroU32};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
+use proptest::prelude::*;
 
 use super::*;
 use crate::mqtt::codec::{Decoder, Limits, Packet, Publish, Version};
@@ -11,7 +13,7 @@ use crate::mqtt::out::{Out, SHARED_FROM};
 use crate::mqtt::state::Window;
 use crate::types::{Message, MessageId, TopicName, UnixMillis, clock};
 
-const BOUNDS: Bounds = Bounds { bytes: 1000, messages: 5 };
+const BOUNDS: Bounds = Bounds { bytes: 1000, messages: 5, aliases: 0 };
 
 fn mailbox(version: Version, bounds: Bounds) -> Arc<Mailbox> {
     Mailbox::new(Form { version, max_packet: usize::MAX }, bounds, Arc::default())
@@ -137,7 +139,7 @@ fn beyond_the_bound_above_qos_0_the_connection_ends() {
 #[test]
 fn what_the_receiver_does_not_take_is_left_out() {
     // 5: [MQTT-3.1.2-24], [MQTT-3.1.2-25].
-    let bounds = Bounds { bytes: 1 << 20, messages: 10 };
+    let bounds = Bounds { bytes: 1 << 20, messages: 10, aliases: 0 };
     let form = Form { version: Version::V5, max_packet: 100 };
     let mailbox = Mailbox::new(form, bounds, Arc::default());
     let mut expiring = message(vec![b'x'; 200]);
@@ -155,7 +157,7 @@ fn what_the_receiver_does_not_take_is_left_out() {
 
 #[test]
 fn large_payloads_are_shared_and_stay_in_order() {
-    let bounds = Bounds { bytes: 1 << 20, messages: 10 };
+    let bounds = Bounds { bytes: 1 << 20, messages: 10, aliases: 0 };
     let mailbox = mailbox(Version::V5, bounds);
     let (small, large) = (message("small"), message(vec![b'x'; SHARED_FROM]));
     let offers = [&small, &large, &small, &large].map(|message| offer(message, Qos::AtLeastOnce));
@@ -188,7 +190,7 @@ fn the_time_that_is_left_is_told_and_what_is_over_is_dropped() {
 fn packet_ids_stand_where_they_belong_in_frames_of_any_size() {
     for version in [Version::V311, Version::V5] {
         for size in (100..150).chain(16_360..16_400).chain([SHARED_FROM - 1, SHARED_FROM, 100_000]) {
-            let mailbox = mailbox(version, Bounds { bytes: 1 << 20, messages: 10 });
+            let mailbox = mailbox(version, Bounds { bytes: 1 << 20, messages: 10, aliases: 0 });
             let message = message(vec![b'x'; size]);
             mailbox.offer(&[offer(&message, Qos::AtLeastOnce), offer(&message, Qos::ExactlyOnce)]);
             let publishes = Sent::new(mailbox.form(), 10).take(&mailbox);
@@ -197,5 +199,73 @@ fn packet_ids_stand_where_they_belong_in_frames_of_any_size() {
             assert_eq!(ids, [Some(1), Some(2)], "{size}");
             assert!(publishes.iter().all(|publish| publish.payload.iter().all(|byte| *byte == b'x')));
         }
+    }
+}
+
+/// The topics that a client understands.
+fn resolved(publishes: &[Publish], known: &mut HashMap<NonZeroU16, String>, maximum: u16) -> Vec<String> {
+    let topic = |publish: &Publish| {
+        let alias = publish.properties.as_ref().and_then(|properties| properties.topic_alias);
+        let Some(alias) = alias else { return publish.topic.to_string() };
+        assert!(alias.get() <= maximum); // 5: [MQTT-3.1.2-26]
+        if publish.topic.is_empty() {
+            return known.get(&alias).expect("a number stands alone that stands for nothing").clone();
+        }
+        known.insert(alias, publish.topic.to_string());
+        publish.topic.to_string()
+    };
+    publishes.iter().map(topic).collect()
+}
+
+proptest! {
+    /// Whatever waits for the window, is encoded late, or is too large: a client understands every topic.
+    #[test]
+    fn a_client_understands_the_aliases_of_the_server(
+        aliases in 0_u16..4,
+        max_packet in prop_oneof![Just(usize::MAX), 20_usize..60],
+        steps in prop::collection::vec((0_usize..6, 0_u8..3, 0_usize..40, any::<bool>(), 0_u8..4), 0..60),
+    ) {
+        let form = Form { version: Version::V5, max_packet };
+        let bounds = Bounds { bytes: 1 << 20, messages: 100, aliases };
+        let mailbox = Mailbox::new(form, bounds, Arc::default());
+        let mut sent = Sent::new(form, 2);
+        let (mut known, mut got, mut topics) = (HashMap::new(), Vec::new(), Vec::new());
+        let mut take = |sent: &mut Sent, got: &mut Vec<_>| {
+            let publishes = sent.take(&mailbox);
+            let numbers = payloads(&publishes).into_iter().map(|payload| payload[..2].parse::<usize>().unwrap());
+            got.extend(numbers.zip(resolved(&publishes, &mut known, aliases)));
+        };
+        for (number, (topic, qos, payload, late, then)) in steps.into_iter().enumerate() {
+            let topic = ["a", "a/b/c", "sensors/1", "sensors/2", "sensors/of/this/house", "x/y/z"][topic];
+            let mut message = message(format!("{number:02}{}", "x".repeat(payload)));
+            message.topic = TopicName::parse(topic.into()).unwrap();
+            if late {
+                message.expires_at = Some(clock::unix_now().after(std::time::Duration::from_secs(600)));
+            }
+            let qos = Qos::from_u8(qos).unwrap();
+            prop_assert_eq!(mailbox.offer(&[offer(&message, qos)]), 0);
+            let id = if qos == Qos::AtMostOnce { 0 } else { 2 };
+            let expiry = if late { 5 } else { 0 };
+            let len = 2 + 2 + topic.len() + id + 1 + expiry + message.payload.len();
+            topics.push((topic, len <= max_packet));
+            match then {
+                0 => take(&mut sent, &mut got),
+                1 => drop(sent.window.drain()),
+                _ => {}
+            }
+        }
+        // What comes first may be too large, so that nothing leaves though more waits.
+        for _ in 0..=topics.len() {
+            drop(sent.window.drain());
+            take(&mut sent, &mut got);
+        }
+        // What is not too large is there, in order; what is, if a number made it small enough.
+        let mut got = got.into_iter().peekable();
+        for (number, (topic, fits)) in topics.into_iter().enumerate() {
+            let there = got.next_if(|(of, _)| *of == number);
+            prop_assert!(there.is_some() || !fits, "{} is missing", number);
+            prop_assert!(there.is_none_or(|(_, as_told)| as_told == topic), "another topic for {}", number);
+        }
+        prop_assert_eq!(got.next(), None);
     }
 }
