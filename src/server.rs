@@ -12,8 +12,10 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::task::JoinError;
 
 use crate::auth::Passwords;
@@ -34,6 +36,8 @@ use services::Services;
 use signals::Signals;
 
 /// What works in this build, as `GetServerInfo` lists it.
+/// While a sync takes no longer than this, a caller whose commit is alone may wait for it: one worker of the runtime at most.
+const CALLERS_WAIT: Duration = Duration::from_millis(2);
 const FEATURES: [&str; 6] = ["compression", "health", "mqtt", "pubsub", "queues", "reflection"];
 
 /// Why the server did not start, or ended before it was told to.
@@ -138,10 +142,13 @@ impl fmt::Display for Ready {
 ///
 /// # Errors
 /// [`ServerError`]; when it came after the announcement, the other services were drained first.
-pub async fn run<F>(settings: Settings, announce: F) -> Result<Stopped, ServerError>
+pub async fn run<F>(mut settings: Settings, announce: F) -> Result<Stopped, ServerError>
 where
     F: FnOnce(&Ready) -> io::Result<()>,
 {
+    if Handle::current().metrics().num_workers() > 1 {
+        settings.store.callers_wait = CALLERS_WAIT;
+    }
     run_on(settings, |store, progress| Ok(Arc::new(Embedded::open_telling(store, progress)?)), announce).await
 }
 

@@ -5,24 +5,10 @@ const assert = require('node:assert/strict');
 const { execFileSync } = require('node:child_process');
 const crypto = require('node:crypto');
 const { once } = require('node:events');
-const fs = require('node:fs');
 const path = require('node:path');
 const { test } = require('node:test');
 const mqtt = require('mqtt');
 const { Broker, ask, within } = require('./harness');
-
-const WEBSOCKET = 'listen = "127.0.0.1:0"\ntransport = "websocket"\n';
-
-function listeners(directory) {
-  const [key, cert] = ['key.pem', 'cert.pem'].map((name) => path.join(directory, name));
-  const kind = ['-x509', '-nodes', '-days', '2', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1'];
-  const names = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1'];
-  execFileSync('openssl', ['req', ...kind, ...names, '-keyout', key, '-out', cert], { stdio: 'ignore' });
-  return (
-    `[[mqtt.listeners]]\nname = "ws"\n${WEBSOCKET}\n` +
-    `[[mqtt.listeners]]\nname = "wss"\n${WEBSOCKET}tls = { cert = "${cert}", key = "${key}" }\n`
-  );
-}
 
 function users(directory) {
   const file = path.join(directory, 'users');
@@ -84,23 +70,6 @@ for (const protocolVersion of [4, 5]) {
     }
   });
 
-  test(`v${protocolVersion}: WebSocket, with and without TLS`, async (t) => {
-    const broker = await Broker.start(t, listeners);
-    const ca = fs.readFileSync(path.join(broker.directory, 'cert.pem'));
-    for (const kind of ['ws', 'wss']) {
-      const client = await broker.mqtt({ ...version, ca }, `${kind}://${broker.doors[`mqtt.${kind}`]}/mqtt`);
-      await client.subscribeAsync('a/#', { qos: 2 });
-      for (const payload of ['small', 'x'.repeat(300_000)]) {
-        for (const qos of [0, 1, 2]) {
-          await client.publishAsync('a/b', payload, { qos });
-          const [, received, packet] = await client.inbox.next(`QoS ${qos} over ${kind}`);
-          assert.deepEqual([received, packet.qos], [payload, qos]);
-        }
-      }
-      await client.endAsync();
-    }
-  });
-
   test(`v${protocolVersion}: a user name and a password`, async (t) => {
     const broker = await Broker.start(t, users);
     const connect = (options) => mqtt.connect(`mqtt://${broker.doors.mqtt}`, { ...version, reconnectPeriod: 0, ...options });
@@ -110,43 +79,6 @@ for (const protocolVersion of [4, 5]) {
     assert.equal(wrong.code, protocolVersion === 5 ? 0x86 : 4);
     const nameless = await greeted(t, connect({}));
     assert.equal(nameless.code, protocolVersion === 5 ? 0x87 : 5);
-  });
-
-  test(`v${protocolVersion}: a retained value, then live ones`, async (t) => {
-    const broker = await Broker.start(t);
-    const [receiver, sender] = [await broker.mqtt(version), await broker.mqtt(version)];
-    await sender.publishAsync('room/1', 'kept', { qos: 1, retain: true });
-    await receiver.subscribeAsync('room/#', { qos: 1 });
-    const [, first, packet] = await receiver.inbox.next('the retained value');
-    assert.deepEqual([first, packet.retain], ['kept', true]);
-    await sender.publishAsync('room/1', 'live', { qos: 1 });
-    const [, second, live] = await receiver.inbox.next('the live one');
-    assert.deepEqual([second, live.retain], ['live', false]);
-  });
-
-  test(`v${protocolVersion}: a will when the connection is lost`, async (t) => {
-    const broker = await Broker.start(t);
-    const watcher = await broker.mqtt(version);
-    await watcher.subscribeAsync('state', { qos: 1 });
-    const will = { topic: 'state', payload: Buffer.from('gone'), qos: 1, retain: false };
-    const lost = await broker.mqtt({ ...version, will });
-    lost.stream.destroy();
-    assert.equal((await watcher.inbox.next('the will'))[1], 'gone');
-  });
-
-  test(`v${protocolVersion}: a session keeps what it missed`, async (t) => {
-    const broker = await Broker.start(t);
-    const properties = protocolVersion === 5 ? { properties: { sessionExpiryInterval: 3600 } } : {};
-    const session = { ...version, ...properties, clientId: 'kitchen', clean: false };
-    const first = await broker.mqtt(session);
-    assert.equal(first.connack.sessionPresent, false);
-    await first.subscribeAsync('shop/#', { qos: 2 });
-    await first.endAsync();
-    const sender = await broker.mqtt(version);
-    await sender.publishAsync('shop/1', 'missed', { qos: 2 });
-    const second = await broker.mqtt(session);
-    assert.equal(second.connack.sessionPresent, true);
-    assert.equal((await second.inbox.next('what was missed'))[1], 'missed');
   });
 
   test(`v${protocolVersion}: a queue under its name`, async (t) => {

@@ -7,6 +7,7 @@ mod auth;
 mod cases;
 mod conformance;
 mod cross;
+mod differential;
 mod fuzz;
 mod hostile;
 mod limits;
