@@ -12,6 +12,8 @@ use std::num::NonZeroU16;
 
 use rustc_hash::FxBuildHasher;
 
+use super::codec::PublishRef;
+
 /// A topic that is no longer gains nothing.
 const SHORT: usize = 3;
 
@@ -19,7 +21,8 @@ const SHORT: usize = 3;
 #[derive(Debug)]
 pub(super) struct Aliases {
     places: Vec<Place>,
-    maximum: NonZeroU16,
+    first: NonZeroU16,
+    count: NonZeroU16,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -33,28 +36,58 @@ struct Place {
 /// The number of a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Alias {
-    pub(super) number: NonZeroU16,
+    number: NonZeroU16,
     /// The client knows what it stands for.
-    pub(super) known: bool,
+    known: bool,
+}
+
+impl Alias {
+    /// The packet under this number.
+    pub(super) fn put<'a>(self, publish: &PublishRef<'a>) -> PublishRef<'a> {
+        let topic = if self.known { "" } else { publish.topic };
+        PublishRef { topic, topic_alias: Some(self.number), ..*publish }
+    }
 }
 
 impl Aliases {
-    /// Numbers up to `maximum`; none where that is 0.
-    pub(super) fn up_to(maximum: u16) -> Option<Box<Self>> {
-        let maximum = NonZeroU16::new(maximum)?;
-        Some(Box::new(Self { places: Vec::new(), maximum }))
+    /// The numbers up to `maximum`, divided between two who do not know of each other in which order they are sent.
+    pub(super) fn two_up_to(maximum: u16) -> [Option<Box<Self>>; 2] {
+        let half = maximum.div_ceil(2);
+        [Self::some(1, half), Self::some(half.saturating_add(1), maximum - half)]
+    }
+
+    fn some(first: u16, count: u16) -> Option<Box<Self>> {
+        let (first, count) = NonZeroU16::new(first).zip(NonZeroU16::new(count))?;
+        Some(Box::new(Self { places: Vec::new(), first, count }))
+    }
+
+    /// Encodes something under the number of `topic`, where there is one. `encode` is told the number; what does not
+    /// come to anything with a number that is new is encoded without one.
+    pub(super) fn apply<T>(
+        aliases: Option<&mut Self>,
+        topic: &str,
+        mut encode: impl FnMut(Option<Alias>) -> Option<T>,
+    ) -> Option<T> {
+        let Some(aliases) = aliases else { return encode(None) };
+        let alias = aliases.of(topic);
+        let encoded = encode(alias);
+        if encoded.is_some() {
+            return encoded;
+        }
+        aliases.take_back(alias.filter(|alias| !alias.known)?);
+        encode(None)
     }
 
     /// What stands for `topic` from now on, unless another topic has its place.
-    pub(super) fn of(&mut self, topic: &str) -> Option<Alias> {
+    fn of(&mut self, topic: &str) -> Option<Alias> {
         if topic.len() <= SHORT {
             return None;
         }
-        let at = FxBuildHasher.hash_one(topic) % u64::from(self.maximum.get());
+        let at = FxBuildHasher.hash_one(topic) % u64::from(self.count.get());
         let at = u16::try_from(at).ok()?;
-        let number = NonZeroU16::MIN.checked_add(at)?;
+        let number = self.first.checked_add(at)?;
         if self.places.is_empty() {
-            self.places = vec![Place::default(); usize::from(self.maximum.get())];
+            self.places = vec![Place::default(); usize::from(self.count.get())];
         }
         let place = self.places.get_mut(usize::from(at))?;
         let known = place.topic == topic;
@@ -70,8 +103,9 @@ impl Aliases {
     }
 
     /// It was not sent after all.
-    pub(super) fn take_back(&mut self, alias: Alias) {
-        if let Some(place) = self.places.get_mut(usize::from(alias.number.get()) - 1) {
+    fn take_back(&mut self, alias: Alias) {
+        let at = usize::from(alias.number.get() - self.first.get());
+        if let Some(place) = self.places.get_mut(at) {
             *place = Place::default();
         }
     }
@@ -83,7 +117,9 @@ mod tests {
 
     #[test]
     fn a_place_is_kept_while_it_is_of_use() {
-        let mut aliases = Aliases::up_to(1).unwrap();
+        let [aliases, none] = Aliases::two_up_to(1);
+        assert!(none.is_none());
+        let mut aliases = aliases.unwrap();
         let number = NonZeroU16::MIN;
         let (new, known) = (Some(Alias { number, known: false }), Some(Alias { number, known: true }));
         assert_eq!(aliases.of("a/long"), new);
@@ -96,16 +132,20 @@ mod tests {
         aliases.take_back(Alias { number, known: true });
         assert_eq!(aliases.of("other"), new);
         assert_eq!(aliases.of("a/b"), None, "too short to gain");
-        assert!(Aliases::up_to(0).is_none());
+        assert!(Aliases::two_up_to(0).iter().all(Option::is_none));
     }
 
     #[test]
     fn no_number_is_above_the_maximum() {
-        for maximum in [1, 2, 3, 100, u16::MAX] {
-            let mut aliases = Aliases::up_to(maximum).unwrap();
-            let numbers = (0..1000).filter_map(|n| aliases.of(&format!("topic/{n}")));
-            let highest = numbers.map(|alias| alias.number.get()).max().unwrap();
-            assert!(highest <= maximum && highest > maximum / 2, "{highest} of {maximum}");
+        for maximum in [2, 3, 100, u16::MAX] {
+            let ranges = Aliases::two_up_to(maximum).map(|aliases| {
+                let mut aliases = aliases.unwrap();
+                let numbers = (0..1000).filter_map(|n| aliases.of(&format!("topic/{n}")));
+                let numbers: Vec<u16> = numbers.map(|alias| alias.number.get()).collect();
+                (*numbers.iter().min().unwrap(), *numbers.iter().max().unwrap())
+            });
+            let [(one, two), (three, four)] = ranges;
+            assert!(1 <= one && one <= two && two < three && three <= four && four <= maximum, "{ranges:?}");
         }
     }
 }

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 
 use super::aliases::{Alias, Aliases};
 use super::buffers::Buffers;
-use super::codec::{Connect, PublishRef, Version};
+use super::codec::{Connect, Version};
 use super::out::{Out, SHARED_FROM};
 use super::state::{Origin, Window};
 use super::translate::Delivery;
@@ -86,13 +86,33 @@ struct Written {
 /// What stands where a packet id will.
 const PLACEHOLDER: Option<NonZeroU16> = NonZeroU16::new(1);
 
-/// Encodes one delivery at the end of `out`; what the receiver does not take is left out [5: MQTT-3.1.2-25]. Returns
-/// whether it is there.
-pub(super) fn encode(delivery: &Delivery<'_>, expiry: Option<u32>, form: Form, out: &mut Out) -> bool {
+/// Encodes one delivery at the end of `out`, under an alias of its topic where there are `aliases`; what the receiver does
+/// not take is left out [5: MQTT-3.1.2-25]. Returns whether it is there.
+pub(super) fn encode(
+    delivery: &Delivery<'_>,
+    expiry: Option<u32>,
+    form: Form,
+    aliases: Option<&mut Aliases>,
+    out: &mut Out,
+) -> bool {
+    let topic = delivery.message.topic.as_str();
+    Aliases::apply(aliases, topic, |alias| encode_as(delivery, expiry, alias, form, out).then_some(()))
+        .is_some()
+}
+
+fn encode_as(
+    delivery: &Delivery<'_>,
+    expiry: Option<u32>,
+    alias: Option<Alias>,
+    form: Form,
+    out: &mut Out,
+) -> bool {
     let payload = &delivery.message.payload;
     let shared = payload.len() >= SHARED_FROM;
     let before = out.bytes().len();
     let encoded = delivery.with(expiry, |publish| {
+        let aliased = alias.map(|alias| alias.put(publish));
+        let publish = aliased.as_ref().unwrap_or(publish);
         if shared {
             publish.encode_head(form.version, out.bytes())
         } else {
@@ -124,7 +144,7 @@ impl Frames {
         self.above_qos0
     }
 
-    /// Appends a delivery, under an alias of its topic where there are `aliases`. What is encoded late has its topic.
+    /// Appends a delivery, under an alias of its topic where there are `aliases`, in the order of these.
     pub(super) fn push(
         &mut self,
         offer: &Offer<'_>,
@@ -143,10 +163,8 @@ impl Frames {
         let packet_id = if qos > Qos::AtMostOnce { PLACEHOLDER } else { None };
         let delivery = Delivery { message, qos, retain, dup: false, packet_id, identifiers };
         let before = self.bytes.len();
-        let written = match aliases {
-            None => self.append(&delivery, None, form),
-            Some(aliases) => self.append_aliased(&delivery, aliases, form),
-        };
+        let topic = message.topic.as_str();
+        let written = Aliases::apply(aliases, topic, |alias| self.append(&delivery, alias, form));
         if let Some(Written { len, topic_len }) = written
             && qos > Qos::AtMostOnce
         {
@@ -161,13 +179,10 @@ impl Frames {
     /// Encodes at the end, unless the receiver does not take it.
     fn append(&mut self, delivery: &Delivery<'_>, alias: Option<Alias>, form: Form) -> Option<Written> {
         let before = self.bytes.len();
-        let (encoded, topic_len) = delivery.with(None, |publish| match alias {
-            None => (publish.encode(form.version, &mut self.bytes), publish.topic.len()),
-            Some(Alias { number, known }) => {
-                let topic = if known { "" } else { publish.topic };
-                let publish = PublishRef { topic, topic_alias: Some(number), ..*publish };
-                (publish.encode(form.version, &mut self.bytes), topic.len())
-            }
+        let (encoded, topic_len) = delivery.with(None, |publish| {
+            let aliased = alias.map(|alias| alias.put(publish));
+            let publish = aliased.as_ref().unwrap_or(publish);
+            (publish.encode(form.version, &mut self.bytes), publish.topic.len())
         });
         let len = self.bytes.len() - before;
         if encoded.is_err() || len > form.max_packet {
@@ -175,24 +190,6 @@ impl Frames {
             return None;
         }
         Some(Written { len, topic_len })
-    }
-
-    /// The same under an alias, where there is one.
-    fn append_aliased(
-        &mut self,
-        delivery: &Delivery<'_>,
-        aliases: &mut Aliases,
-        form: Form,
-    ) -> Option<Written> {
-        let alias = aliases.of(delivery.message.topic.as_str());
-        let written = self.append(delivery, alias, form);
-        if written.is_some() {
-            return written;
-        }
-        let alias = alias.filter(|alias| !alias.known)?;
-        // The receiver may take it without the number.
-        aliases.take_back(alias);
-        self.append(delivery, None, form)
     }
 
     fn keep(&mut self, offer: &Offer<'_>) {
@@ -215,7 +212,14 @@ impl Frames {
     }
 
     /// Moves to `out` what may be sent now: up to the first delivery that the window does not admit.
-    pub(super) fn send(&mut self, form: Form, window: &mut Window, out: &mut Out) {
+    /// What is encoded only now is so under `aliases`, which are others than those of [`push`](Self::push).
+    pub(super) fn send(
+        &mut self,
+        form: Form,
+        window: &mut Window,
+        mut aliases: Option<&mut Aliases>,
+        out: &mut Out,
+    ) {
         while let Some(mark) = self.marks.front_mut() {
             let at = mark.at;
             match &mut mark.what {
@@ -237,7 +241,7 @@ impl Frames {
                     self.flush_to(at, out);
                     let Some(Mark { what: What::Kept(kept), .. }) = self.marks.pop_front() else { return };
                     let (weight, above_qos0) = (kept.message.weight(), kept.qos > Qos::AtMostOnce);
-                    if let Some(kept) = kept.send(form, window, out) {
+                    if let Some(kept) = kept.send(form, window, aliases.as_deref_mut(), out) {
                         self.marks.push_front(Mark { at, what: What::Kept(kept) });
                         return;
                     }
@@ -279,7 +283,13 @@ impl Frames {
 impl Kept {
     /// Sends it or returns it: the window does not admit it. One whose time is over, or that the receiver does not
     /// take, is dropped [MQTT-3.3.2-5].
-    fn send(self: Box<Self>, form: Form, window: &mut Window, out: &mut Out) -> Option<Box<Self>> {
+    fn send(
+        self: Box<Self>,
+        form: Form,
+        window: &mut Window,
+        aliases: Option<&mut Aliases>,
+        out: &mut Out,
+    ) -> Option<Box<Self>> {
         let now = || if self.message.expires_at.is_some() { clock::unix_now() } else { UnixMillis(0) };
         let mut delivery = Delivery {
             message: &self.message,
@@ -301,7 +311,7 @@ impl Kept {
             let Some(id) = delivery.packet_id else { return Some(self) };
             window.weigh(id, self.message.weight());
         }
-        if !encode(&delivery, expiry, form, out)
+        if !encode(&delivery, expiry, form, aliases, out)
             && let Some(id) = delivery.packet_id
         {
             window.forget(id);

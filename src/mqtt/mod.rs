@@ -153,14 +153,14 @@ impl Settings {
         u32::try_from(self.max_packet_bytes).unwrap_or(u32::MAX)
     }
 
-    /// What may wait for a client that allows so many aliases.
-    fn bounds(&self, aliases: u16) -> Bounds {
+    /// Those that a client gets which allows so many.
+    fn outgoing_topic_aliases(&self, allowed: u16) -> u16 {
+        u16::try_from(self.outgoing_topic_aliases).unwrap_or(u16::MAX).min(allowed)
+    }
+
+    fn bounds(&self) -> Bounds {
         let native = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        Bounds {
-            bytes: native(self.outbox_bytes),
-            messages: native(self.outbox_messages),
-            aliases: u16::try_from(self.outgoing_topic_aliases).unwrap_or(u16::MAX).min(aliases),
-        }
+        Bounds { bytes: native(self.outbox_bytes), messages: native(self.outbox_messages) }
     }
 }
 

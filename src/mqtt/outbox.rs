@@ -27,8 +27,6 @@ pub(super) struct Bounds {
     pub(super) bytes: usize,
     /// Above QoS 0.
     pub(super) messages: usize,
-    /// Topics that numbers may stand for.
-    pub(super) aliases: u16,
 }
 
 /// See the module.
@@ -56,12 +54,17 @@ struct Waiting {
 }
 
 impl Mailbox {
-    pub(super) fn new(form: Form, bounds: Bounds, buffers: Arc<Buffers>) -> Arc<Self> {
+    pub(super) fn new(
+        form: Form,
+        bounds: Bounds,
+        aliases: Option<Box<Aliases>>,
+        buffers: Arc<Buffers>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             form,
             bounds,
             buffers,
-            waiting: Mutex::new(Waiting { aliases: Aliases::up_to(bounds.aliases), ..Waiting::default() }),
+            waiting: Mutex::new(Waiting { aliases, ..Waiting::default() }),
             wake: Notify::new(),
             in_flight: AtomicUsize::new(0),
             above_qos0: AtomicUsize::new(0),

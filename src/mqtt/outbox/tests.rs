@@ -13,10 +13,10 @@ use crate::mqtt::out::{Out, SHARED_FROM};
 use crate::mqtt::state::Window;
 use crate::types::{Message, MessageId, TopicName, UnixMillis, clock};
 
-const BOUNDS: Bounds = Bounds { bytes: 1000, messages: 5, aliases: 0 };
+const BOUNDS: Bounds = Bounds { bytes: 1000, messages: 5 };
 
 fn mailbox(version: Version, bounds: Bounds) -> Arc<Mailbox> {
-    Mailbox::new(Form { version, max_packet: usize::MAX }, bounds, Arc::default())
+    Mailbox::new(Form { version, max_packet: usize::MAX }, bounds, None, Arc::default())
 }
 
 fn message(payload: impl Into<Bytes>) -> Message {
@@ -41,18 +41,25 @@ struct Sent {
     window: Window,
     bytes: BytesMut,
     form: Form,
+    aliases: Option<Box<Aliases>>,
 }
 
 impl Sent {
     fn new(form: Form, max: u16) -> Self {
-        Self { frames: Frames::default(), window: Window::new(max, Vec::new()), bytes: BytesMut::new(), form }
+        Self {
+            frames: Frames::default(),
+            window: Window::new(max, Vec::new()),
+            bytes: BytesMut::new(),
+            form,
+            aliases: None,
+        }
     }
 
     /// The publishes that leave now.
     fn take(&mut self, mailbox: &Mailbox) -> Vec<Publish> {
         let mut out = Out::default();
         mailbox.take(&mut self.frames, true);
-        self.frames.send(self.form, &mut self.window, &mut out);
+        self.frames.send(self.form, &mut self.window, self.aliases.as_deref_mut(), &mut out);
         let mut socket = Vec::new();
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         while !out.is_empty() {
@@ -139,9 +146,9 @@ fn beyond_the_bound_above_qos_0_the_connection_ends() {
 #[test]
 fn what_the_receiver_does_not_take_is_left_out() {
     // 5: [MQTT-3.1.2-24], [MQTT-3.1.2-25].
-    let bounds = Bounds { bytes: 1 << 20, messages: 10, aliases: 0 };
+    let bounds = Bounds { bytes: 1 << 20, messages: 10 };
     let form = Form { version: Version::V5, max_packet: 100 };
-    let mailbox = Mailbox::new(form, bounds, Arc::default());
+    let mailbox = Mailbox::new(form, bounds, None, Arc::default());
     let mut expiring = message(vec![b'x'; 200]);
     expiring.expires_at = Some(clock::unix_now().after(std::time::Duration::from_secs(60)));
     let (small, large) = (message("small"), message(vec![b'x'; 200]));
@@ -157,7 +164,7 @@ fn what_the_receiver_does_not_take_is_left_out() {
 
 #[test]
 fn large_payloads_are_shared_and_stay_in_order() {
-    let bounds = Bounds { bytes: 1 << 20, messages: 10, aliases: 0 };
+    let bounds = Bounds { bytes: 1 << 20, messages: 10 };
     let mailbox = mailbox(Version::V5, bounds);
     let (small, large) = (message("small"), message(vec![b'x'; SHARED_FROM]));
     let offers = [&small, &large, &small, &large].map(|message| offer(message, Qos::AtLeastOnce));
@@ -190,7 +197,7 @@ fn the_time_that_is_left_is_told_and_what_is_over_is_dropped() {
 fn packet_ids_stand_where_they_belong_in_frames_of_any_size() {
     for version in [Version::V311, Version::V5] {
         for size in (100..150).chain(16_360..16_400).chain([SHARED_FROM - 1, SHARED_FROM, 100_000]) {
-            let mailbox = mailbox(version, Bounds { bytes: 1 << 20, messages: 10, aliases: 0 });
+            let mailbox = mailbox(version, Bounds { bytes: 1 << 20, messages: 10 });
             let message = message(vec![b'x'; size]);
             mailbox.offer(&[offer(&message, Qos::AtLeastOnce), offer(&message, Qos::ExactlyOnce)]);
             let publishes = Sent::new(mailbox.form(), 10).take(&mailbox);
@@ -221,14 +228,15 @@ proptest! {
     /// Whatever waits for the window, is encoded late, or is too large: a client understands every topic.
     #[test]
     fn a_client_understands_the_aliases_of_the_server(
-        aliases in 0_u16..4,
+        aliases in 0_u16..6,
         max_packet in prop_oneof![Just(usize::MAX), 20_usize..60],
         steps in prop::collection::vec((0_usize..6, 0_u8..3, 0_usize..40, any::<bool>(), 0_u8..4), 0..60),
     ) {
         let form = Form { version: Version::V5, max_packet };
-        let bounds = Bounds { bytes: 1 << 20, messages: 100, aliases };
-        let mailbox = Mailbox::new(form, bounds, Arc::default());
-        let mut sent = Sent::new(form, 2);
+        let bounds = Bounds { bytes: 1 << 20, messages: 100 };
+        let [theirs, ours] = Aliases::two_up_to(aliases);
+        let mailbox = Mailbox::new(form, bounds, theirs, Arc::default());
+        let mut sent = Sent { aliases: ours, ..Sent::new(form, 2) };
         let (mut known, mut got, mut topics) = (HashMap::new(), Vec::new(), Vec::new());
         let mut take = |sent: &mut Sent, got: &mut Vec<_>| {
             let publishes = sent.take(&mailbox);
