@@ -38,7 +38,8 @@ const EVERYWHERE: &[&str] = &[
     "ulid",
 ];
 
-const ADAPTER: &[&str] = &["core", "engine", "types", "socket", "tls", "proxy", "connections", "shutdown"];
+const ADAPTER: &[&str] =
+    &["core", "engine", "types", "socket", "tls", "auth", "proxy", "connections", "shutdown"];
 
 /// The table. `engine` for others means its traits: the implementations are forbidden by [`IMPLEMENTATIONS`].
 const LAYERS: &[Layer] = &[
@@ -46,7 +47,7 @@ const LAYERS: &[Layer] = &[
     Layer { module: "lib", may: &[], external: &[] },
     Layer {
         module: "cli",
-        may: &["server", "config", "telemetry", "grpc", "core", "engine", "types"],
+        may: &["server", "config", "telemetry", "grpc", "core", "engine", "types", "auth"],
         external: &[
             "anyhow",
             "base64",
@@ -55,6 +56,7 @@ const LAYERS: &[Layer] = &[
             "indicatif",
             "prost",
             "prost_types",
+            "rpassword",
             "serde",
             "serde_json",
             "tokio",
@@ -79,6 +81,7 @@ const LAYERS: &[Layer] = &[
             "shutdown",
             "socket",
             "tls",
+            "auth",
         ],
         external: &["humantime", "rustix", "tokio", "tokio_util"],
     },
@@ -157,6 +160,11 @@ const LAYERS: &[Layer] = &[
     },
     Layer { module: "socket", may: &[], external: &["socket2", "tokio::io", "tokio::net", "tokio::time"] },
     Layer { module: "tls", may: &[], external: &["tokio::io", "tokio::time", "tokio_rustls"] },
+    Layer {
+        module: "auth",
+        may: &[],
+        external: &["base64", "ring", "stringprep", "subtle", "tokio::sync", "tokio::task"],
+    },
     Layer { module: "proxy", may: &[], external: &["ppp", "tokio::io"] },
     Layer { module: "shutdown", may: &[], external: &["tokio", "tokio_util"] },
     Layer { module: "connections", may: &[], external: &[] },

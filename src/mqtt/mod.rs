@@ -10,7 +10,7 @@
 //! - `state`: the protocol without I/O: a packet or an event in, effects out;
 //! - `connection`: one task, the only reader and writer of its socket;
 //! - `listener`, `stream`, `websocket`: what is bound, and what lies over its sockets; `terms`: what it grants;
-//! - `outbox`, `frames`, `out`, `buffers`: deliveries on their way to the socket;
+//! - `outbox`, `frames`, `aliases`, `out`, `buffers`: deliveries on their way to the socket;
 //! - `translate`, `violation`: the one place each where words and errors are mapped;
 //! - `will`: wills that wait for their delay.
 //!
@@ -20,6 +20,7 @@
 //! Invariant: holds no state that another door cannot see, beside wills on their way. Knows nothing of the other doors,
 //! of the store or of the configuration.
 
+mod aliases;
 mod buffers;
 pub mod codec;
 mod connection;
@@ -36,6 +37,7 @@ mod violation;
 pub mod websocket;
 mod will;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -46,6 +48,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::auth::{Passwords, Users};
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
 use crate::shutdown::Shutdown;
@@ -83,6 +86,8 @@ pub struct Settings {
     pub max_inflight_bytes: Option<u64>,
     /// How many topic aliases a 5.0 client may use: 0 to 65535. Each holds a topic.
     pub topic_alias_maximum: u64,
+    /// How many topic aliases deliveries to one client have, if it allows as many: 0 to 65535. Each holds a topic.
+    pub outgoing_topic_aliases: u64,
     /// Bytes that wait for one client; beyond it QoS 0 is dropped, and above QoS 0 the client is disconnected.
     pub outbox_bytes: u64,
     /// Deliveries above QoS 0 that wait for one client whose session ends with its connection; beyond it the client is
@@ -90,7 +95,16 @@ pub struct Settings {
     pub outbox_messages: u64,
     /// What is granted of all that the protocol has.
     pub terms: Arc<Terms>,
+    /// Who may connect by a password, as it is or by SCRAM-SHA-256; without it names and passwords are not looked at.
+    pub users: Option<PathBuf>,
+    /// Whether clients may connect that do not say who they are; `None` = as long as there is no users' file.
+    pub anonymous: Option<bool>,
 }
+
+/// Nobody could connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("anonymous = false needs users: who else may connect")]
+pub struct NobodyMayConnect;
 
 impl Default for Settings {
     fn default() -> Self {
@@ -103,14 +117,30 @@ impl Default for Settings {
             max_inflight: 1024,
             max_inflight_bytes: None,
             topic_alias_maximum: 16,
+            outgoing_topic_aliases: 16,
             outbox_bytes: 4 << 20,
             outbox_messages: 10_000,
             terms: Arc::default(),
+            users: None,
+            anonymous: None,
         }
     }
 }
 
 impl Settings {
+    /// Whether what is said of users fits together.
+    ///
+    /// # Errors
+    /// [`NobodyMayConnect`]
+    pub fn check(&self) -> Result<(), NobodyMayConnect> {
+        if self.users.is_some() || self.admits_anonymous() { Ok(()) } else { Err(NobodyMayConnect) }
+    }
+
+    /// Whether clients may connect that do not say who they are.
+    fn admits_anonymous(&self) -> bool {
+        self.anonymous.unwrap_or(self.users.is_none())
+    }
+
     fn receive_maximum(&self) -> u16 {
         u16::try_from(self.receive_maximum).unwrap_or(u16::MAX).max(1)
     }
@@ -121,6 +151,11 @@ impl Settings {
 
     fn max_packet(&self) -> u32 {
         u32::try_from(self.max_packet_bytes).unwrap_or(u32::MAX)
+    }
+
+    /// Those that a client gets which allows so many.
+    fn outgoing_topic_aliases(&self, allowed: u16) -> u16 {
+        u16::try_from(self.outgoing_topic_aliases).unwrap_or(u16::MAX).min(allowed)
     }
 
     fn bounds(&self) -> Bounds {
@@ -137,6 +172,7 @@ pub struct Counters(Arc<Counts>);
 struct Counts {
     connects_refused: AtomicU64,
     connect_timeouts: AtomicU64,
+    logins_refused: AtomicU64,
 }
 
 impl Counters {
@@ -146,12 +182,18 @@ impl Counters {
         vec![
             ("mqtt_connects_refused_total", self.0.connects_refused.load(Ordering::Relaxed)),
             ("mqtt_connect_timeouts_total", self.0.connect_timeouts.load(Ordering::Relaxed)),
+            ("mqtt_logins_refused_total", self.0.logins_refused.load(Ordering::Relaxed)),
         ]
     }
 
     /// What should have been a CONNECT, or a handshake before it, was none or was refused.
     fn refused(&self) {
         self.0.connects_refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A password or a proof was wrong.
+    fn login_refused(&self) {
+        self.0.logins_refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// No CONNECT came within the time for it.
@@ -168,6 +210,10 @@ const TOLD_TO_GO: usize = 32;
 struct Door {
     settings: Settings,
     layers: Layers,
+    /// As the settings name them.
+    users: Option<Arc<Users>>,
+    /// Of all listeners.
+    passwords: Arc<Passwords>,
     broker: Arc<Broker>,
     counters: Counters,
     /// Of all listeners.
@@ -217,6 +263,7 @@ pub async fn serve(
     listeners: Vec<Listener>,
     broker: Arc<Broker>,
     budget: ConnectionBudget,
+    passwords: Arc<Passwords>,
     counters: Counters,
     shutdown: Shutdown,
 ) {
@@ -224,11 +271,13 @@ pub async fn serve(
     let wills = Arc::new(Wills::new(Arc::clone(&broker), shutdown.clone()));
     let mut serving = JoinSet::new();
     for listener in listeners {
-        let Listener { socket, settings, layers, .. } = listener;
+        let Listener { socket, settings, layers, users, .. } = listener;
         let budget = budget.part(settings.max_connections);
         let door = Arc::new(Door {
             settings,
             layers,
+            users,
+            passwords: Arc::clone(&passwords),
             broker: Arc::clone(&broker),
             counters: counters.clone(),
             buffers: Arc::clone(&buffers),
