@@ -30,6 +30,11 @@ pub trait Outbox: Send + Sync {
     /// nothing.
     fn close(&self, reason: CloseReason);
 
+    /// How the peer answers when it is called.
+    fn answers(&self) -> Answers {
+        Answers::Never
+    }
+
     /// How many deliveries wait or are unacknowledged: of a share group's members the one with the least is chosen.
     fn backlog(&self) -> usize {
         0
@@ -52,6 +57,17 @@ pub struct Offer<'a> {
     pub share: Option<&'a Arc<ShareGroup>>,
     /// Who published, where it has a name.
     pub publisher: Option<&'a ClientId>,
+}
+
+/// How a subscriber answers when it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// Not at all.
+    Never,
+    /// It knows response topics and correlation data.
+    ByProperties,
+    /// It does not; a pair of topics says where it answers.
+    ByTopic,
 }
 
 /// Why the core ends a connection.
@@ -122,15 +138,20 @@ fn live<'a>(
 
 /// Hands deliveries to the connection of a session, if it has one.
 pub(crate) fn offer(entry: &SessionEntry, offers: &[Offer<'_>]) {
-    if let Some(attached) = &*entry.attached.load()
-        && !offers.is_empty()
-    {
-        let dropped = attached.outbox.offer(offers);
-        if dropped > 0 {
-            entry.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
-            entry.all_dropped.fetch_add(dropped as u64, Ordering::Relaxed);
-        }
+    if !offers.is_empty() {
+        offered(entry, offers);
     }
+}
+
+/// The same; tells how many were dropped, or that there is no connection.
+pub(crate) fn offered(entry: &SessionEntry, offers: &[Offer<'_>]) -> Option<usize> {
+    let attached = entry.attached.load();
+    let dropped = attached.as_ref()?.outbox.offer(offers);
+    if dropped > 0 {
+        entry.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
+        entry.all_dropped.fetch_add(dropped as u64, Ordering::Relaxed);
+    }
+    Some(dropped)
 }
 
 impl FanOut {

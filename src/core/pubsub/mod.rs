@@ -67,6 +67,7 @@ impl Broker {
     #[must_use]
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut counters = self.engine.counters();
+        counters.extend(self.calls.counters());
         counters.extend([
             ("queues", self.queues.count() as u64),
             ("sessions", self.session_count() as u64),

@@ -83,6 +83,9 @@ impl Broker {
         entry.attached.store(Some(Arc::clone(&attachment)));
         // From here on the handle gives back whatever happens.
         let session = Session { broker: Arc::clone(self), entry, attachment };
+        if present {
+            self.calls.session_came_back();
+        }
         let outgoing = session.begin(present).await?;
         let incoming = session.entry.incoming.all().await;
         Ok(Opened { session, present, expiry, incoming, outgoing })
@@ -98,6 +101,7 @@ impl Broker {
             tracing::warn!(client = %entry.client_id, "a connection does not end: its session is taken from it");
             entry.detach(&attached);
             attached.give_back();
+            self.calls.session_left(entry.key);
         }
     }
 
@@ -156,6 +160,7 @@ impl Broker {
             attached.outbox.close(CloseReason::Deleted);
             attached.give_back();
         }
+        self.calls.session_left(entry.key);
         let work = self.end_subscriptions(entry);
         sessions.forget(entry);
         if entry.target.is_some() {
@@ -265,6 +270,7 @@ impl Session {
         if !entry.detach(&self.attachment) {
             return false;
         }
+        broker.calls.session_left(entry.key);
         if self.ends_with_its_connection() {
             return true;
         }

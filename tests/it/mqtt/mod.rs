@@ -4,6 +4,7 @@
 //! asked of a client that somebody else wrote is in `rumqtt`.
 
 mod auth;
+mod calls;
 mod cases;
 mod conformance;
 mod cross;
