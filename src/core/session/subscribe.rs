@@ -93,7 +93,7 @@ impl Session {
         if !replays.is_empty() {
             let retained = &self.broker.pubsub.retained;
             for (filter, options) in replays {
-                let replay = retained.replay(filter, options.max_qos, options.identifier);
+                let replay = retained.replay(filter, options.levels(), options.identifier);
                 self.entry.replays.lock().begin(replay);
             }
             self.replay(REPLAY_AT_ONCE);
