@@ -16,7 +16,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::engine::EngineSettings;
-use crate::{core, grpc, mqtt, shutdown, telemetry, tls};
+use crate::{core, grpc, mqtt, shutdown, sys, telemetry, tls};
 
 use entries::{ENTRIES, Entry};
 pub use value::Listen;
@@ -32,6 +32,8 @@ pub struct Settings {
     pub mqtt: MqttDoor,
     /// `[limits]`
     pub limits: Limits,
+    /// `[sys]`
+    pub sys: sys::Settings,
     /// `[log]`
     pub log: telemetry::Settings,
     /// `[shutdown]`

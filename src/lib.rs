@@ -14,7 +14,9 @@
 //! | `socket` | listening sockets and their connections |
 //! | `tls` | TLS of the listeners |
 //! | `proxy` | the PROXY protocol |
+//! | [`sys`] | what is counted, as topics under `$SYS/` |
 //! | [`core`] | the broker: what all doors share |
+//! | [`counters`] | what is counted for operators |
 //! | [`connections`] | how many connections the process may hold |
 //! | [`shutdown`] | stop, drain, cut |
 //! | [`engine`] | what is asked of a store, and the embedded one |
@@ -26,6 +28,7 @@ pub mod cli;
 pub mod config;
 pub mod connections;
 pub mod core;
+pub mod counters;
 pub mod engine;
 #[cfg(feature = "grpc")]
 pub mod grpc;
@@ -38,6 +41,7 @@ pub mod server;
 pub mod shutdown;
 #[cfg(any(feature = "grpc", feature = "mqtt"))]
 pub mod socket;
+pub mod sys;
 #[cfg(feature = "server")]
 pub mod telemetry;
 #[cfg(any(feature = "grpc", feature = "mqtt"))]

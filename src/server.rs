@@ -19,15 +19,18 @@ use tokio::task::JoinError;
 use crate::config::{Listen, MqttDoor, Settings};
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
+use crate::counters::{CounterSource, Counters, Traffic};
 use crate::engine::embedded::Embedded;
 use crate::engine::{Engine, EngineError, EngineSettings, Health, OpenError, OpenProgress};
-use crate::grpc::{self, AdminService, CounterSource, HealthBoard, ServerFacts};
+use crate::grpc::{self, AdminService, HealthBoard, ServerFacts};
 use crate::mqtt;
 use crate::shutdown::Shutdown;
 use crate::socket::{Address, Bound};
 use crate::tls::{self, Tls, TlsError};
 use crate::types::clock;
 
+use crate::sys::Reporter;
+use futures_util::FutureExt;
 use services::Services;
 use signals::Signals;
 
@@ -161,6 +164,7 @@ where
         ConnectionBudget::new(open_files::connections_within(open_files, settings.limits.connections));
     let (grpc_budget, mqtt_budget) = (budget.part(budget.limit()), budget.part(budget.limit()));
     let mqtt_counters = mqtt::Counters::default();
+    let grpc_traffic: Arc<Traffic> = Arc::default();
     let shutdown = Shutdown::new(&settings.shutdown);
     let mut services = Services::default();
 
@@ -185,7 +189,8 @@ where
         Some(listener) => {
             let door =
                 grpc::Door::new(settings.grpc.settings, board.clone(), progress.clone(), shutdown.clone())?;
-            let served = door.clone().serve(listener, grpc_tls.clone(), grpc_budget.clone());
+            let traffic = Arc::clone(&grpc_traffic);
+            let served = door.clone().serve(listener, grpc_tls.clone(), grpc_budget.clone(), traffic);
             services.start("grpc", async { Ok(served.await?) });
             Some(door)
         }
@@ -210,6 +215,19 @@ where
 
     services.start("broker", drain(Arc::clone(&broker), shutdown.clone()));
     services.start("store", watch_store(Arc::clone(&engine), board.clone(), shutdown.clone()));
+    let counters = Counters::new(vec![
+        connection_counters(budget.clone(), grpc_budget, mqtt_budget.clone()),
+        core_counters(Arc::clone(&broker)),
+        byte_counters(grpc_traffic),
+        Box::new({
+            let counters = mqtt_counters.clone();
+            move || counters.list()
+        }),
+    ]);
+    if let Some(interval) = settings.sys.interval {
+        let reporter = Reporter::new(Arc::clone(&broker), counters.clone());
+        services.start("sys", reporter.run(interval, shutdown.clone()).map(Ok));
+    }
     if let Some(door) = door {
         let facts = ServerFacts {
             started_at,
@@ -218,15 +236,6 @@ where
             durability: Some(engine.capabilities().durability.name()),
             doors: ready.doors.iter().map(|(name, address)| (name.clone(), address.to_string())).collect(),
         };
-        let counted = Arc::clone(&broker);
-        let counters: Vec<CounterSource> = vec![
-            connection_counters(budget.clone(), grpc_budget, mqtt_budget.clone()),
-            Box::new(move || counted.counters()),
-            Box::new({
-                let counters = mqtt_counters.clone();
-                move || counters.list()
-            }),
-        ];
         let admin = AdminService::new(facts, counters);
         door.open(grpc::Services { broker: Arc::clone(&broker), admin });
     }
@@ -339,6 +348,17 @@ async fn bind_grpc(listen: &Listen, ready: &mut Ready) -> Result<Option<TcpListe
         }
         Err(source) => Err(ServerError::Bind { address, flag: "--grpc-listen", source }),
     }
+}
+
+fn core_counters(broker: Arc<Broker>) -> CounterSource {
+    Box::new(move || broker.counters())
+}
+
+fn byte_counters(grpc: Arc<Traffic>) -> CounterSource {
+    Box::new(move || {
+        let (received, sent) = grpc.totals();
+        vec![("grpc_bytes_received_total", received.bytes), ("grpc_bytes_sent_total", sent.bytes)]
+    })
 }
 
 /// Of all doors, and of each.

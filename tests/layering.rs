@@ -38,7 +38,8 @@ const EVERYWHERE: &[&str] = &[
     "ulid",
 ];
 
-const ADAPTER: &[&str] = &["core", "engine", "types", "socket", "tls", "proxy", "connections", "shutdown"];
+const ADAPTER: &[&str] =
+    &["core", "engine", "types", "socket", "tls", "proxy", "connections", "counters", "shutdown"];
 
 /// The table. `engine` for others means its traits: the implementations are forbidden by [`IMPLEMENTATIONS`].
 const LAYERS: &[Layer] = &[
@@ -75,7 +76,9 @@ const LAYERS: &[Layer] = &[
             "core",
             "engine",
             "types",
+            "sys",
             "connections",
+            "counters",
             "shutdown",
             "socket",
             "tls",
@@ -92,6 +95,7 @@ const LAYERS: &[Layer] = &[
             "core",
             "engine",
             "types",
+            "sys",
             "shutdown",
             "socket",
             "tls",
@@ -132,7 +136,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         module: "core",
-        may: &["engine", "types"],
+        may: &["engine", "types", "counters"],
         external: &[
             "siphasher",
             "tokio::sync",
@@ -159,7 +163,13 @@ const LAYERS: &[Layer] = &[
     Layer { module: "tls", may: &[], external: &["tokio::io", "tokio::time", "tokio_rustls"] },
     Layer { module: "proxy", may: &[], external: &["ppp", "tokio::io"] },
     Layer { module: "shutdown", may: &[], external: &["tokio", "tokio_util"] },
+    Layer {
+        module: "sys",
+        may: &["core", "types", "counters", "shutdown"],
+        external: &["tokio::select", "tokio::time"],
+    },
     Layer { module: "connections", may: &[], external: &[] },
+    Layer { module: "counters", may: &[], external: &[] },
     Layer { module: "types", may: &[], external: &[] },
 ];
 

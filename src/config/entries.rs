@@ -53,7 +53,7 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 60] = [
+pub static ENTRIES: [Entry; 61] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -139,6 +139,7 @@ pub static ENTRIES: [Entry; 60] = [
     }),
     entry("limits.queue_messages", |s| Slot::count(&mut s.limits.core.queue_messages, 1..=1_000_000_000_000)),
     entry("limits.queue_bytes", |s| Slot::bytes(&mut s.limits.core.queue_bytes, MIB..=1024 * 1024 * GIB)),
+    entry("sys.interval", |s| Slot::OptionalDuration(&mut s.sys.interval, SECOND..=HOUR)),
     with_flag("log.level", "--log-level", |s| Slot::LogLevel(&mut s.log.level)),
     with_flag("log.format", "--log-format", |s| Slot::LogFormat(&mut s.log.format)),
     entry("shutdown.drain_timeout", |s| Slot::Duration(&mut s.shutdown.drain_timeout, Duration::ZERO..=HOUR)),

@@ -17,6 +17,7 @@ pub mod route;
 pub mod router;
 pub mod session;
 pub mod share;
+mod system;
 pub mod token;
 
 use std::fmt;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::counters::Traffic;
 use crate::engine::{Engine, EngineError};
 use crate::types::MessageIds;
 
@@ -39,6 +41,7 @@ pub use error::CoreError;
 pub use limits::Limits;
 pub use publisher::{Inbound, Published, Publisher, PublisherInfo, Receipt};
 pub use session::{End, OpenSession, Opened, Session, SessionDelivery};
+pub use system::SYSTEM;
 
 /// One broker over one engine.
 pub struct Broker {
@@ -50,6 +53,8 @@ pub struct Broker {
     queues: Queues,
     routes: Routes,
     pubsub: PubSub,
+    /// What publishers sent, and what connections were given, in payload bytes.
+    traffic: Traffic,
     tasks: TaskTracker,
     draining: CancellationToken,
 }
@@ -69,6 +74,7 @@ impl Broker {
             queues: Queues::restore(stored.queues)?,
             routes: Routes::default(),
             pubsub: PubSub::new(&limits),
+            traffic: Traffic::default(),
             draining: CancellationToken::new(),
             tasks,
             limits,

@@ -7,13 +7,11 @@ use std::fmt;
 
 use tonic::{Request, Response, Status};
 
+use crate::counters::Counters;
 use crate::types::UnixMillis;
 
 use super::convert::timestamp;
 use super::proto::v1;
-
-/// Gives counters by name when asked; must not block.
-pub type CounterSource = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
 
 /// What does not change while the process runs.
 #[derive(Clone, Debug, Default)]
@@ -33,13 +31,13 @@ pub struct ServerFacts {
 /// The service.
 pub struct AdminService {
     facts: ServerFacts,
-    counters: Vec<CounterSource>,
+    counters: Counters,
 }
 
 impl AdminService {
-    /// Answers with `facts` and with what `counters` say at that moment.
+    /// Answers with `facts` and with what is counted at that moment.
     #[must_use]
-    pub fn new(mut facts: ServerFacts, counters: Vec<CounterSource>) -> Self {
+    pub fn new(mut facts: ServerFacts, counters: Counters) -> Self {
         facts.features.sort_unstable();
         Self { facts, counters }
     }
@@ -57,12 +55,8 @@ impl v1::admin_service_server::AdminService for AdminService {
         &self,
         _request: Request<v1::GetServerInfoRequest>,
     ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
-        let counters: HashMap<String, u64> = self
-            .counters
-            .iter()
-            .flat_map(|source| source())
-            .map(|(name, count)| (name.to_owned(), count))
-            .collect();
+        let counters: HashMap<String, u64> =
+            self.counters.list().map(|(name, count)| (name.to_owned(), count)).collect();
         Ok(Response::new(v1::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: Some(timestamp(self.facts.started_at)),
@@ -87,8 +81,8 @@ mod tests {
             features: vec!["reflection", "health"],
             ..ServerFacts::default()
         };
-        let service =
-            AdminService::new(facts, vec![Box::new(|| vec![("a", 1)]), Box::new(|| vec![("b_total", 2)])]);
+        let counters = Counters::new(vec![Box::new(|| vec![("a", 1)]), Box::new(|| vec![("b_total", 2)])]);
+        let service = AdminService::new(facts, counters);
         let answer =
             service.get_server_info(Request::new(v1::GetServerInfoRequest {})).await.unwrap().into_inner();
         assert_eq!(answer.counters, HashMap::from([("a".to_owned(), 1), ("b_total".to_owned(), 2)]));

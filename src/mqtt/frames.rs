@@ -49,7 +49,9 @@ pub(super) struct Frames {
     base: u64,
     marks: VecDeque<Mark>,
     kept_weight: usize,
-    above_qos0: usize,
+    above_qos0: u32,
+    /// How many frames there are in `bytes`, as long as all of these are there.
+    frames: u32,
 }
 
 /// Something in front of the bytes at `at`, or a frame that begins there.
@@ -96,10 +98,13 @@ pub(super) fn encode(delivery: &Delivery<'_>, expiry: Option<u32>, form: Form, o
     let fits = encoded.is_ok() && out.bytes().len() - before + elsewhere <= form.max_packet;
     if !fits {
         out.bytes().truncate(before);
-    } else if shared {
+        return false;
+    }
+    if shared {
         out.share(payload.clone());
     }
-    fits
+    out.count(1);
+    true
 }
 
 impl Frames {
@@ -114,7 +119,7 @@ impl Frames {
 
     /// Deliveries above QoS 0 that wait.
     pub(super) fn above_qos0(&self) -> usize {
-        self.above_qos0
+        self.above_qos0 as usize
     }
 
     /// Appends a delivery.
@@ -134,7 +139,10 @@ impl Frames {
         let len = self.bytes.len() - before;
         if encoded.is_err() || len > form.max_packet {
             self.bytes.truncate(before);
-        } else if qos > Qos::AtMostOnce {
+            return;
+        }
+        self.frames += 1;
+        if qos > Qos::AtMostOnce {
             let id_at = header_len(len) + 2 + message.topic.as_str().len();
             let as_u32 = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
             let what = What::Frame { len: as_u32(len), id_at: as_u32(id_at), qos };
@@ -150,7 +158,7 @@ impl Frames {
             offer.message.detached()
         };
         self.kept_weight += message.weight();
-        self.above_qos0 += usize::from(offer.qos > Qos::AtMostOnce);
+        self.above_qos0 += u32::from(offer.qos > Qos::AtMostOnce);
         let kept = Kept {
             message,
             qos: offer.qos,
@@ -190,11 +198,12 @@ impl Frames {
                         return;
                     }
                     self.kept_weight -= weight;
-                    self.above_qos0 -= usize::from(above_qos0);
+                    self.above_qos0 -= u32::from(above_qos0);
                 }
             }
         }
         self.base += self.bytes.len() as u64;
+        out.count(std::mem::take(&mut self.frames));
         out.append(&mut self.bytes);
     }
 
@@ -204,6 +213,7 @@ impl Frames {
         if count > 0 {
             out.bytes().extend_from_slice(&self.bytes.split_to(count));
             self.base += count as u64;
+            out.count(std::mem::take(&mut self.frames));
         }
     }
 

@@ -48,6 +48,7 @@ use tokio::task::JoinSet;
 
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
+use crate::counters::Traffic;
 use crate::shutdown::Shutdown;
 use crate::socket::Socket;
 
@@ -137,15 +138,22 @@ pub struct Counters(Arc<Counts>);
 struct Counts {
     connects_refused: AtomicU64,
     connect_timeouts: AtomicU64,
+    /// Packets, and all bytes that are MQTT.
+    traffic: Arc<Traffic>,
 }
 
 impl Counters {
     /// By the names that operators see.
     #[must_use]
     pub fn list(&self) -> Vec<(&'static str, u64)> {
+        let (received, sent) = self.0.traffic.totals();
         vec![
             ("mqtt_connects_refused_total", self.0.connects_refused.load(Ordering::Relaxed)),
             ("mqtt_connect_timeouts_total", self.0.connect_timeouts.load(Ordering::Relaxed)),
+            ("mqtt_packets_received_total", received.messages),
+            ("mqtt_packets_sent_total", sent.messages),
+            ("mqtt_bytes_received_total", received.bytes),
+            ("mqtt_bytes_sent_total", sent.bytes),
         ]
     }
 

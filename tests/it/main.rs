@@ -14,3 +14,4 @@ mod pubsub;
 mod queue;
 mod recovering;
 mod store;
+mod sys;

@@ -44,20 +44,26 @@ const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Serves one connection to its end.
 pub(super) async fn run(door: Arc<Door>, arrived: Box<(Socket, Peer)>, permit: ConnectionPermit) {
-    let (socket, mut peer) = *arrived;
-    let until = clock::now() + door.settings.connect_timeout;
     // What comes before and after takes more room than what lasts: it is given back.
-    let mut wire = if door.layers.is_empty() {
-        new_wire(&door, socket.into())
-    } else {
-        let Some(laid) = Box::pin(lay(&door, socket, peer, until)).await else { return };
-        peer = laid.1;
-        new_wire(&door, laid.0)
-    };
-    let Some(mut live) = Box::pin(begin(&door, &mut wire, peer, until)).await else { return };
+    let Some((mut wire, mut live, peer)) = Box::pin(arrive(&door, *arrived)).await else { return };
     let ending = live.serve(&door, &mut wire).await;
-    Box::pin(end::end(&door, wire, live, *ending, peer)).await;
+    Box::pin(end::end(&door, wire, live, *ending, *peer)).await;
     drop(permit);
+}
+
+/// All that comes before a connection is served.
+async fn arrive(door: &Arc<Door>, (socket, mut peer): (Socket, Peer)) -> Option<(Wire, Live, Box<Peer>)> {
+    let until = clock::now() + door.settings.connect_timeout;
+    let stream = if door.layers.is_empty() {
+        socket.into()
+    } else {
+        let laid = lay(door, socket, peer, until).await?;
+        peer = laid.1;
+        laid.0
+    };
+    let mut wire = new_wire(door, stream);
+    let live = begin(door, &mut wire, peer, until).await?;
+    Some((wire, live, Box::new(peer)))
 }
 
 /// Tells a peer beyond the budget so, if its CONNECT is there soon.
@@ -95,7 +101,8 @@ async fn lay(door: &Door, socket: Socket, peer: Peer, until: Instant) -> Option<
 
 fn new_wire(door: &Door, stream: Stream) -> Wire {
     let max_packet_size = door.settings.max_packet().min(CONNECT_BYTES);
-    Wire::new(stream, Decoder::server(Limits { max_packet_size, ..Limits::default() }))
+    let decoder = Decoder::server(Limits { max_packet_size, ..Limits::default() });
+    Wire::new(stream, decoder, Arc::clone(&door.counters.0.traffic))
 }
 
 /// Why there is no CONNECT.
@@ -109,7 +116,7 @@ enum NoConnect {
 /// Reads up to the first packet. Cancel safe.
 async fn read_connect(door: &Door, wire: &mut Wire) -> Result<Connect, NoConnect> {
     loop {
-        match wire.decoder.decode(&mut wire.input) {
+        match wire.decode() {
             Ok(Some(Packet::Connect(connect))) => return Ok(*connect),
             // [MQTT-3.1.0-1]; the codec sees to it that this is the first.
             Ok(Some(_)) => return Err(NoConnect::Bad(DecodeError::FirstNotConnect)),
