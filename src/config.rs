@@ -16,7 +16,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::engine::EngineSettings;
-use crate::{core, grpc, mqtt, shutdown, sys, telemetry, tls};
+use crate::{core, grpc, mqtt, rate, shutdown, sys, telemetry, tls};
 
 use entries::{ENTRIES, Entry};
 pub use value::Listen;
@@ -81,13 +81,19 @@ impl Default for MqttDoor {
 pub struct Limits {
     /// Connections at the same time over all doors, unless the limit of open files allows fewer.
     pub connections: u64,
+    /// How often one address may connect, over all doors.
+    pub connect_rate: rate::Settings,
     /// What the core bounds.
     pub core: core::Limits,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 1_000_000, core: core::Limits::default() }
+        Self {
+            connections: 1_000_000,
+            connect_rate: rate::Settings::default(),
+            core: core::Limits::default(),
+        }
     }
 }
 

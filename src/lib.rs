@@ -16,6 +16,7 @@
 //! | `proxy` | the PROXY protocol |
 //! | [`sys`] | what is counted, as topics under `$SYS/` |
 //! | [`core`] | the broker: what all doors share |
+//! | [`rate`] | how often one address may connect |
 //! | [`counters`] | what is counted for operators |
 //! | [`connections`] | how many connections the process may hold |
 //! | [`shutdown`] | stop, drain, cut |
@@ -36,6 +37,7 @@ pub mod grpc;
 pub mod mqtt;
 #[cfg(feature = "mqtt")]
 pub mod proxy;
+pub mod rate;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod shutdown;

@@ -24,6 +24,7 @@ use crate::engine::embedded::Embedded;
 use crate::engine::{Engine, EngineError, EngineSettings, Health, OpenError, OpenProgress};
 use crate::grpc::{self, AdminService, HealthBoard, ServerFacts};
 use crate::mqtt;
+use crate::rate::{self, ConnectRate};
 use crate::shutdown::Shutdown;
 use crate::socket::{Address, Bound};
 use crate::tls::{self, Tls, TlsError};
@@ -163,6 +164,7 @@ where
     let budget =
         ConnectionBudget::new(open_files::connections_within(open_files, settings.limits.connections));
     let (grpc_budget, mqtt_budget) = (budget.part(budget.limit()), budget.part(budget.limit()));
+    let (grpc_rate, mqtt_rate) = connect_rates(settings.limits.connect_rate);
     let mqtt_counters = mqtt::Counters::default();
     let grpc_traffic: Arc<Traffic> = Arc::default();
     let shutdown = Shutdown::new(&settings.shutdown);
@@ -190,7 +192,13 @@ where
             let door =
                 grpc::Door::new(settings.grpc.settings, board.clone(), progress.clone(), shutdown.clone())?;
             let traffic = Arc::clone(&grpc_traffic);
-            let served = door.clone().serve(listener, grpc_tls.clone(), grpc_budget.clone(), traffic);
+            let served = door.clone().serve(
+                listener,
+                grpc_tls.clone(),
+                grpc_budget.clone(),
+                grpc_rate.clone(),
+                traffic,
+            );
             services.start("grpc", async { Ok(served.await?) });
             Some(door)
         }
@@ -218,6 +226,7 @@ where
     let counters = Counters::new(vec![
         connection_counters(budget.clone(), grpc_budget, mqtt_budget.clone()),
         core_counters(Arc::clone(&broker)),
+        rate_counters(grpc_rate, mqtt_rate.clone()),
         byte_counters(grpc_traffic),
         Box::new({
             let counters = mqtt_counters.clone();
@@ -240,7 +249,8 @@ where
         door.open(grpc::Services { broker: Arc::clone(&broker), admin });
     }
     if !mqtt_listeners.is_empty() {
-        let door = mqtt::serve(mqtt_listeners, broker, mqtt_budget, mqtt_counters, shutdown.clone());
+        let door =
+            mqtt::serve(mqtt_listeners, broker, mqtt_budget, mqtt_rate, mqtt_counters, shutdown.clone());
         services.start("mqtt", async {
             door.await;
             Ok(())
@@ -352,6 +362,24 @@ async fn bind_grpc(listen: &Listen, ready: &mut Ready) -> Result<Option<TcpListe
 
 fn core_counters(broker: Arc<Broker>) -> CounterSource {
     Box::new(move || broker.counters())
+}
+
+/// One bound, and a count for each door.
+fn connect_rates(settings: rate::Settings) -> (ConnectRate, ConnectRate) {
+    let grpc = ConnectRate::new(settings);
+    let mqtt = grpc.part();
+    (grpc, mqtt)
+}
+
+fn rate_counters(grpc: ConnectRate, mqtt: ConnectRate) -> CounterSource {
+    Box::new(move || {
+        vec![
+            ("connects_rate_refused_total", grpc.refused() + mqtt.refused()),
+            ("connects_rate_untracked_total", grpc.untracked()),
+            ("grpc_connects_rate_refused_total", grpc.refused()),
+            ("mqtt_connects_rate_refused_total", mqtt.refused()),
+        ]
+    })
 }
 
 fn byte_counters(grpc: Arc<Traffic>) -> CounterSource {

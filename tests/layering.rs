@@ -39,7 +39,7 @@ const EVERYWHERE: &[&str] = &[
 ];
 
 const ADAPTER: &[&str] =
-    &["core", "engine", "types", "socket", "tls", "proxy", "connections", "counters", "shutdown"];
+    &["core", "engine", "types", "socket", "tls", "proxy", "connections", "counters", "rate", "shutdown"];
 
 /// The table. `engine` for others means its traits: the implementations are forbidden by [`IMPLEMENTATIONS`].
 const LAYERS: &[Layer] = &[
@@ -79,6 +79,7 @@ const LAYERS: &[Layer] = &[
             "sys",
             "connections",
             "counters",
+            "rate",
             "shutdown",
             "socket",
             "tls",
@@ -96,6 +97,7 @@ const LAYERS: &[Layer] = &[
             "engine",
             "types",
             "sys",
+            "rate",
             "shutdown",
             "socket",
             "tls",
@@ -170,6 +172,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer { module: "connections", may: &[], external: &[] },
     Layer { module: "counters", may: &[], external: &[] },
+    Layer { module: "rate", may: &["types"], external: &[] },
     Layer { module: "types", may: &[], external: &[] },
 ];
 

@@ -145,6 +145,8 @@ pub enum Slot<'a> {
     OptionalBytes(&'a mut Option<u64>, RangeInclusive<u64>),
     /// A number.
     Count(Number<'a>, RangeInclusive<u64>),
+    /// A number, or `off`.
+    OptionalCount(&'a mut Option<u64>, RangeInclusive<u64>),
     /// What an acknowledgement waits for.
     Durability(&'a mut Durability),
     /// A level, or levels by module.
@@ -235,10 +237,13 @@ impl<'a> Slot<'a> {
                 *bytes = Some(value);
             }
             Self::Count(count, range) => {
-                let fitting = text.parse().ok().filter(|count| range.contains(count));
-                fitting.and_then(|value| count.put(value)).ok_or_else(|| {
-                    format!("must be a number between {} and {}", range.start(), range.end())
-                })?;
+                let value = count_within(text, &range)?;
+                count.put(value).ok_or_else(|| permitted_count(&range))?;
+            }
+            Self::OptionalCount(count, _) if text == "off" => *count = None,
+            Self::OptionalCount(count, range) => {
+                let value = count_within(text, &range).map_err(|permitted| format!("{permitted}, or off"))?;
+                *count = Some(value);
             }
             Self::Durability(policy) => {
                 *policy = text
@@ -283,6 +288,9 @@ impl<'a> Slot<'a> {
                 bytes.map_or_else(|| "off".to_owned(), |bytes| ShowBytes(bytes).to_string())
             }
             Self::Count(count, _) => count.get().to_string(),
+            Self::OptionalCount(count, _) => {
+                count.map_or_else(|| "off".to_owned(), |count| count.to_string())
+            }
             Self::Durability(policy) => policy.to_string(),
             Self::LogLevel(level) => (*level).clone(),
             Self::LogFormat(format) => format.to_string(),
@@ -297,7 +305,8 @@ impl<'a> Slot<'a> {
             | Self::Switch(_)
             | Self::Versions(_)
             | Self::DeniedFilters(_)
-            | Self::Texts(_) => self.show(),
+            | Self::Texts(_)
+            | Self::OptionalCount(Some(_), _) => self.show(),
             _ => toml::Value::String(self.show()).to_string(),
         }
     }
@@ -349,6 +358,14 @@ fn bytes_within(text: &str, range: &RangeInclusive<u64>) -> Result<u64, String> 
 
 fn permitted_bytes(range: &RangeInclusive<u64>) -> String {
     format!("must be between {} and {}", ShowBytes(*range.start()), ShowBytes(*range.end()))
+}
+
+fn count_within(text: &str, range: &RangeInclusive<u64>) -> Result<u64, String> {
+    text.parse().ok().filter(|count| range.contains(count)).ok_or_else(|| permitted_count(range))
+}
+
+fn permitted_count(range: &RangeInclusive<u64>) -> String {
+    format!("must be a number between {} and {}", range.start(), range.end())
 }
 
 const UNITS: [(&str, u64); 5] =

@@ -18,6 +18,7 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::connections::{ConnectionBudget, ConnectionPermit};
 use crate::counters::{Passed, Traffic};
+use crate::rate::ConnectRate;
 use crate::socket::accept;
 use crate::tls::{Tls, TlsStream};
 
@@ -29,9 +30,10 @@ pub(super) fn connections(
     listener: TcpListener,
     budget: ConnectionBudget,
     tls: Option<Arc<Tls>>,
+    rate: ConnectRate,
     traffic: Arc<Traffic>,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let incoming = Incoming { listener, budget, tls, traffic, handshakes: JoinSet::new() };
+    let incoming = Incoming { listener, budget, tls, rate, traffic, handshakes: JoinSet::new() };
     stream::unfold(incoming, async |mut incoming| Some((Ok(incoming.next().await), incoming)))
 }
 
@@ -39,6 +41,7 @@ struct Incoming {
     listener: TcpListener,
     budget: ConnectionBudget,
     tls: Option<Arc<Tls>>,
+    rate: ConnectRate,
     traffic: Arc<Traffic>,
     /// As many as the budget allows.
     handshakes: JoinSet<Option<Connection>>,
@@ -59,6 +62,10 @@ impl Incoming {
                     }
                 },
             };
+            if !self.rate.admits(peer.ip()) {
+                tracing::debug!(%peer, "connection refused: its address connects too often");
+                continue;
+            }
             let Some(permit) = self.budget.try_acquire() else {
                 tracing::debug!(%peer, limit = self.budget.limit(), "connection refused: all are taken");
                 continue;

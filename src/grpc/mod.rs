@@ -36,6 +36,7 @@ use crate::core::Broker;
 use crate::core::queues::consumer::Window;
 use crate::counters::Traffic;
 use crate::engine::OpenProgress;
+use crate::rate::ConnectRate;
 use crate::shutdown::Shutdown;
 use crate::tls::Tls;
 
@@ -190,6 +191,7 @@ impl Door {
         listener: TcpListener,
         tls: Option<Arc<Tls>>,
         budget: ConnectionBudget,
+        rate: ConnectRate,
         traffic: Arc<Traffic>,
     ) -> Result<(), Error> {
         let Self { settings, early, gate, shutdown } = self;
@@ -208,7 +210,7 @@ impl Door {
             .layer(gate)
             .add_routes(early)
             .serve_with_incoming_shutdown(
-                incoming::connections(listener, budget, tls, traffic),
+                incoming::connections(listener, budget, tls, rate, traffic),
                 shutdown.stopping().clone().cancelled_owned(),
             )
             .await?;

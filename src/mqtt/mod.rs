@@ -49,8 +49,9 @@ use tokio::task::JoinSet;
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
 use crate::counters::Traffic;
+use crate::rate::ConnectRate;
 use crate::shutdown::Shutdown;
-use crate::socket::Socket;
+use crate::socket::{Peer, Socket};
 
 use buffers::Buffers;
 use codec::ReasonCode;
@@ -168,7 +169,7 @@ impl Counters {
     }
 }
 
-/// Connections beyond the budget of a listener that are told so at the same time; more are closed unread.
+/// Connections beyond a bound of a listener that are told so at the same time; more are closed unread.
 const TOLD_TO_GO: usize = 32;
 
 /// What the connections of one listener share.
@@ -176,6 +177,7 @@ const TOLD_TO_GO: usize = 32;
 struct Door {
     settings: Settings,
     layers: Layers,
+    rate: ConnectRate,
     broker: Arc<Broker>,
     counters: Counters,
     /// Of all listeners.
@@ -225,6 +227,7 @@ pub async fn serve(
     listeners: Vec<Listener>,
     broker: Arc<Broker>,
     budget: ConnectionBudget,
+    rate: ConnectRate,
     counters: Counters,
     shutdown: Shutdown,
 ) {
@@ -237,6 +240,7 @@ pub async fn serve(
         let door = Arc::new(Door {
             settings,
             layers,
+            rate: rate.clone(),
             broker: Arc::clone(&broker),
             counters: counters.clone(),
             buffers: Arc::clone(&buffers),
@@ -262,25 +266,38 @@ impl Door {
             if let Socket::Tcp(stream) = &socket {
                 keep_alive(stream);
             }
-            match budget.try_acquire() {
-                Some(permit) => {
-                    let arrived = Box::new((socket, peer));
-                    self.shutdown.spawn(connection::run(Arc::clone(&self), arrived, permit));
+            let code = if !self.admits(peer) {
+                tracing::debug!(%peer, "connection refused: its address connects too often");
+                if !self.layers.tells_cheaply() {
+                    continue;
                 }
-                None => {
-                    tracing::debug!(%peer, limit = budget.limit(), "connection refused: all are taken");
-                    if let Ok(place) = Arc::clone(&told_to_go).try_acquire_owned() {
-                        let refused = connection::refuse(Arc::clone(&self), socket, peer);
-                        self.shutdown.spawn(async move {
-                            refused.await;
-                            drop(place);
-                        });
-                    }
-                }
+                ReasonCode::ConnectionRateExceeded
+            } else if let Some(permit) = budget.try_acquire() {
+                let arrived = Box::new((socket, peer));
+                self.shutdown.spawn(connection::run(Arc::clone(&self), arrived, permit));
+                continue;
+            } else {
+                tracing::debug!(%peer, limit = budget.limit(), "connection refused: all are taken");
+                ReasonCode::QuotaExceeded
+            };
+            if let Ok(place) = Arc::clone(&told_to_go).try_acquire_owned() {
+                let refused = connection::refuse(Arc::clone(&self), socket, peer, code);
+                self.shutdown.spawn(async move {
+                    refused.await;
+                    drop(place);
+                });
             }
         }
         drop(listener);
         self.stop();
+    }
+
+    /// Whether who has connected may do so now, as far as that is known.
+    fn admits(&self, peer: Peer) -> bool {
+        match peer {
+            Peer::Tcp(address) if !self.layers.tells_peer() => self.rate.admits(address.ip()),
+            Peer::Tcp(_) | Peer::Unix => true,
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use tokio::time::{sleep_until, timeout};
 use super::Door;
 use super::codec::{ConnAck, Connect, DecodeError, Decoder, Limits, Packet, ReasonCode, Version};
 use super::frames::Form;
+use super::listener::LayerError;
 use super::outbox::Mailbox;
 use super::state::{Hello, Refused, Session};
 use super::stream::Stream;
@@ -66,15 +67,18 @@ async fn arrive(door: &Arc<Door>, (socket, mut peer): (Socket, Peer)) -> Option<
     Some((wire, live, Box::new(peer)))
 }
 
-/// Tells a peer beyond the budget so, if its CONNECT is there soon.
-pub(super) async fn refuse(door: Arc<Door>, socket: Socket, peer: Peer) {
+/// Tells a peer beyond a bound so, if its CONNECT is there soon.
+pub(super) async fn refuse(door: Arc<Door>, socket: Socket, peer: Peer, code: ReasonCode) {
     let until = clock::now() + REFUSED_WITHIN;
     let Some((stream, _)) = lay(&door, socket, peer, until).await else { return };
     let mut wire = new_wire(&door, stream);
     let connect = timeout(REFUSED_WITHIN, read_connect(&door, &mut wire)).await;
     if let Ok(Ok(connect)) = connect {
-        let why = "the server has as many connections as it may".to_owned();
-        let refused = Refused { code: ReasonCode::QuotaExceeded, why };
+        let why = match code {
+            ReasonCode::ConnectionRateExceeded => "this address connects too often",
+            _ => "the server has as many connections as it may",
+        };
+        let refused = Refused { code, why: why.to_owned() };
         refuse_with(&mut wire, refused.connack(connect.version), Form::of(&connect));
         end::linger(&door, &mut wire).await;
     }
@@ -83,10 +87,12 @@ pub(super) async fn refuse(door: Arc<Door>, socket: Socket, peer: Peer) {
 /// Puts what the listener has over the socket. `None`: the peer did not do its part in time.
 async fn lay(door: &Door, socket: Socket, peer: Peer, until: Instant) -> Option<(Stream, Peer)> {
     tokio::select! {
-        laid = door.layers.over(socket, peer) => match laid {
+        laid = door.layers.over(socket, peer, &door.rate) => match laid {
             Ok(laid) => return Some(laid),
             Err(error) => {
-                door.counters.refused();
+                if !matches!(error, LayerError::Rate(_)) {
+                    door.counters.refused();
+                }
                 tracing::debug!(%peer, error = &error as &dyn std::error::Error, "no connection");
             }
         },
