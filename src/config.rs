@@ -7,6 +7,7 @@
 //! Invariant: what [`load`] returns is in its permitted range. An error names the place, the key and the range. Nothing
 //! below `server` imports this module; each module owns its settings, this one fills them.
 
+mod bridges;
 pub mod entries;
 mod file;
 pub mod listeners;
@@ -30,6 +31,8 @@ pub struct Settings {
     pub grpc: GrpcDoor,
     /// `[mqtt]`
     pub mqtt: MqttDoor,
+    /// `[[bridges]]`
+    pub bridges: Vec<mqtt::bridge::Settings>,
     /// `[limits]`
     pub limits: Limits,
     /// `[sys]`
@@ -147,9 +150,9 @@ pub enum ConfigError {
         /// The valid key that looks most like it.
         nearest: Option<&'static str>,
     },
-    /// What a listener has does not fit together.
+    /// What a listener or a bridge has does not fit together.
     #[error("{place}: {problem}")]
-    Listener {
+    Table {
         /// Where.
         place: Place,
         /// What is missing, or too much.
@@ -196,11 +199,11 @@ pub fn load(
 ) -> Result<Loaded, ConfigError> {
     let mut settings = Settings::default();
     let mut warnings = Vec::new();
-    let mut listeners = Vec::new();
+    let mut tables = file::Tables::default();
     if let Some(path) = file {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        listeners = file::apply(&mut settings, path, &text)?;
+        tables = file::apply(&mut settings, path, &text)?;
     }
     for (name, text) in environment {
         if let Some(entry) = ENTRIES.iter().find(|entry| entry.variable() == name) {
@@ -214,7 +217,8 @@ pub fn load(
             set(&mut settings, entry, &text, || Place::Flag(entry.flag.unwrap_or(key).to_owned()))?;
         }
     }
-    listeners::complete(&mut settings, listeners)?;
+    listeners::complete(&mut settings, tables.listeners)?;
+    bridges::complete(&mut settings, tables.bridges)?;
     settings.grpc.tls.clone().complete()?;
     Ok(Loaded { settings, warnings })
 }
@@ -236,6 +240,7 @@ pub fn render(settings: &Settings) -> String {
         text.push_str(&format!("{name} = {}\n", (entry.slot)(&mut settings).show_toml()));
     }
     text.push_str(&listeners::render(&settings.mqtt.listeners));
+    text.push_str(&bridges::render(&settings.bridges));
     text
 }
 
@@ -282,8 +287,8 @@ mod tests {
 
     fn from_file(text: &str) -> Result<Settings, ConfigError> {
         let mut settings = Settings::default();
-        let listeners = file::apply(&mut settings, Path::new("x.toml"), text)?;
-        listeners::complete(&mut settings, listeners)?;
+        let tables = file::apply(&mut settings, Path::new("x.toml"), text)?;
+        listeners::complete(&mut settings, tables.listeners)?;
         Ok(settings)
     }
 

@@ -24,6 +24,7 @@ use crate::engine::embedded::Embedded;
 use crate::engine::{Engine, EngineError, EngineSettings, Health, OpenError, OpenProgress};
 use crate::grpc::{self, AdminService, HealthBoard, ServerFacts};
 use crate::mqtt;
+use crate::mqtt::bridge::{Board, Bridges, SetUpError};
 use crate::rate::{self, ConnectRate};
 use crate::shutdown::Shutdown;
 use crate::socket::{Address, Bound};
@@ -70,6 +71,9 @@ pub enum ServerError {
     /// The gRPC door's TLS cannot be had.
     #[error("the listener grpc has no TLS")]
     GrpcTls(#[source] Box<TlsError>),
+    /// A bridge cannot be had.
+    #[error(transparent)]
+    Bridge(#[from] SetUpError),
     /// The process cannot be told to stop.
     #[error("cannot receive signals")]
     Signals(#[source] io::Error),
@@ -97,7 +101,7 @@ impl ServerError {
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         let Self::Listen(listener) = self else {
-            return matches!(self, Self::NoDoor | Self::GrpcFiles(_) | Self::GrpcTls(_));
+            return matches!(self, Self::NoDoor | Self::GrpcFiles(_) | Self::GrpcTls(_) | Self::Bridge(_));
         };
         matches!(listener, mqtt::ListenError::Tls { .. })
     }
@@ -172,6 +176,9 @@ where
 
     let mut ready = Ready::default();
     let grpc_listener = bind_grpc(&settings.grpc.listen, &mut ready).await?;
+    let board_of_bridges = Board::default();
+    let bridges = Bridges::set_up(settings.bridges, &board_of_bridges)?;
+    let bridge_settings = settings.mqtt.settings.clone();
     let mqtt_listeners = bind_mqtt(settings.mqtt, &mut ready).await?;
     let grpc_tls = match settings.grpc.tls.complete()? {
         Some(of) => {
@@ -228,6 +235,7 @@ where
         core_counters(Arc::clone(&broker)),
         rate_counters(grpc_rate, mqtt_rate.clone()),
         byte_counters(grpc_traffic),
+        Box::new(bridges.counters()),
         Box::new({
             let counters = mqtt_counters.clone();
             move || counters.list()
@@ -237,6 +245,7 @@ where
         let reporter = Reporter::new(Arc::clone(&broker), counters.clone());
         services.start("sys", reporter.run(interval, shutdown.clone()).map(Ok));
     }
+    bridges.stand_ready(&broker).await;
     if let Some(door) = door {
         let facts = ServerFacts {
             started_at,
@@ -245,8 +254,13 @@ where
             durability: Some(engine.capabilities().durability.name()),
             doors: ready.doors.iter().map(|(name, address)| (name.clone(), address.to_string())).collect(),
         };
-        let admin = AdminService::new(facts, counters);
+        let admin = AdminService::new(facts, counters, Box::new(move || board_of_bridges.list()));
         door.open(grpc::Services { broker: Arc::clone(&broker), admin });
+    }
+    if !bridges.is_empty() {
+        let bridges =
+            bridges.run(Arc::clone(&broker), bridge_settings, mqtt_counters.clone(), shutdown.clone());
+        services.start("bridges", bridges.map(Ok));
     }
     if !mqtt_listeners.is_empty() {
         let door =

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use super::listeners::{Transport, UnknownTransport};
 use crate::engine::Durability;
+use crate::mqtt::bridge::{Direction, NotARemote, Remote, UnknownDirection};
+use crate::mqtt::codec::Version;
 use crate::mqtt::{DeniedFilter, UnknownVersion, Versions};
 use crate::proxy::{ProxyProtocol, UnknownProxyProtocol};
 use crate::socket::{self, Address};
@@ -113,6 +115,18 @@ pub enum Slot<'a> {
     OptionalPath(&'a mut Option<PathBuf>),
     /// A word of letters, digits, `-` and `_`.
     Name(&'a mut String),
+    /// A text, or an empty one for none.
+    OptionalText(&'a mut Option<String>),
+    /// The same, never shown.
+    Secret(&'a mut Option<String>),
+    /// Any text.
+    Text(&'a mut String),
+    /// Another broker.
+    Remote(&'a mut Option<Remote>),
+    /// A version of MQTT.
+    Version(&'a mut Version),
+    /// Which way a bridge carries messages.
+    Direction(&'a mut Direction),
     /// A path of a request, or `any`.
     HttpPath(&'a mut Option<String>),
     /// Yes or no.
@@ -183,6 +197,23 @@ impl<'a> Slot<'a> {
                     return Err("must be a word of 1 to 64 letters, digits, - and _".to_owned());
                 }
                 text.clone_into(name);
+            }
+            Self::OptionalText(value) | Self::Secret(value) => {
+                *value = Some(text.to_owned()).filter(|text| !text.is_empty());
+            }
+            Self::Text(value) => text.clone_into(value),
+            Self::Remote(remote) => {
+                *remote = Some(text.parse().map_err(|error: NotARemote| error.to_string())?);
+            }
+            Self::Version(version) => {
+                *version = match text {
+                    "3.1.1" => Version::V311,
+                    "5" => Version::V5,
+                    _ => return Err("must be one of 3.1.1, 5".to_owned()),
+                }
+            }
+            Self::Direction(direction) => {
+                *direction = text.parse().map_err(|error: UnknownDirection| error.to_string())?
             }
             Self::HttpPath(path) if text == "any" => *path = None,
             Self::HttpPath(path) => {
@@ -270,6 +301,13 @@ impl<'a> Slot<'a> {
                 path.as_ref().map_or_else(|| "off".to_owned(), |path| path.display().to_string())
             }
             Self::Name(name) => (*name).clone(),
+            Self::OptionalText(text) => text.as_deref().unwrap_or_default().to_owned(),
+            Self::Secret(text) => text.as_ref().map_or_else(String::new, |_| "(set)".to_owned()),
+            Self::Text(text) => (*text).clone(),
+            Self::Remote(remote) => remote.as_ref().map(ToString::to_string).unwrap_or_default(),
+            Self::Version(Version::V311) => "3.1.1".to_owned(),
+            Self::Version(Version::V5) => "5".to_owned(),
+            Self::Direction(direction) => direction.to_string(),
             Self::HttpPath(path) => path.as_deref().unwrap_or("any").to_owned(),
             Self::Switch(switch) => switch.to_string(),
             Self::Versions(versions) => show_texts(versions.names()),

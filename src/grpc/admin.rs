@@ -28,18 +28,22 @@ pub struct ServerFacts {
     pub doors: Vec<(String, String)>,
 }
 
+/// Gives the name of each bridge to another broker and how it is; must not block.
+pub type BridgeSource = Box<dyn Fn() -> Vec<(String, String)> + Send + Sync>;
+
 /// The service.
 pub struct AdminService {
     facts: ServerFacts,
     counters: Counters,
+    bridges: BridgeSource,
 }
 
 impl AdminService {
     /// Answers with `facts` and with what is counted at that moment.
     #[must_use]
-    pub fn new(mut facts: ServerFacts, counters: Counters) -> Self {
+    pub fn new(mut facts: ServerFacts, counters: Counters, bridges: BridgeSource) -> Self {
         facts.features.sort_unstable();
-        Self { facts, counters }
+        Self { facts, counters, bridges }
     }
 }
 
@@ -64,6 +68,7 @@ impl v1::admin_service_server::AdminService for AdminService {
             features: self.facts.features.iter().map(|name| (*name).to_owned()).collect(),
             max_connections: self.facts.max_connections,
             durability: self.facts.durability.unwrap_or_default().to_owned(),
+            bridges: (self.bridges)().into_iter().collect(),
             doors: self.facts.doors.iter().map(|(name, at)| ((*name).to_owned(), at.clone())).collect(),
         }))
     }
@@ -82,10 +87,11 @@ mod tests {
             ..ServerFacts::default()
         };
         let counters = Counters::new(vec![Box::new(|| vec![("a", 1)]), Box::new(|| vec![("b_total", 2)])]);
-        let service = AdminService::new(facts, counters);
+        let service = AdminService::new(facts, counters, Box::new(|| vec![("b".into(), "up".into())]));
         let answer =
             service.get_server_info(Request::new(v1::GetServerInfoRequest {})).await.unwrap().into_inner();
         assert_eq!(answer.counters, HashMap::from([("a".to_owned(), 1), ("b_total".to_owned(), 2)]));
+        assert_eq!(answer.bridges["b"], "up");
         assert_eq!(answer.started_at, Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }));
         assert_eq!(answer.features, ["health", "reflection"]);
     }

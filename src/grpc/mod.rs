@@ -40,7 +40,7 @@ use crate::rate::ConnectRate;
 use crate::shutdown::Shutdown;
 use crate::tls::Tls;
 
-pub use admin::{AdminService, ServerFacts};
+pub use admin::{AdminService, BridgeSource, ServerFacts};
 pub use deliveries::DeliveryBatch;
 pub use health::HealthBoard;
 

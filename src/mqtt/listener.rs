@@ -110,7 +110,7 @@ pub(super) enum LayerError {
 }
 
 /// What a client may offer by ALPN.
-const MQTT: &[&str] = &["mqtt"];
+pub(super) const MQTT: &[&str] = &["mqtt"];
 /// The same where MQTT is over WebSocket, over HTTP.
 const HTTP: &[&str] = &["http/1.1"];
 
@@ -163,6 +163,11 @@ impl Listener {
 }
 
 impl Layers {
+    /// Nothing.
+    pub(super) fn none() -> Self {
+        Self { proxy_protocol: ProxyProtocol::Off, tls: None, websocket: None }
+    }
+
     /// Whether a socket is taken as it is.
     pub(super) fn is_empty(&self) -> bool {
         self.proxy_protocol == ProxyProtocol::Off && self.tls.is_none() && self.websocket.is_none()

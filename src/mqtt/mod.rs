@@ -9,6 +9,7 @@
 //! - [`codec`]: bytes ⇄ packets; knows nothing of the rest of the crate;
 //! - `state`: the protocol without I/O: a packet or an event in, effects out;
 //! - `connection`: one task, the only reader and writer of its socket;
+//! - [`bridge`]: this broker as a client of another one;
 //! - `listener`, `stream`, `websocket`: what is bound, and what lies over its sockets; `terms`: what it grants;
 //! - `outbox`, `frames`, `out`, `buffers`: deliveries on their way to the socket;
 //! - `translate`, `violation`: the one place each where words and errors are mapped;
@@ -20,6 +21,7 @@
 //! Invariant: holds no state that another door cannot see, beside wills on their way. Knows nothing of the other doors,
 //! of the store or of the configuration.
 
+pub mod bridge;
 mod buffers;
 pub mod codec;
 mod connection;
@@ -218,6 +220,29 @@ impl Door {
 impl Drop for Connected {
     fn drop(&mut self) {
         self.door.connected.lock().remove(&self.number);
+    }
+}
+
+impl Door {
+    /// What connections share that we open ourselves.
+    fn of_clients(
+        settings: Settings,
+        broker: Arc<Broker>,
+        counters: Counters,
+        shutdown: Shutdown,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            layers: Layers::none(),
+            rate: ConnectRate::default(),
+            wills: Arc::new(Wills::new(Arc::clone(&broker), shutdown.clone())),
+            broker,
+            counters,
+            buffers: Arc::default(),
+            shutdown,
+            connected: Mutex::default(),
+            next: AtomicU64::new(0),
+        })
     }
 }
 

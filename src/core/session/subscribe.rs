@@ -102,6 +102,12 @@ impl Session {
         answers
     }
 
+    /// What it is subscribed to.
+    #[must_use]
+    pub fn filters(&self) -> Vec<FilterSpec> {
+        self.entry.state.lock().subscriptions.keys().cloned().collect()
+    }
+
     /// Notes one subscription. Returns what it grants and whether it was there before.
     fn add(
         &self,

@@ -7,6 +7,7 @@
 //! Invariants: a peer is told why, where its version has a word for it, before its connection is closed; the session is
 //! given back before the connection lingers for a slow peer; a peer's fault is logged at debug level.
 
+pub(super) mod client;
 mod deliver;
 mod end;
 mod errands;

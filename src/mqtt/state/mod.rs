@@ -5,6 +5,7 @@
 //!
 //! Invariant: after [`Effects::end`] nothing but the end follows.
 
+mod client;
 mod connect;
 mod delivery;
 mod fuzz;
@@ -26,6 +27,7 @@ use crate::core::{CoreError, End, Inbound, Limits, Receipt};
 use crate::engine::{Nack, Outgoing};
 use crate::types::{Qos, TargetId, UnixMillis};
 
+pub(super) use client::Client;
 pub(super) use connect::{Hello, Refused, Session};
 pub(super) use delivery::Start;
 pub use fuzz::fuzz_state;
@@ -124,6 +126,8 @@ pub(super) struct State {
     /// CONNECT asked for a session that ends with the connection.
     ends_with_connection: bool,
     will: Option<Box<Will>>,
+    /// The peer is a server, and we are its client.
+    client: Option<Box<Client>>,
 }
 
 impl State {
@@ -155,6 +159,7 @@ impl State {
             backlog,
             ends_with_connection: hello.expiry.is_zero(),
             will: hello.will,
+            client: None,
         }
     }
 
@@ -195,8 +200,13 @@ impl State {
                     .end(Ending { tell: None, ..self.broken(ReasonCode::UnspecifiedError, String::new()) });
                 Ok(())
             }
-            Input::Deadline if self.deadline().is_some_and(|at| at <= now) => Err(Violation::KeepAlive),
-            Input::Deadline => Ok(()),
+            Input::Deadline if self.silent().is_some_and(|at| at <= now) => Err(Violation::KeepAlive),
+            Input::Deadline => {
+                if self.client.as_mut().is_some_and(|client| client.pings(now)) {
+                    effects.packets.push(Packet::PingReq);
+                }
+                Ok(())
+            }
         };
         if let Err(violation) = result {
             effects.end(self.violated(&violation));
@@ -210,6 +220,12 @@ impl State {
 
     /// When [`Input::Deadline`] is due [3.1.1: MQTT-3.1.2-24; 5: MQTT-3.1.2-22].
     pub(super) fn deadline(&self) -> Option<Instant> {
+        let ping = self.client.as_ref().and_then(|client| client.next_ping());
+        [self.silent(), ping].into_iter().flatten().min()
+    }
+
+    /// When the peer has been silent for too long.
+    fn silent(&self) -> Option<Instant> {
         Some(self.heard + self.silence?)
     }
 
@@ -235,6 +251,9 @@ impl State {
     }
 
     fn packet(&mut self, packet: Packet, wall: UnixMillis, effects: &mut Effects) -> Result<(), Violation> {
+        if self.client.is_some() {
+            return self.server_packet(packet, wall, effects);
+        }
         match packet {
             Packet::Publish(publish) => return self.publish(publish, wall, effects),
             Packet::PubAck(ack) => return self.acknowledged(&ack, effects),
