@@ -86,6 +86,8 @@ pub struct Limits {
     pub connections: u64,
     /// How often one address may connect, over all doors.
     pub connect_rate: rate::Settings,
+    /// Passwords that wait to be checked; who comes beyond that is told to come again.
+    pub password_checks: usize,
     /// What the core bounds.
     pub core: core::Limits,
 }
@@ -94,6 +96,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 1_000_000,
+            password_checks: 1024,
             connect_rate: rate::Settings::default(),
             core: core::Limits::default(),
         }
@@ -161,6 +164,9 @@ pub enum ConfigError {
     /// The settings of the gRPC door do not fit together.
     #[error("[grpc]: {0}")]
     Grpc(#[from] tls::Incomplete),
+    /// Those of the first listener of the MQTT door do not.
+    #[error("[mqtt]: {0}")]
+    Mqtt(#[from] mqtt::NobodyMayConnect),
     /// The value is not permitted.
     #[error("{place}: {key} = {value:?} is not permitted: {problem}")]
     Value {
@@ -220,6 +226,9 @@ pub fn load(
     listeners::complete(&mut settings, tables.listeners)?;
     bridges::complete(&mut settings, tables.bridges)?;
     settings.grpc.tls.clone().complete()?;
+    if settings.mqtt.listen != Listen::Off {
+        settings.mqtt.settings.check()?;
+    }
     Ok(Loaded { settings, warnings })
 }
 
@@ -376,6 +385,21 @@ mod tests {
         assert_eq!(from_file(&render(&settings)).unwrap(), settings);
         let error = from_file("[grpc.tls]\ncret = \"c.pem\"\n").unwrap_err();
         assert_eq!(error.to_string(), "x.toml:2: unknown key grpc.tls.cret; did you mean grpc.tls.cert?");
+    }
+
+    #[test]
+    fn somebody_may_connect() {
+        let error = from_environment("STAFETT_MQTT_ANONYMOUS", "false").unwrap_err();
+        assert_eq!(error.to_string(), "[mqtt]: anonymous = false needs users: who else may connect");
+        let error = from_environment("STAFETT_MQTT_ANONYMOUS", "no").unwrap_err();
+        assert!(error.to_string().ends_with("must be true, false or auto"), "{error}");
+        let variables = [("STAFETT_MQTT_ANONYMOUS", "false"), ("STAFETT_MQTT_USERS", "users")];
+        let variables = variables.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        let loaded = load(None, variables, []).unwrap();
+        assert_eq!(from_file(&render(&loaded.settings)).unwrap(), loaded.settings);
+        // Nobody comes there.
+        let off = [("mqtt.listen", "off".to_owned())];
+        assert!(load(None, [("STAFETT_MQTT_ANONYMOUS".to_owned(), "false".to_owned())], off).is_ok());
     }
 
     #[test]

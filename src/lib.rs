@@ -13,6 +13,7 @@
 //! | `mqtt` | the MQTT door |
 //! | `socket` | listening sockets and their connections |
 //! | `tls` | TLS of the listeners |
+//! | `auth` | users, passwords, SCRAM |
 //! | `proxy` | the PROXY protocol |
 //! | [`sys`] | what is counted, as topics under `$SYS/` |
 //! | [`core`] | the broker: what all doors share |
@@ -23,6 +24,8 @@
 //! | [`engine`] | what is asked of a store, and the embedded one |
 //! | [`types`] | names, ids, topics, messages, time |
 
+#[cfg(feature = "mqtt")]
+pub mod auth;
 #[cfg(feature = "server")]
 pub mod cli;
 #[cfg(feature = "server")]

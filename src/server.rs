@@ -3,6 +3,7 @@
 //! Invariant: [`run`] announces only when every configured door accepts, and returns only when every service has ended or
 //! was cut. Services run in one set; the first that fails or panics stops the server.
 
+mod files;
 mod open_files;
 mod services;
 mod signals;
@@ -11,11 +12,13 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::Signal;
+use tokio::runtime::Handle;
 use tokio::task::JoinError;
 
+use crate::auth::Passwords;
 use crate::config::{Listen, MqttDoor, Settings};
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
@@ -32,11 +35,14 @@ use crate::tls::{self, Tls, TlsError};
 use crate::types::clock;
 
 use crate::sys::Reporter;
+use files::Files;
 use futures_util::FutureExt;
 use services::Services;
 use signals::Signals;
 
 /// What works in this build, as `GetServerInfo` lists it.
+/// While a sync takes no longer than this, a caller whose commit is alone may wait for it: one worker of the runtime at most.
+const CALLERS_WAIT: Duration = Duration::from_millis(2);
 const FEATURES: [&str; 6] = ["compression", "health", "mqtt", "pubsub", "queues", "reflection"];
 
 /// Why the server did not start, or ended before it was told to.
@@ -103,7 +109,7 @@ impl ServerError {
         let Self::Listen(listener) = self else {
             return matches!(self, Self::NoDoor | Self::GrpcFiles(_) | Self::GrpcTls(_) | Self::Bridge(_));
         };
-        matches!(listener, mqtt::ListenError::Tls { .. })
+        matches!(listener, mqtt::ListenError::Tls { .. } | mqtt::ListenError::Users { .. })
     }
 }
 
@@ -144,10 +150,13 @@ impl fmt::Display for Ready {
 ///
 /// # Errors
 /// [`ServerError`]; when it came after the announcement, the other services were drained first.
-pub async fn run<F>(settings: Settings, announce: F) -> Result<Stopped, ServerError>
+pub async fn run<F>(mut settings: Settings, announce: F) -> Result<Stopped, ServerError>
 where
     F: FnOnce(&Ready) -> io::Result<()>,
 {
+    if Handle::current().metrics().num_workers() > 1 {
+        settings.store.callers_wait = CALLERS_WAIT;
+    }
     run_on(settings, |store, progress| Ok(Arc::new(Embedded::open_telling(store, progress)?)), announce).await
 }
 
@@ -171,6 +180,7 @@ where
     let (grpc_rate, mqtt_rate) = connect_rates(settings.limits.connect_rate);
     let mqtt_counters = mqtt::Counters::default();
     let grpc_traffic: Arc<Traffic> = Arc::default();
+    let passwords = Arc::new(Passwords::new(settings.limits.password_checks));
     let shutdown = Shutdown::new(&settings.shutdown);
     let mut services = Services::default();
 
@@ -186,8 +196,11 @@ where
         }
         None => None,
     };
-    let tls = mqtt_listeners.iter().filter_map(mqtt::Listener::tls).chain(grpc_tls.clone()).collect();
-    services.start("certificates", renew(tls, hangups, shutdown.clone()));
+    let files = Files {
+        tls: mqtt_listeners.iter().filter_map(mqtt::Listener::tls).chain(grpc_tls.clone()).collect(),
+        users: mqtt_listeners.iter().filter_map(mqtt::Listener::users).collect(),
+    };
+    services.start("files", files.renew(hangups, shutdown.clone()));
     if ready.doors.is_empty() {
         return Err(ServerError::NoDoor);
     }
@@ -237,6 +250,10 @@ where
         byte_counters(grpc_traffic),
         Box::new(bridges.counters()),
         Box::new({
+            let passwords = Arc::clone(&passwords);
+            move || passwords.counters()
+        }),
+        Box::new({
             let counters = mqtt_counters.clone();
             move || counters.list()
         }),
@@ -263,8 +280,15 @@ where
         services.start("bridges", bridges.map(Ok));
     }
     if !mqtt_listeners.is_empty() {
-        let door =
-            mqtt::serve(mqtt_listeners, broker, mqtt_budget, mqtt_rate, mqtt_counters, shutdown.clone());
+        let door = mqtt::serve(
+            mqtt_listeners,
+            broker,
+            mqtt_budget,
+            mqtt_rate,
+            passwords,
+            mqtt_counters,
+            shutdown.clone(),
+        );
         services.start("mqtt", async {
             door.await;
             Ok(())
@@ -314,29 +338,6 @@ async fn drain(broker: Arc<Broker>, shutdown: Shutdown) -> Result<(), ServerErro
     broker.drain();
     broker.drained().await;
     Ok(())
-}
-
-/// Reads the files for TLS again at every SIGHUP.
-async fn renew(tls: Vec<Arc<Tls>>, mut hangups: Signal, shutdown: Shutdown) -> Result<(), ServerError> {
-    loop {
-        tokio::select! {
-            () = shutdown.stopping().cancelled() => return Ok(()),
-            _ = hangups.recv() => {}
-        }
-        let tls = tls.clone();
-        let renewed = tokio::task::spawn_blocking(move || {
-            for tls in &tls {
-                match tls.reload() {
-                    Ok(()) => tracing::info!(cert = %tls.cert().display(), "certificate read again"),
-                    Err(error) => {
-                        let error = &error as &dyn std::error::Error;
-                        tracing::error!(error, "the certificate that was in use stays");
-                    }
-                }
-            }
-        });
-        renewed.await.map_err(|source| ServerError::Panicked { service: "certificates", source })?;
-    }
 }
 
 /// Binds every listener of the MQTT door and notes it.

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::crypto;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
@@ -261,7 +261,7 @@ async fn drain<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<(
 
 fn config(settings: &Settings, alpn: &[&str]) -> Result<Arc<ServerConfig>, TlsError> {
     let Settings { cert, key, client_ca, client_cert } = settings;
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(crypto::ring::default_provider());
     let chain = certificates("tls.cert", cert)?;
     let key_der = private_key(key)?;
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))

@@ -38,8 +38,19 @@ const EVERYWHERE: &[&str] = &[
     "ulid",
 ];
 
-const ADAPTER: &[&str] =
-    &["core", "engine", "types", "socket", "tls", "proxy", "connections", "counters", "rate", "shutdown"];
+const ADAPTER: &[&str] = &[
+    "core",
+    "engine",
+    "types",
+    "socket",
+    "tls",
+    "auth",
+    "proxy",
+    "connections",
+    "counters",
+    "rate",
+    "shutdown",
+];
 
 /// The table. `engine` for others means its traits: the implementations are forbidden by [`IMPLEMENTATIONS`].
 const LAYERS: &[Layer] = &[
@@ -47,7 +58,7 @@ const LAYERS: &[Layer] = &[
     Layer { module: "lib", may: &[], external: &[] },
     Layer {
         module: "cli",
-        may: &["server", "config", "telemetry", "grpc", "core", "engine", "types"],
+        may: &["server", "config", "telemetry", "grpc", "core", "engine", "types", "auth"],
         external: &[
             "anyhow",
             "base64",
@@ -56,6 +67,7 @@ const LAYERS: &[Layer] = &[
             "indicatif",
             "prost",
             "prost_types",
+            "rpassword",
             "serde",
             "serde_json",
             "tokio",
@@ -83,6 +95,7 @@ const LAYERS: &[Layer] = &[
             "shutdown",
             "socket",
             "tls",
+            "auth",
         ],
         external: &["humantime", "rustix", "tokio", "tokio_util"],
     },
@@ -163,6 +176,11 @@ const LAYERS: &[Layer] = &[
     },
     Layer { module: "socket", may: &[], external: &["socket2", "tokio::io", "tokio::net", "tokio::time"] },
     Layer { module: "tls", may: &[], external: &["tokio::io", "tokio::time", "tokio_rustls"] },
+    Layer {
+        module: "auth",
+        may: &[],
+        external: &["base64", "ring", "stringprep", "subtle", "tokio::sync", "tokio::task"],
+    },
     Layer { module: "proxy", may: &[], external: &["ppp", "tokio::io"] },
     Layer { module: "shutdown", may: &[], external: &["tokio", "tokio_util"] },
     Layer {

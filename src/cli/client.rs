@@ -34,9 +34,32 @@ pub(super) async fn connect(options: &ClientOptions) -> Result<Channel, Failure>
             "--ca and --cert need a --server at https://, not {server}"
         )));
     }
-    let connected =
-        endpoint.connect().await.with_context(|| format!("cannot reach the broker at {server} (--server)"));
-    connected.map_err(|reason| Failure { exit: Exit::Unreachable, reason })
+    endpoint.connect().await.map_err(|error| {
+        let mut reason = format!("cannot reach the broker at {server} (--server)");
+        add_causes(&mut reason, Some(&error));
+        if reason.contains(NO_TLS) {
+            reason.push_str("; no TLS is spoken there: try http:// instead of https://");
+        }
+        Failure { exit: Exit::Unreachable, reason: anyhow::anyhow!(reason) }
+    })
+}
+
+/// What rustls says of a peer whose first bytes are no TLS.
+const NO_TLS: &str = "InvalidContentType";
+
+/// What HTTP/2 says of a peer whose first bytes are a TLS alert.
+const NO_HTTP2: &str = "frame with invalid size";
+
+/// Adds what is behind an error, and nothing twice.
+fn add_causes(reason: &mut String, mut cause: Option<&(dyn Error + 'static)>) {
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !reason.contains(&said) {
+            reason.push_str(": ");
+            reason.push_str(&said);
+        }
+        cause = error.source();
+    }
 }
 
 fn tls(options: &ClientOptions) -> anyhow::Result<ClientTlsConfig> {
@@ -64,18 +87,15 @@ pub(super) fn request<T>(options: &ClientOptions, message: T) -> Request<T> {
 pub(super) fn refused(status: &Status) -> Failure {
     let mut reason = format!("{:?}: {}", status.code(), status.message());
     // What the broker says has no cause; what has one befell the connection.
-    let mut cause = status.source();
+    let cause = status.source();
     let exit = match status.code() {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Exit::Unreachable,
         _ if cause.is_some() => Exit::Unreachable,
         _ => Exit::Failed,
     };
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !reason.contains(&said) {
-            reason = format!("{reason}: {said}");
-        }
-        cause = error.source();
+    add_causes(&mut reason, cause);
+    if cause.is_some() && reason.contains(NO_HTTP2) {
+        reason.push_str("; so answers a port that speaks TLS: try https:// instead of http://");
     }
     Failure { exit, reason: anyhow::anyhow!(reason) }
 }

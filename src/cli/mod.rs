@@ -9,6 +9,7 @@ mod health;
 mod info;
 mod message;
 mod out;
+mod passwd;
 mod payload;
 mod publish;
 mod queue;
@@ -56,7 +57,7 @@ struct Cli {
 /// How the client commands reach a broker.
 #[derive(Args, Clone, Debug)]
 struct ClientOptions {
-    /// The broker to ask, for every command but serve and store
+    /// The broker to ask, for every command but serve, passwd and store
     #[arg(
         long,
         global = true,
@@ -100,6 +101,8 @@ enum Command {
     Sub(subscribe::Subscribe),
     /// Make queues, put messages in, take them out, look after them
     Queue(Box<queue::Queue>),
+    /// Give a user of MQTT a password, or take the user away
+    Passwd(passwd::Passwd),
     /// Look after a store while no broker runs on it
     Store(store::Store),
 }
@@ -114,6 +117,7 @@ pub fn main() -> ExitCode {
     };
     let local = [
         ("serve", &["server", "ca", "cert", "key", "timeout", "json"][..]),
+        ("passwd", &["server", "ca", "cert", "key", "timeout", "json"]),
         ("store", &["server", "ca", "cert", "key", "timeout"]),
     ];
     let misplaced = local.into_iter().find_map(|(command, flags)| {
@@ -147,6 +151,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Pub(publish) => client::block_on(publish.run(&cli.client)),
         Command::Sub(subscribe) => client::block_on(subscribe.run(&cli.client)),
         Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
+        Command::Passwd(passwd) => passwd::run(&passwd),
         Command::Store(store) => store::run(store, cli.client.json),
     }
 }

@@ -53,7 +53,7 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 63] = [
+pub static ENTRIES: [Entry; 66] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -111,11 +111,14 @@ pub static ENTRIES: [Entry; 63] = [
     entry("mqtt.shared_subscriptions", |s| Slot::Switch(&mut terms(s).shares)),
     entry("mqtt.subscription_identifiers", |s| Slot::Switch(&mut terms(s).identifiers)),
     entry("mqtt.denied_filters", |s| Slot::DeniedFilters(&mut terms(s).denied)),
+    entry("mqtt.users", |s| Slot::OptionalPath(&mut s.mqtt.settings.users)),
+    entry("mqtt.anonymous", |s| Slot::AutoSwitch(&mut s.mqtt.settings.anonymous)),
     entry("limits.connections", |s| Slot::count(&mut s.limits.connections, 1..=1_000_000_000)),
     entry("limits.connect_rate", |s| {
         Slot::OptionalCount(&mut s.limits.connect_rate.per_second, 1..=1_000_000)
     }),
     entry("limits.connect_burst", |s| Slot::count(&mut s.limits.connect_rate.burst, 1..=1_000_000)),
+    entry("limits.password_checks", |s| Slot::count(&mut s.limits.password_checks, 1..=1_000_000)),
     entry("limits.max_payload_bytes", |s| Slot::bytes(&mut s.limits.core.max_payload_bytes, KIB..=GIB)),
     entry("limits.max_topic_bytes", |s| Slot::bytes(&mut s.limits.core.max_topic_bytes, 64..=65_535)),
     entry("limits.max_topic_levels", |s| Slot::count(&mut s.limits.core.max_topic_levels, 1..=1024)),

@@ -181,6 +181,7 @@ impl Draft {
                 return Err("settings of WebSocket need transport = \"websocket\"".to_owned());
             }
         };
+        self.all.mqtt.settings.check().map_err(|error| error.to_string())?;
         Ok(ListenerSettings {
             name: self.name,
             address: self.listen,
@@ -319,6 +320,10 @@ mod tests {
         );
         assert!(with("tls.client_ca = \"c\"").contains("give tls.cert"));
         assert!(with("websocket.path = \"/x\"").contains("transport"));
+        assert_eq!(
+            with("anonymous = false"),
+            "x.toml:1: anonymous = false needs users: who else may connect"
+        );
         assert!(
             with("[[mqtt.listeners]]\nname = \"x\"\nlisten = \"a:2\"").contains("two listeners called x")
         );

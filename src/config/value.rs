@@ -131,6 +131,8 @@ pub enum Slot<'a> {
     HttpPath(&'a mut Option<String>),
     /// Yes or no.
     Switch(&'a mut bool),
+    /// Yes or no, or `auto`: as other settings have it.
+    AutoSwitch(&'a mut Option<bool>),
     /// Versions of MQTT.
     Versions(&'a mut Versions),
     /// Topic filters, each with or without `=` before it.
@@ -225,6 +227,10 @@ impl<'a> Slot<'a> {
             Self::Switch(switch) => {
                 *switch = text.parse().map_err(|_| "must be true or false")?;
             }
+            Self::AutoSwitch(switch) if text == "auto" => *switch = None,
+            Self::AutoSwitch(switch) => {
+                *switch = Some(text.parse().map_err(|_| "must be true, false or auto")?);
+            }
             Self::Versions(versions) => {
                 let names = parse_texts(text)?;
                 *versions = Versions::parse(&names).map_err(|error: UnknownVersion| error.to_string())?;
@@ -310,6 +316,7 @@ impl<'a> Slot<'a> {
             Self::Direction(direction) => direction.to_string(),
             Self::HttpPath(path) => path.as_deref().unwrap_or("any").to_owned(),
             Self::Switch(switch) => switch.to_string(),
+            Self::AutoSwitch(switch) => switch.map_or_else(|| "auto".to_owned(), |switch| switch.to_string()),
             Self::Versions(versions) => show_texts(versions.names()),
             Self::DeniedFilters(filters) => show_texts(filters.iter().map(ToString::to_string).collect()),
             Self::Texts(texts) => show_texts((*texts).clone()),
@@ -341,6 +348,7 @@ impl<'a> Slot<'a> {
         match self {
             Self::Count(..)
             | Self::Switch(_)
+            | Self::AutoSwitch(Some(_))
             | Self::Versions(_)
             | Self::DeniedFilters(_)
             | Self::Texts(_)

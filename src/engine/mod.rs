@@ -315,6 +315,12 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// Hands in operations. One ticket for all, their outcomes in the same order.
     fn commit(&self, ops: Vec<Op>) -> Ticket;
 
+    /// The same for one publish of a caller that holds no lock. It may be written before this returns: then this thread
+    /// has waited for the disk, as [`callers_wait`](settings::EngineSettings::callers_wait) permits.
+    fn commit_alone(&self, publish: Publish) -> Ticket {
+        self.commit(vec![Op::Publish(publish)])
+    }
+
     /// Joins the consumers of a target.
     ///
     /// # Errors

@@ -52,6 +52,9 @@ pub struct EngineSettings {
     pub durability: Durability,
     /// Longest time until the disk has what was acknowledged; for [`Durability::Interval`] alone.
     pub sync_interval: Duration,
+    /// A caller of [`commit_alone`](super::Engine::commit_alone) may wait for the disk while a sync takes no longer than
+    /// this; never when it is zero. For where others are served by other threads meanwhile.
+    pub callers_wait: Duration,
     /// Memory for message bodies, in bytes; beyond it bodies are read back from disk.
     pub body_cache_bytes: u64,
     /// New messages are refused when the file system has fewer bytes free.
@@ -66,6 +69,7 @@ impl Default for EngineSettings {
             data_dir: PathBuf::from("./stafett-data"),
             durability: Durability::default(),
             sync_interval: Duration::from_millis(100),
+            callers_wait: Duration::ZERO,
             body_cache_bytes: 256 << 20,
             watermark_free_bytes: 512 << 20,
             ballast_bytes: 64 << 20,

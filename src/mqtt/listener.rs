@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::stream::Stream;
 use super::{Settings, websocket};
+use crate::auth::{Users, UsersError};
 use crate::proxy::{self, ProxyError, ProxyProtocol};
 use crate::rate::ConnectRate;
 use crate::socket::{self, Address, Bound, Peer, Socket};
@@ -76,6 +77,14 @@ pub enum ListenError {
         /// Why.
         source: Box<TlsError>,
     },
+    /// Its users' file is not usable.
+    #[error("the listener {listener} has no users")]
+    Users {
+        /// Its name.
+        listener: String,
+        /// Why.
+        source: UsersError,
+    },
 }
 
 /// A listener that is bound.
@@ -84,6 +93,7 @@ pub struct Listener {
     pub(super) socket: socket::Listener,
     pub(super) settings: Settings,
     pub(super) layers: Layers,
+    pub(super) users: Option<Arc<Users>>,
     bound: Bound,
     door: String,
 }
@@ -115,7 +125,7 @@ pub(super) const MQTT: &[&str] = &["mqtt"];
 const HTTP: &[&str] = &["http/1.1"];
 
 impl Listener {
-    /// Reads the files for TLS and binds the address.
+    /// Reads the files for TLS and that of the users, and binds the address.
     ///
     /// # Errors
     /// [`ListenError`]
@@ -129,6 +139,11 @@ impl Listener {
             },
             None => None,
         };
+        let users = match of.settings.users.clone().map(Users::load) {
+            Some(Ok(users)) => Some(Arc::new(users)),
+            Some(Err(source)) => return Err(ListenError::Users { listener: door, source }),
+            None => None,
+        };
         let bound = async {
             let socket = socket::Listener::bind(&of.address, of.unix_mode).await?;
             Ok((socket.bound()?, socket))
@@ -140,7 +155,7 @@ impl Listener {
         })?;
         let websocket = of.websocket.map(Arc::new);
         let layers = Layers { proxy_protocol: of.proxy_protocol, tls, websocket };
-        Ok(Self { socket, settings: of.settings, layers, bound, door })
+        Ok(Self { socket, settings: of.settings, layers, users, bound, door })
     }
 
     /// Its name on the ready line.
@@ -159,6 +174,12 @@ impl Listener {
     #[must_use]
     pub fn tls(&self) -> Option<Arc<Tls>> {
         self.layers.tls.clone()
+    }
+
+    /// Its users, likewise.
+    #[must_use]
+    pub fn users(&self) -> Option<Arc<Users>> {
+        self.users.clone()
     }
 }
 

@@ -38,6 +38,7 @@ mod violation;
 pub mod websocket;
 mod will;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -48,6 +49,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::auth::{Passwords, Users};
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
 use crate::counters::Traffic;
@@ -94,7 +96,16 @@ pub struct Settings {
     pub outbox_messages: u64,
     /// What is granted of all that the protocol has.
     pub terms: Arc<Terms>,
+    /// Who may connect by a password, as it is or by SCRAM-SHA-256; without it names and passwords are not looked at.
+    pub users: Option<PathBuf>,
+    /// Whether clients may connect that do not say who they are; `None` = as long as there is no users' file.
+    pub anonymous: Option<bool>,
 }
+
+/// Nobody could connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("anonymous = false needs users: who else may connect")]
+pub struct NobodyMayConnect;
 
 impl Default for Settings {
     fn default() -> Self {
@@ -110,11 +121,26 @@ impl Default for Settings {
             outbox_bytes: 4 << 20,
             outbox_messages: 10_000,
             terms: Arc::default(),
+            users: None,
+            anonymous: None,
         }
     }
 }
 
 impl Settings {
+    /// Whether what is said of users fits together.
+    ///
+    /// # Errors
+    /// [`NobodyMayConnect`]
+    pub fn check(&self) -> Result<(), NobodyMayConnect> {
+        if self.users.is_some() || self.admits_anonymous() { Ok(()) } else { Err(NobodyMayConnect) }
+    }
+
+    /// Whether clients may connect that do not say who they are.
+    fn admits_anonymous(&self) -> bool {
+        self.anonymous.unwrap_or(self.users.is_none())
+    }
+
     fn receive_maximum(&self) -> u16 {
         u16::try_from(self.receive_maximum).unwrap_or(u16::MAX).max(1)
     }
@@ -143,6 +169,7 @@ struct Counts {
     connect_timeouts: AtomicU64,
     /// Packets, and all bytes that are MQTT.
     traffic: Arc<Traffic>,
+    logins_refused: AtomicU64,
 }
 
 impl Counters {
@@ -157,12 +184,18 @@ impl Counters {
             ("mqtt_packets_sent_total", sent.messages),
             ("mqtt_bytes_received_total", received.bytes),
             ("mqtt_bytes_sent_total", sent.bytes),
+            ("mqtt_logins_refused_total", self.0.logins_refused.load(Ordering::Relaxed)),
         ]
     }
 
     /// What should have been a CONNECT, or a handshake before it, was none or was refused.
     fn refused(&self) {
         self.0.connects_refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A password or a proof was wrong.
+    fn login_refused(&self) {
+        self.0.logins_refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// No CONNECT came within the time for it.
@@ -180,6 +213,10 @@ struct Door {
     settings: Settings,
     layers: Layers,
     rate: ConnectRate,
+    /// As the settings name them.
+    users: Option<Arc<Users>>,
+    /// Of all listeners.
+    passwords: Arc<Passwords>,
     broker: Arc<Broker>,
     counters: Counters,
     /// Of all listeners.
@@ -235,6 +272,8 @@ impl Door {
             settings,
             layers: Layers::none(),
             rate: ConnectRate::default(),
+            users: None,
+            passwords: Arc::new(Passwords::new(0)),
             wills: Arc::new(Wills::new(Arc::clone(&broker), shutdown.clone())),
             broker,
             counters,
@@ -253,6 +292,7 @@ pub async fn serve(
     broker: Arc<Broker>,
     budget: ConnectionBudget,
     rate: ConnectRate,
+    passwords: Arc<Passwords>,
     counters: Counters,
     shutdown: Shutdown,
 ) {
@@ -260,12 +300,14 @@ pub async fn serve(
     let wills = Arc::new(Wills::new(Arc::clone(&broker), shutdown.clone()));
     let mut serving = JoinSet::new();
     for listener in listeners {
-        let Listener { socket, settings, layers, .. } = listener;
+        let Listener { socket, settings, layers, users, .. } = listener;
         let budget = budget.part(settings.max_connections);
         let door = Arc::new(Door {
             settings,
             layers,
             rate: rate.clone(),
+            users,
+            passwords: Arc::clone(&passwords),
             broker: Arc::clone(&broker),
             counters: counters.clone(),
             buffers: Arc::clone(&buffers),

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::codec::{DecodeError, PacketType, ReasonCode};
+use crate::auth::scram::ScramError;
 use crate::core::{CloseReason, CoreError, Published};
 use crate::engine::EngineError;
 
@@ -55,6 +56,18 @@ pub(super) enum Violation {
     /// AUTH where no method was agreed.
     #[error("AUTH without an authentication method in CONNECT")]
     Auth,
+    /// AUTH with a code that is not to come now, or another packet while authentication is on.
+    #[error("this packet cannot come at this point of the authentication")]
+    AuthOutOfTurn,
+    /// AUTH with another method than CONNECT.
+    #[error("AUTH with another authentication method than CONNECT")]
+    AnotherMethod,
+    /// The client is not who it says.
+    #[error("not authenticated: {0}")]
+    NotAuthenticated(ScramError),
+    /// It was authenticated again, as another user.
+    #[error("authenticated as another user than before")]
+    AnotherUser,
     /// A QoS above the announced maximum, in PUBLISH or in a will.
     #[error("the highest QoS is {0} here")]
     QosAboveMaximum(u8),
@@ -101,6 +114,10 @@ impl Violation {
             Self::WrongAcknowledgement(_) => (R::ProtocolError, "3.1.1: [MQTT-2.3.1-6]; 5: [MQTT-2.2.1-5]"),
             Self::SessionExpiryRaised => (R::ProtocolError, "5: section 3.14.2.2.2"),
             Self::Auth => (R::ProtocolError, "5: [MQTT-4.12.0-7]"),
+            Self::AuthOutOfTurn => (R::ProtocolError, "5: [MQTT-4.12.0-3], [MQTT-3.1.2-30]"),
+            Self::AnotherMethod => (R::ProtocolError, "5: [MQTT-4.12.0-5], [MQTT-4.12.1-1]"),
+            Self::NotAuthenticated(_) => (R::NotAuthorized, "5: [MQTT-4.12.0-4], [MQTT-4.12.1-2]"),
+            Self::AnotherUser => (R::NotAuthorized, "5: [MQTT-4.12.1-2]"),
             Self::QosAboveMaximum(_) => (R::QosNotSupported, "5: [MQTT-3.2.2-11], [MQTT-3.2.2-12]"),
             Self::RetainNotAvailable => (R::RetainNotSupported, "5: [MQTT-3.2.2-13], [MQTT-3.2.2-14]"),
             Self::WildcardsNotAvailable => (R::WildcardSubscriptionsNotSupported, "5: section 3.2.2.3.11"),
@@ -265,6 +282,10 @@ mod tests {
             (Violation::WrongAcknowledgement(PacketType::PubAck), 0x82),
             (Violation::SessionExpiryRaised, 0x82),
             (Violation::Auth, 0x82),
+            (Violation::AuthOutOfTurn, 0x82),
+            (Violation::AnotherMethod, 0x82),
+            (Violation::NotAuthenticated(ScramError::Wrong), 0x87),
+            (Violation::AnotherUser, 0x87),
             (Violation::QosAboveMaximum(1), 0x9b),
             (Violation::RetainNotAvailable, 0x9a),
             (Violation::WildcardsNotAvailable, 0xa2),

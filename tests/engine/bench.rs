@@ -31,6 +31,7 @@ pub(crate) fn settings(dir: &std::path::Path, durability: Durability) -> EngineS
         durability,
         ballast_bytes: 0,
         watermark_free_bytes: 1 << 20,
+        callers_wait: Duration::from_secs(60),
         ..EngineSettings::default()
     }
 }
@@ -97,7 +98,11 @@ impl Bench {
     }
 
     pub(crate) async fn commit(&self, op: Op) -> Outcome {
-        let mut outcomes = within("a commit", self.engine.commit(vec![op])).await.unwrap();
+        let ticket = match op {
+            Op::Publish(publish) => self.engine.commit_alone(publish),
+            op => self.engine.commit(vec![op]),
+        };
+        let mut outcomes = within("a commit", ticket).await.unwrap();
         assert_eq!(outcomes.len(), 1);
         outcomes.remove(0)
     }

@@ -2,7 +2,9 @@
 //! left with what was promised.
 //!
 //! The child says what it did, a line each: `E n` message n is stored, `T n` it is about to settle n, `S n` n is
-//! settled. Lost is what was stored and nobody was about to settle; resurrected is what was settled and comes again.
+//! settled, `A n` n was stored by its caller's own commit. Lost is what was stored and nobody was about to settle;
+//! resurrected is what was settled and comes again. Every other child has many writers, the others one that waits for each
+//! of its messages.
 //!
 //! `STAFETT_KILLS` and `STAFETT_SEED` make it longer or repeat a run.
 
@@ -15,13 +17,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use stafett::engine::embedded::Embedded;
-use stafett::engine::{Append, ConsumerOptions, Definition, Durability, Engine, LeaseRef, Op};
+use stafett::engine::{Append, Consumer, ConsumerOptions, Definition, Durability, Engine, LeaseRef, Op};
 use stafett::types::{Message, MessageIds, Qos, TargetId, TopicName};
 
 use crate::bench::{publish, settings, spec};
 
 const DIRECTORY: &str = "STAFETT_CRASH_DIRECTORY";
 const FIRST: &str = "STAFETT_CRASH_FIRST";
+const ALONE: &str = "STAFETT_CRASH_ALONE";
 const DURABILITY: &str = "STAFETT_CRASH_DURABILITY";
 const QUEUE: TargetId = TargetId(1);
 const OTHER: TargetId = TargetId(2);
@@ -66,10 +69,10 @@ fn child() {
     let first: u64 = std::env::var(FIRST).unwrap().parse().unwrap();
     let durability = std::env::var(DURABILITY).unwrap().parse().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(work(Path::new(&directory), first, durability));
+    runtime.block_on(work(Path::new(&directory), first, durability, std::env::var_os(ALONE).is_some()));
 }
 
-async fn work(directory: &Path, first: u64, durability: Durability) {
+async fn work(directory: &Path, first: u64, durability: Durability, alone: bool) {
     let engine = Arc::new(Embedded::open(settings(directory, durability)).unwrap());
     if engine.stored().queues.len() < 2 {
         let define = |id, name| Op::Define(id, Definition::Queue(spec(name)));
@@ -78,6 +81,9 @@ async fn work(directory: &Path, first: u64, durability: Durability) {
     println!("ready");
     let next = Arc::new(AtomicU64::new(first));
     let ids = Arc::new(MessageIds::new());
+    if alone {
+        return work_alone(&engine, &ids, first).await;
+    }
     let mut tasks = tokio::task::JoinSet::new();
     for writer in 0..4 {
         let (engine, next, ids) = (engine.clone(), next.clone(), ids.clone());
@@ -105,27 +111,56 @@ async fn work(directory: &Path, first: u64, durability: Durability) {
             let consumer = engine.consumer(QUEUE, ConsumerOptions::default()).unwrap();
             let others = engine.consumer(OTHER, ConsumerOptions::default()).unwrap();
             loop {
-                let mut leased = Vec::new();
-                others.take(100, usize::MAX, &mut leased).unwrap();
-                let leases: Vec<_> = leased.iter().map(|l| LeaseRef::of(l.sequence)).collect();
-                engine.settle(OTHER, &leases).unwrap().durable.await.unwrap();
-                leased.clear();
-                consumer.take(37, usize::MAX, &mut leased).unwrap();
-                if leased.is_empty() {
+                if !settle_some(&engine, &*consumer, &*others).await {
                     consumer.ready().notified().await;
-                    continue;
                 }
-                // One of ten stays, so that packs stay partly alive.
-                leased.retain(|leased| number(&leased.message) % 10 != 3);
-                let numbers: Vec<_> = leased.iter().map(|leased| number(&leased.message)).collect();
-                say('T', numbers.iter().copied());
-                let leases: Vec<_> = leased.iter().map(|leased| LeaseRef::of(leased.sequence)).collect();
-                engine.settle(QUEUE, &leases).unwrap().durable.await.unwrap();
-                say('S', numbers);
             }
         });
     }
     tasks.join_next().await.unwrap().unwrap();
+}
+
+/// Whether there was anything.
+async fn settle_some(engine: &Embedded, consumer: &dyn Consumer, others: &dyn Consumer) -> bool {
+    let mut leased = Vec::new();
+    others.take(100, usize::MAX, &mut leased).unwrap();
+    let leases: Vec<_> = leased.iter().map(|l| LeaseRef::of(l.sequence)).collect();
+    engine.settle(OTHER, &leases).unwrap().durable.await.unwrap();
+    leased.clear();
+    consumer.take(37, usize::MAX, &mut leased).unwrap();
+    let any = !leased.is_empty();
+    // One of ten stays, so that packs stay partly alive.
+    leased.retain(|leased| number(&leased.message) % 10 != 3);
+    let numbers: Vec<_> = leased.iter().map(|leased| number(&leased.message)).collect();
+    say('T', numbers.iter().copied());
+    let leases: Vec<_> = leased.iter().map(|leased| LeaseRef::of(leased.sequence)).collect();
+    engine.settle(QUEUE, &leases).unwrap().durable.await.unwrap();
+    say('S', numbers);
+    any
+}
+
+/// One message at a time, and now and then some settlements.
+async fn work_alone(engine: &Embedded, ids: &MessageIds, first: u64) {
+    let consumer = engine.consumer(QUEUE, ConsumerOptions::default()).unwrap();
+    let others = engine.consumer(OTHER, ConsumerOptions::default()).unwrap();
+    for n in first.. {
+        let Op::Publish(publish) = publish(message(ids, n), [Append::to(QUEUE), Append::to(OTHER)]) else {
+            unreachable!("a publish is a publish")
+        };
+        let mut ticket = engine.commit_alone(publish);
+        let outcome = match ticket.try_now() {
+            Some(outcome) => {
+                say('A', [n]);
+                outcome
+            }
+            None => ticket.await,
+        };
+        outcome.unwrap();
+        say('E', [n]);
+        if n % 64 == 0 {
+            settle_some(engine, &*consumer, &*others).await;
+        }
+    }
 }
 
 /// What the children have said.
@@ -134,7 +169,10 @@ pub(crate) struct History {
     pub(crate) stored: HashSet<u64>,
     tried: HashSet<u64>,
     pub(crate) settled: HashSet<u64>,
+    /// How many callers committed by themselves.
+    pub(crate) alone: usize,
     next: u64,
+    runs: usize,
 }
 
 impl History {
@@ -153,6 +191,7 @@ impl History {
             .env(FIRST, self.next.to_string())
             .env(DURABILITY, durability.name())
             .envs(environment.iter().map(|(name, value)| (name, value)))
+            .envs((self.runs % 2 == 1).then_some((ALONE, "")))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -171,6 +210,7 @@ impl History {
         child.wait().unwrap();
         // Numbers of which nobody was told may be stored as well.
         self.next += 100_000;
+        self.runs += 1;
         ready
     }
 
@@ -178,11 +218,12 @@ impl History {
         let Some((what, n)) = line.split_once(' ') else { return };
         let Ok(n) = n.parse() else { return };
         match what {
-            "E" => self.stored.insert(n),
-            "T" => self.tried.insert(n),
-            "S" => self.settled.insert(n),
-            _ => return,
-        };
+            "E" => drop(self.stored.insert(n)),
+            "T" => drop(self.tried.insert(n)),
+            "S" => drop(self.settled.insert(n)),
+            "A" => self.alone += 1,
+            _ => {}
+        }
     }
 
     /// Compares what is left with what was said.
@@ -247,4 +288,5 @@ fn nothing_acknowledged_is_lost_or_comes_back_after_kill_9() {
     }
     assert!(history.stored.len() > kills, "hardly anything was stored between the kills");
     assert!(!history.settled.is_empty(), "nothing was settled between the kills");
+    assert!(kills < 2 || history.alone > 0, "no caller committed by itself");
 }

@@ -1,10 +1,10 @@
 //! What the embedded engine promises beyond the suite: its directory, its rows, its memory.
 
 use stafett::engine::embedded::Embedded;
-use stafett::engine::{Definition, Durability, Engine, Op, OpenError, QueueSpec};
-use stafett::types::TargetId;
+use stafett::engine::{Definition, Durability, Engine, Op, OpenError, QueueSpec, Ticket};
+use stafett::types::{Sequence, TargetId};
 
-use crate::bench::{Bench, settings, spec, take, text, within};
+use crate::bench::{Bench, settings, spec, stored, take, text, within};
 
 #[test]
 fn a_store_has_one_process() {
@@ -40,6 +40,46 @@ async fn large_messages_make_no_files_of_their_own() {
     }
     let blobs = std::fs::read_dir(bench.path().join("store/blobs")).map_or(0, Iterator::count);
     assert_eq!(blobs, 0, "sled never syncs its blob files");
+}
+
+#[tokio::test]
+async fn a_commit_of_ones_own_comes_behind_what_was_handed_in_before() {
+    let bench = Bench::new();
+    let queue = bench.queue("q").await;
+    let alone = || match bench.publish(&[queue], "alone") {
+        Op::Publish(publish) => bench.engine.commit_alone(publish),
+        _ => unreachable!("a publish is a publish"),
+    };
+    let (mut last, mut own) = (Sequence(0), 0);
+    for round in 0..60 {
+        let mut tickets = Vec::new();
+        for at in 0..8 {
+            if at == 7 && round % 2 == 0 {
+                tickets.push(bench.engine.commit(vec![bench.publish(&[queue], "waits")]));
+            }
+            let mut ticket = alone();
+            match ticket.try_now() {
+                Some(done) => {
+                    own += 1;
+                    tickets.push(Ticket::ready(done));
+                }
+                None if at < 7 => tickets.push(Ticket::ready(within("a commit", ticket).await)),
+                None => tickets.push(ticket),
+            }
+        }
+        for ticket in tickets {
+            let sequence = stored(&within("a commit", ticket).await.unwrap()[0]);
+            assert!(sequence > last, "{sequence:?} after {last:?}");
+            last = sequence;
+        }
+    }
+    assert!(own > 0, "no caller committed by itself");
+    let bench = bench.reopen();
+    let consumer = bench.consumer(queue);
+    let mut left = 60 * 8 + 30;
+    while left > 0 {
+        left -= take(&*consumer, left).await.len();
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.broker import Broker
+from harness.certificates import certify
 from harness.paho_client import Paho
 from harness.tools import Mosquitto
 
@@ -16,6 +17,14 @@ def binary():
     path = Path(os.environ["STAFETT_BINARY"])
     assert os.access(path, os.X_OK), f"{path} cannot be run"
     return path
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """A directory with what `certify` makes."""
+    directory = tmp_path_factory.mktemp("certificates")
+    certify(directory)
+    return directory
 
 
 @pytest.fixture

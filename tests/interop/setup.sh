@@ -76,6 +76,13 @@ setup_node() {
     fi
 }
 
+# A browser, and what tells it which authority to trust.
+setup_browser() {
+    setup_node || return 1
+    have chromium || apt_packages chromium || return 1
+    have certutil || apt_packages libnss3-tools || return 1
+}
+
 # The program to test: BINARY where it is given, else the newest of the two builds; built when there is none.
 find_binary() {
     if [ -z "${BINARY:-}" ]; then

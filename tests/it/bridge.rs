@@ -118,16 +118,22 @@ async fn topics_go_out_in_and_both_ways_and_nothing_comes_back() {
 #[tokio::test]
 async fn retained_values_are_there_on_the_other_side() {
     let there = Broker::start().await;
-    Peer::clean(&there, V5, "").await.say_retained("in/value", QOS1, "far").await;
+    let mut far = Peer::clean(&there, V5, "").await;
+    far.say_retained("in/value", QOS1, "far").await;
+    far.say_retained("there/both/far", QOS1, "far too").await;
     let data = Arc::new(tempfile::tempdir().unwrap());
     let before = Broker::start_in(Arc::clone(&data), &[]).await;
-    Peer::clean(&before, V5, "").await.say_retained("out/value", QOS1, "near").await;
+    let mut near = Peer::clean(&before, V5, "").await;
+    near.say_retained("out/value", QOS1, "near").await;
+    near.say_retained("here/both/near", QOS1, "near too").await;
     before.terminate().await;
     let here = joined(there.address("mqtt"), "", Some(data)).await;
-    here.counts("retained_messages", 2).await;
-    there.counts("retained_messages", 2).await;
+    here.counts("retained_messages", 4).await;
+    there.counts("retained_messages", 4).await;
     Peer::clean(&here, V5, "").await.subscribe_and_find("in/value", "far").await;
+    Peer::clean(&here, V5, "").await.subscribe_and_find("here/both/far", "far too").await;
     Peer::clean(&there, V5, "").await.subscribe_and_find("out/value", "near").await;
+    Peer::clean(&there, V5, "").await.subscribe_and_find("there/both/near", "near too").await;
 }
 
 /// So many messages of `from`, and no other, in order and once each.

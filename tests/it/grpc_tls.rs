@@ -103,3 +103,16 @@ async fn what_is_wrong_is_named() {
     assert_eq!(ended.code, Some(2));
     assert!(ended.stderr.contains("need a --server at https://"), "{}", ended.stderr);
 }
+
+#[tokio::test]
+async fn who_speaks_tls_where_none_is_and_the_reverse_is_told() {
+    let (directory, authority) = certified();
+    let secured = broker_with(&directory, &authority, "").await;
+    let plain = Broker::start().await;
+    let ended = command(&plain, directory.path(), &["health"]).await;
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    assert!(ended.stderr.contains("no TLS is spoken there: try http://"), "{}", ended.stderr);
+    let ended = stafett(["health", "--server", &secured.url()]).await;
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    assert!(ended.stderr.contains("try https://"), "{}", ended.stderr);
+}

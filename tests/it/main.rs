@@ -10,6 +10,7 @@ mod grpc_door;
 mod grpc_tls;
 mod harness;
 mod mqtt;
+mod passwd;
 mod process;
 mod pubsub;
 mod queue;

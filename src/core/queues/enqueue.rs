@@ -61,21 +61,16 @@ impl Broker {
         let now = clock::unix_now();
         self.traffic.received(Passed::of(items.iter().map(|item| item.message.payload.len())));
         let ids = items.iter().map(|item| item.message.id).collect();
-        let ops = items
-            .into_iter()
-            .map(|Enqueue { mut message, priority, not_before }| {
-                let append = queue.append(&message, priority, not_before, now);
-                message.expires_at = message.expires_at.or(append.expires_at);
-                Op::Publish(Publish {
-                    message,
-                    targets: smallvec![append],
-                    retain: false,
-                    newest_only: false,
-                    incoming: None,
-                })
-            })
-            .collect();
-        let ticket = admitted.until(self.engine().commit(ops));
+        let mut publishes = items.into_iter().map(|Enqueue { mut message, priority, not_before }| {
+            let append = queue.append(&message, priority, not_before, now);
+            message.expires_at = message.expires_at.or(append.expires_at);
+            Publish { message, targets: smallvec![append], retain: false, newest_only: false, incoming: None }
+        });
+        let ticket = match publishes.next() {
+            Some(only) if publishes.len() == 0 => self.engine().commit_alone(only),
+            first => self.engine().commit(first.into_iter().chain(publishes).map(Op::Publish).collect()),
+        };
+        let ticket = admitted.until(ticket);
         Enqueuing { queue: Arc::clone(queue), ids, ticket }
     }
 }

@@ -29,7 +29,6 @@ pub struct SessionKey(pub(crate) u64);
 pub struct SessionEntry {
     pub(crate) key: SessionKey,
     pub(crate) client_id: ClientId,
-    pub(crate) principal: ByteString,
     /// Where its backlog is, if it outlives its connection (or did so when it was made).
     pub(crate) target: Option<TargetId>,
     pub(crate) created_at: UnixMillis,
@@ -51,6 +50,8 @@ pub struct SessionEntry {
 /// What of a session changes.
 #[derive(Debug, Default)]
 pub(crate) struct State {
+    /// Whose it is; empty: nobody's, and the first who is somebody makes it theirs.
+    pub(crate) principal: ByteString,
     pub(crate) expiry: Duration,
     pub(crate) subscriptions: BTreeMap<FilterSpec, Subscription>,
     /// How many subscriptions have an identifier.
@@ -123,10 +124,14 @@ impl State {
 impl SessionEntry {
     /// Its definition as of now, for a session with a target.
     pub(crate) fn definition(&self, limits: &Limits, last_connected: UnixMillis) -> Option<Op> {
+        let (principal, expiry) = {
+            let state = self.state.lock();
+            (state.principal.clone(), state.expiry)
+        };
         let spec = SessionSpec {
             client_id: self.client_id.clone(),
-            principal: self.principal.clone(),
-            expiry: self.state.lock().expiry,
+            principal,
+            expiry,
             created_at: self.created_at,
             last_connected,
             connected: self.attached.load().is_some(),

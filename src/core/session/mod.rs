@@ -42,7 +42,8 @@ pub struct OpenSession {
     pub clean_start: bool,
     /// How long it outlives its connection; zero: not at all.
     pub expiry: Duration,
-    /// Who connects; a session belongs to who made it.
+    /// Who connects; a session belongs to who made it. Empty: nobody in particular. What is nobody's may be anybody's, and
+    /// is theirs from then on.
     pub principal: ByteString,
     /// Where live deliveries go.
     pub outbox: Arc<dyn Outbox>,

@@ -39,7 +39,8 @@ impl Broker {
         let sessions = &self.pubsub.sessions;
         let claim = sessions.claim(&client_id).await;
         if let Some(there) = claim.current() {
-            if there.principal != open.principal {
+            let owner = there.state.lock().principal.clone();
+            if !owner.is_empty() && owner != open.principal {
                 return Err(CoreError::Precondition {
                     reason: "SESSION_OF_ANOTHER",
                     what: format!("the session of client `{client_id}` belongs to another principal"),
@@ -69,12 +70,15 @@ impl Broker {
                 }
                 let target = durable.then(|| self.engine.next_target());
                 let new = (clock::unix_now(), false);
-                let entry = self.new_entry(client_id, open.principal, target, expiry, new);
+                let entry = self.new_entry(client_id, target, State::default(), new);
                 claim.set(&entry);
                 entry
             }
         };
-        entry.state.lock().expiry = expiry;
+        {
+            let mut state = entry.state.lock();
+            (state.principal, state.expiry) = (open.principal, expiry);
+        }
         let attachment = Attachment::new(open.outbox);
         entry.attached.store(Some(Arc::clone(&attachment)));
         // From here on the handle gives back whatever happens.
@@ -103,15 +107,13 @@ impl Broker {
     fn new_entry(
         &self,
         client_id: ClientId,
-        principal: bytestring::ByteString,
         target: Option<TargetId>,
-        expiry: Duration,
+        state: State,
         (created_at, cut_off): (UnixMillis, bool),
     ) -> Arc<SessionEntry> {
         Arc::new(SessionEntry {
             key: self.pubsub.next_session(),
             client_id,
-            principal,
             target,
             created_at,
             cut_off,
@@ -121,7 +123,7 @@ impl Broker {
             told_dropped: AtomicU64::new(0),
             incoming: Incoming::default(),
             replays: Mutex::default(),
-            state: Mutex::new(State { expiry, ..State::default() }),
+            state: Mutex::new(state),
         })
     }
 
@@ -184,7 +186,8 @@ impl Broker {
     ) -> Vec<crate::core::route::RouteChange> {
         let StoredSession { id, spec, subscriptions, incoming } = stored;
         let known = (spec.created_at, spec.connected);
-        let entry = self.new_entry(spec.client_id, spec.principal, Some(id), spec.expiry, known);
+        let state = State { principal: spec.principal, expiry: spec.expiry, ..State::default() };
+        let entry = self.new_entry(spec.client_id, Some(id), state, known);
         entry.incoming.restore(incoming);
         let sessions = &self.pubsub.sessions;
         if !sessions.restore(&entry) {

@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 
 use bytes::{Bytes, BytesMut};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use rustc_hash::FxHasher;
 
 use super::disk::Trees;
@@ -48,7 +48,9 @@ struct Cache {
 pub(super) struct Bodies {
     cache: Mutex<Cache>,
     budget: usize,
-    giving: Mutex<()>,
+    /// Whether messages are known whose rows sled is not given yet.
+    owed: Mutex<bool>,
+    given: Condvar,
 }
 
 /// What a kept row costs beside its bytes.
@@ -56,12 +58,15 @@ const OVERHEAD: usize = 96;
 
 impl Bodies {
     pub(super) fn new(budget: usize) -> Self {
-        Self { cache: Mutex::default(), budget, giving: Mutex::default() }
+        Self { cache: Mutex::default(), budget, owed: Mutex::default(), given: Condvar::new() }
     }
 
-    /// Held by the writer while messages are known whose rows sled is not given yet.
-    pub(super) fn giving(&self) -> MutexGuard<'_, ()> {
-        self.giving.lock()
+    /// Says whether messages are known whose rows sled is not given yet. Those who write give them soon.
+    pub(super) fn owe(&self, owed: bool) {
+        *self.owed.lock() = owed;
+        if !owed {
+            self.given.notify_all();
+        }
     }
 
     /// Keeps bytes, and gives up the oldest beyond the budget.
@@ -114,7 +119,7 @@ impl Bodies {
         };
         // What is so new that sled has not been given it is in memory, unless that is full of what is newer still.
         let bytes = read().or_else(|_| {
-            drop(self.giving());
+            self.given.wait_while(&mut self.owed.lock(), |owed| *owed);
             read()
         })?;
         self.put(key, bytes.clone());

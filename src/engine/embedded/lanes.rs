@@ -83,7 +83,16 @@ pub(super) enum Work {
 }
 
 impl Work {
-    fn weight(&self) -> usize {
+    pub(super) fn is_commit(&self) -> bool {
+        matches!(self, Self::Commit { .. })
+    }
+
+    pub(super) fn is_one_commit(&self) -> bool {
+        matches!(self, Self::Commit { ops, .. } if ops.len() == 1)
+    }
+
+    /// About its bytes.
+    pub(super) fn weight(&self) -> usize {
         match self {
             Self::Commit { ops, .. } => ops
                 .iter()
@@ -119,6 +128,13 @@ struct Queues {
     /// How many settlements were ever put in and taken out.
     put: u64,
     taken: u64,
+    nudged: bool,
+}
+
+impl Queues {
+    fn is_empty(&self) -> bool {
+        self.settlements.is_empty() && self.commits.is_empty()
+    }
 }
 
 /// See the module.
@@ -129,11 +145,12 @@ pub(super) struct Lanes {
     placing: RwLock<()>,
 }
 
-/// What [`Lanes::next`] gives.
+/// What [`Lanes::wait`] ends with.
 #[derive(Debug)]
 pub(super) enum Next {
+    /// There may be something to do.
     Work,
-    Idle,
+    /// There is nothing, and nothing comes any more.
     Closed,
 }
 
@@ -157,30 +174,46 @@ impl Lanes {
         self.waiting.notify_one();
     }
 
-    /// Waits for work until `deadline`, then takes settlements and commits of about `max_bytes` each.
-    pub(super) fn next(&self, out: &mut Vec<Work>, max_bytes: usize, deadline: Option<Instant>) -> Next {
+    /// Waits until there is work, somebody [nudges](Lanes::nudge), or `deadline`.
+    pub(super) fn wait(&self, deadline: Option<Instant>) -> Next {
         let mut queues = self.queues.lock();
-        while queues.settlements.is_empty() && queues.commits.is_empty() {
+        loop {
+            if !queues.is_empty() || std::mem::take(&mut queues.nudged) {
+                return Next::Work;
+            }
             if queues.closed {
                 return Next::Closed;
             }
             match deadline {
                 None => self.waiting.wait(&mut queues),
                 Some(deadline) => {
-                    if self.waiting.wait_until(&mut queues, deadline).timed_out()
-                        && queues.settlements.is_empty()
-                        && queues.commits.is_empty()
-                    {
-                        return if queues.closed { Next::Closed } else { Next::Idle };
+                    if self.waiting.wait_until(&mut queues, deadline).timed_out() && queues.is_empty() {
+                        return if queues.closed { Next::Closed } else { Next::Work };
                     }
                 }
             }
         }
+    }
+
+    /// Takes settlements and commits of about `max_bytes` each. Only who has the [pen](super::pen) does.
+    pub(super) fn take(&self, out: &mut Vec<Work>, max_bytes: usize) {
+        let mut queues = self.queues.lock();
         let before = out.len();
         take(&mut queues.settlements, out, max_bytes);
         queues.taken += (out.len() - before) as u64;
         take(&mut queues.commits, out, max_bytes);
-        Next::Work
+    }
+
+    /// Wakes who waits for work though there is none.
+    pub(super) fn nudge(&self) {
+        self.queues.lock().nudged = true;
+        self.waiting.notify_one();
+    }
+
+    /// Whether nothing waits, and more may come.
+    pub(super) fn is_idle(&self) -> bool {
+        let queues = self.queues.lock();
+        queues.is_empty() && !queues.closed
     }
 
     /// Held from reading places in an index until what names them is handed in.
@@ -213,7 +246,7 @@ fn take(queue: &mut VecDeque<Work>, out: &mut Vec<Work>, max_bytes: usize) {
     }
 }
 
-/// The moment `after` from now, for [`Lanes::next`].
+/// The moment `after` from now, for [`Lanes::wait`].
 pub(super) fn deadline(after: Duration) -> Instant {
     crate::types::clock::now() + after
 }

@@ -4,9 +4,10 @@
 //! by [`SYNC_BYTES`], when the journal is full, and when nothing else is to be done. A large commit, and every one under
 //! another policy than `fsync`, is made durable by sled itself.
 //!
-//! Rows that the journal may make durable are given to sled when those who waited were told. Both have them in one
-//! order: the meta row `journal` says up to which record sled has all rows. What sled brings back after a crash is the
-//! beginning of what it was given, so that row, and the records behind it, make the rest again.
+//! Rows that the journal may make durable are given to sled when those who waited were told, those of several commits
+//! together where they come one at a time. Both have them in one order: the meta row `journal` says up to which record at
+//! least sled has all rows; what it has beyond is of records. What sled brings back after a crash is the beginning of what it
+//! was given, so that row, and the records behind it, make the rest again.
 
 use std::path::Path;
 
@@ -22,6 +23,9 @@ const ROW_COST: usize = 32;
 /// The meta row that says up to which record sled has all rows.
 const STORED: &str = "journal";
 
+/// A row as it is to be; removed without a value.
+type Row = (Tree, IVec, Option<IVec>);
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Log {
@@ -29,8 +33,10 @@ pub(super) struct Log {
     /// The newest record, or sync without one.
     number: u64,
     /// Rows that sled has not been given, because the journal may make them durable first.
-    fresh: Vec<(Tree, IVec, Option<IVec>)>,
-    /// Of these, with what a record has beside them.
+    fresh: Vec<Row>,
+    /// So many of these, from the first on, the journal has.
+    kept: usize,
+    /// The others, with what a record has beside them.
     fresh_bytes: usize,
     /// Sled was given rows of this commit, which a record would lack: sled is given the others at once, and makes the
     /// commit durable.
@@ -65,6 +71,7 @@ impl Log {
             journal,
             number,
             fresh: Vec::new(),
+            kept: 0,
             fresh_bytes: 0,
             record: Rows::default(),
             written: 0,
@@ -109,16 +116,26 @@ impl Log {
 
     /// Gives sled the rows that it has not been given. What a commit wrote is not read from sled before.
     pub(super) fn give(&mut self, disk: &Disk) -> Result<(), Failed> {
-        if self.fresh.is_empty() {
-            return Ok(());
+        let mut fresh = std::mem::take(&mut self.fresh);
+        let kept = std::mem::take(&mut self.kept);
+        let mut rows = fresh.drain(..);
+        let give = |(tree, key, value): Row| give(&disk.trees, tree, &key, value);
+        rows.by_ref().take(kept).try_for_each(give)?;
+        if kept > 0 {
+            // Before anything that no record has: what the records have would be put over it again.
+            self.say_stored(disk)?;
         }
+        rows.by_ref().try_for_each(give)?;
+        drop(rows);
+        self.fresh = fresh;
         self.fresh_bytes = 0;
-        self.fresh.drain(..).try_for_each(|(tree, key, value)| give(&disk.trees, tree, &key, value))?;
-        if self.is_loose() {
-            self.direct = true;
-            return Ok(());
-        }
-        self.say_stored(disk)
+        self.direct |= self.is_loose();
+        Ok(())
+    }
+
+    /// Whether sled lacks rows that are durable.
+    pub(super) fn owes(&self) -> bool {
+        self.kept > 0
     }
 
     /// Whether something written is not durable.
@@ -141,16 +158,17 @@ impl Log {
         if !self.is_loose() {
             return Ok(());
         }
-        let Self { journal, fresh, record, .. } = self;
+        let Self { journal, fresh, kept, record, .. } = self;
         if let Some(journal) = journal
             && !self.direct
         {
             record.clear();
-            fresh.iter().for_each(|(tree, key, value)| record.push(*tree, key, value.as_deref()));
+            fresh.iter().skip(*kept).for_each(|(tree, key, value)| record.push(*tree, key, value.as_deref()));
             if journal.has_room(record) {
                 self.number += 1;
                 journal.append(self.number, record).map_err(|e| format!("the journal: {e}"))?;
-                self.loose = 0;
+                *kept = fresh.len();
+                (self.loose, self.fresh_bytes) = (0, 0);
                 return Ok(());
             }
         }
@@ -339,6 +357,26 @@ mod tests {
         let disk = open(&bench.image()).unwrap();
         assert_eq!(value(&disk, "first half").unwrap(), b"1");
         assert_eq!(value(&disk, "second half").unwrap(), b"2");
+    }
+
+    #[test]
+    fn what_several_commits_wrote_is_given_together_and_before_what_no_record_has() {
+        let mut bench = Bench::new();
+        for n in 0..3 {
+            bench.put("k", &[n]);
+            bench.log.sync(&bench.disk).unwrap();
+        }
+        assert!(bench.log.owes());
+        assert_eq!(value(&bench.disk, "k"), None, "sled was given it already");
+        assert_eq!(value(&open(&bench.image()).unwrap(), "k").unwrap(), [2]);
+        bench.put("k", b"in no record");
+        bench.log.give(&bench.disk).unwrap();
+        assert!(!bench.log.owes());
+        bench.disk.sync().unwrap();
+        let disk = open(&bench.image()).unwrap();
+        assert_eq!(value(&disk, "k").unwrap(), b"in no record", "a record was put over what came later");
+        bench.sync();
+        assert_eq!(value(&open(&bench.image()).unwrap(), "k").unwrap(), b"in no record");
     }
 
     #[test]

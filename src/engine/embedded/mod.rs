@@ -4,7 +4,8 @@
 //! index of 32 bytes a message and a bounded cache of bodies. `format` has the layout, `writer` the one thread
 //! that writes, `recovery` what happens at open.
 //!
-//! Invariant: no async task blocks on the disk; commits, reads and timers have threads of their own.
+//! Invariant: commits, reads and timers have threads of their own; an async task blocks on the disk only where it asked
+//! to, with a commit that is alone ([`Engine::commit_alone`]).
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,23 +13,23 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use self::bodies::Bodies;
-use self::body::{decode_message, encode_alone, encode_message};
+use self::body::decode_message;
 use self::consumer::EmbeddedConsumer;
 use self::counts::Counts;
 use self::disk::Disk;
 use self::entry::Entry;
-use self::format::LARGE_BYTES;
 use self::keeper::{Job, Tasks};
-use self::lanes::{Lanes, Prepared, PreparedPublish, Retained, SettleReply, Work};
+use self::lanes::{Lanes, SettleReply, Work};
 use self::log::Log;
 use self::marker::Marker;
 use self::members::Waker;
 use self::pack::Packer;
+use self::pen::Pen;
+use self::prepare::prepare_all;
 use self::returns::{Return, Returned};
 use self::shared::Shared;
 use self::target::Target;
@@ -39,7 +40,7 @@ use super::{
     Nack, Op, OpenError, OpenProgress, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
 };
 use crate::types::clock::unix_now;
-use crate::types::{Message, Sequence, TargetId};
+use crate::types::{Sequence, TargetId};
 
 mod bodies;
 mod body;
@@ -63,6 +64,8 @@ mod members;
 mod objects;
 mod offline;
 mod pack;
+mod pen;
+mod prepare;
 mod recovery;
 mod returns;
 mod rows;
@@ -84,6 +87,7 @@ const SETTLE_CHUNK: usize = 32 << 10;
 /// The engine. Dropping it without [`Engine::close`] loses nothing that was acknowledged.
 pub struct Embedded {
     shared: Arc<Shared>,
+    pen: Arc<Pen>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -150,6 +154,8 @@ impl Embedded {
             recovered.retained,
             recovered.next_retained,
         );
+        let pen = Arc::new(Pen::new(writer));
+        let (writing, writer) = (shared.clone(), pen.clone());
         let (timer, reader) = (shared.clone(), shared.clone());
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|e| OpenError::Unusable {
@@ -158,41 +164,11 @@ impl Embedded {
             })
         };
         let threads = vec![
-            spawn("store-writer", Box::new(move || writer.run()))?,
+            spawn("store-writer", Box::new(move || writer.run(&writing)))?,
             spawn("store-timer", Box::new(move || keeper::keep_time(&timer)))?,
             spawn("store-reader", Box::new(move || keeper::read_back(&reader)))?,
         ];
-        Ok(Self { shared, threads: Mutex::new(threads) })
-    }
-
-    fn prepare(op: Op, buffer: &mut BytesMut) -> Prepared {
-        match op {
-            Op::Publish(publish) => {
-                let message = &publish.message;
-                let clear = message.payload.is_empty();
-                let retained = publish.retain.then(|| Retained { topic: message.topic.clone(), clear });
-                let stores = !publish.targets.is_empty() || (publish.retain && !clear);
-                Prepared::Publish(Box::new(PreparedPublish {
-                    body: if stores { body(message, buffer) } else { Bytes::new() },
-                    targets: publish.targets,
-                    expires_at: message.expires_at,
-                    retained,
-                    newest_only: publish.newest_only,
-                    incoming: publish.incoming,
-                }))
-            }
-            Op::Move { from, sequence, to, message, priority } => {
-                let (body, expires_at) = (body(&message, buffer), message.expires_at);
-                Prepared::Move { from, sequence, to, body, priority, expires_at }
-            }
-            Op::Outgoing { target, sequence, outgoing } => Prepared::Outgoing { target, sequence, outgoing },
-            Op::ReleaseIncoming { session, packet_id } => Prepared::ReleaseIncoming { session, packet_id },
-            Op::Define(id, definition) => Prepared::Define(id, Box::new(definition)),
-            Op::Delete(id) => Prepared::Delete { id, only_if_empty: false },
-            Op::DeleteEmpty(id) => Prepared::Delete { id, only_if_empty: true },
-            Op::Subscribe(session, filter, options) => Prepared::Subscribe(session, filter, options),
-            Op::Unsubscribe(session, filter) => Prepared::Unsubscribe(session, filter),
-        }
+        Ok(Self { shared, pen, threads: Mutex::new(threads) })
     }
 
     fn push_settle(&self, target: &Arc<Target>, entries: Vec<Entry>, mut last: SettleReply) {
@@ -209,30 +185,6 @@ impl Embedded {
             }
         }
     }
-}
-
-/// What the stored form of a message has beside what [`Message::weight`] counts, about.
-const ENVELOPE_BYTES: usize = 64;
-
-/// The bytes of a ticket's bodies that lie in one buffer. What is alone has no need of one; what is large is kept in
-/// memory by itself, and must not keep its neighbours there.
-fn shared_bytes(ops: &[Op]) -> usize {
-    let shares = |op: &Op| match op {
-        Op::Publish(Publish { message, .. }) | Op::Move { message, .. } => {
-            Some(message.weight() + ENVELOPE_BYTES).filter(|&bytes| bytes <= LARGE_BYTES)
-        }
-        _ => None,
-    };
-    if ops.len() == 1 { 0 } else { ops.iter().filter_map(shares).sum() }
-}
-
-/// The stored form of a message.
-fn body(message: &Message, buffer: &mut BytesMut) -> Bytes {
-    if buffer.capacity() == 0 || message.weight() + ENVELOPE_BYTES > LARGE_BYTES {
-        return encode_alone(message);
-    }
-    encode_message(message, buffer);
-    buffer.split().freeze()
 }
 
 /// Counts this start and finds or makes the store's secret.
@@ -281,10 +233,25 @@ impl Engine for Embedded {
         if let Some(error) = self.shared.failure() {
             return Ticket::ready(Err(error));
         }
-        let mut buffer = BytesMut::with_capacity(shared_bytes(&ops));
-        let ops = ops.into_iter().map(|op| Self::prepare(op, &mut buffer)).collect();
         let (reply, ticket) = Ticket::new();
-        self.shared.lanes.push(Work::Commit { ops, reply });
+        self.shared.lanes.push(Work::Commit { ops: prepare_all(ops), reply });
+        ticket
+    }
+
+    fn commit_alone(&self, publish: Publish) -> Ticket {
+        if self.shared.settings.callers_wait.is_zero()
+            || self.shared.capabilities.durability != Durability::Fsync
+        {
+            return self.commit(vec![Op::Publish(publish)]);
+        }
+        if let Some(error) = self.shared.failure() {
+            return Ticket::ready(Err(error));
+        }
+        let (reply, ticket) = Ticket::new();
+        let ops = prepare_all(vec![Op::Publish(publish)]);
+        if let Some(work) = self.pen.commit_alone(&self.shared, Work::Commit { ops, reply }) {
+            self.shared.lanes.push(work);
+        }
         ticket
     }
 

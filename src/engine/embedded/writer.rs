@@ -9,7 +9,6 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::BuildHasherDefault;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use smallvec::SmallVec;
 use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Location, Mark};
-use super::lanes::{Next, Prepared, Reply, Work, deadline};
+use super::lanes::{Prepared, Reply, Work, deadline};
 use super::ledger::Ledger;
 use super::marker::Marker;
 use super::pack::{Books, Failed, Packer};
@@ -30,10 +29,10 @@ use crate::engine::{Durability, Outcome};
 use crate::types::clock::{now, unix_now};
 use crate::types::{TargetId, TopicName, UnixMillis};
 
-/// What one commit takes of each lane, in bytes.
-const COMMIT_BYTES: usize = 768 << 10;
 /// How often the free space is looked at.
 pub(super) const SPACE_EVERY: Duration = Duration::from_secs(1);
+/// What is durable in the journal is given to sled after this time at the latest.
+const GIVE_EVERY: Duration = Duration::from_millis(25);
 /// How long the writer sleeps when there is upkeep to do.
 const UPKEEP_EVERY: Duration = Duration::from_millis(50);
 
@@ -71,6 +70,8 @@ pub(super) struct Writer {
     pub(super) answers: Vec<Answer>,
     pub(super) low_disk: Option<(u64, u64)>,
     last_sync: Instant,
+    /// What the last sync took.
+    pub(super) sync_took: Duration,
     pub(super) next_space_check: Instant,
     /// The same in logical bytes written.
     pub(super) next_space_check_bytes: u64,
@@ -98,46 +99,16 @@ impl Writer {
             answers: Vec::new(),
             low_disk: None,
             last_sync: now(),
+            sync_took: Duration::ZERO,
             next_space_check: now(),
             next_space_check_bytes: 0,
         }
     }
 
-    /// Runs until the lanes are closed and empty, or a write fails.
-    pub(super) fn run(mut self) {
-        let result = catch_unwind(AssertUnwindSafe(|| self.serve()));
-        let failure = match result {
-            Ok(Ok(())) => None,
-            Ok(Err(why)) => Some(why),
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().cloned();
-                Some(
-                    text.or_else(|| panic.downcast_ref::<&str>().map(|t| (*t).to_owned()))
-                        .unwrap_or_default(),
-                )
-            }
-        };
-        let Some(why) = failure else { return };
-        let error = self.shared.fail(&why);
-        if self.shared.disk.free_bytes().is_ok_and(|free| free < self.shared.disk.ballast_bytes()) {
-            // The next start needs some room to recover.
-            self.shared.disk.drop_ballast();
-        }
-        for answer in self.answers.drain(..) {
-            match answer {
-                Answer::Commit(reply, _) => drop(reply.send(Err(error.clone()))),
-                Answer::Done(reply) => drop(reply.send(Err(error.clone()))),
-                Answer::Count(reply, _) => drop(reply.send(Err(error.clone()))),
-            }
-        }
-        let mut work = Vec::new();
-        while !matches!(self.shared.lanes.next(&mut work, usize::MAX, None), Next::Closed) {
-            work.drain(..).for_each(|work| work.fail(&error));
-        }
-    }
-
     /// Makes all durable, and says beside the store that this was the end.
-    fn close(&mut self) -> Result<(), Failed> {
+    pub(super) fn close(&mut self) -> Result<(), Failed> {
+        self.upkeep_round()?;
+        self.seal()?;
         let boot = self.shared.boot;
         let (log, disk) = (&mut self.packer.log, &self.shared.disk);
         log.insert(disk, Tree::Meta, b"closed", &boot.to_be_bytes())?;
@@ -148,46 +119,85 @@ impl Writer {
         Ok(())
     }
 
-    fn serve(&mut self) -> Result<(), Failed> {
-        let mut work = Vec::new();
-        loop {
-            let until = self.wait_until();
-            let next = self.shared.lanes.next(&mut work, COMMIT_BYTES, until);
-            if matches!(next, Next::Closed) {
-                self.upkeep_round()?;
-                self.seal()?;
-                return self.close();
+    /// One commit of what waits, and what else is due.
+    pub(super) fn round(&mut self, work: &mut Vec<Work>) -> Result<(), Failed> {
+        self.give()?;
+        if self.space_is_due() {
+            self.check_space();
+        }
+        coalesce(work);
+        for work in work.drain(..) {
+            self.stage(work)?;
+        }
+        self.upkeep_round()?;
+        self.finish()?;
+        self.give()?;
+        self.catch_up()
+    }
+
+    /// One commit of this alone. Sled is given its rows by a later round.
+    pub(super) fn commit_alone(&mut self, work: Work) -> Result<(), Failed> {
+        self.stage(work)?;
+        self.finish()
+    }
+
+    /// Whether nothing but a commit is to be done.
+    pub(super) fn is_at_rest(&self) -> bool {
+        !self.packer.log.lags_much() && !self.space_is_due()
+    }
+
+    fn space_is_due(&self) -> bool {
+        now() >= self.next_space_check || self.packer.log.written >= self.next_space_check_bytes
+    }
+
+    fn finish(&mut self) -> Result<(), Failed> {
+        self.seal()?;
+        self.make_durable()?;
+        if self.packer.log.owes() {
+            self.shared.bodies.owe(true);
+        }
+        self.apply();
+        Ok(())
+    }
+
+    fn give(&mut self) -> Result<(), Failed> {
+        if self.packer.log.owes() {
+            self.packer.log.give(&self.shared.disk)?;
+            self.shared.bodies.owe(false);
+        }
+        Ok(())
+    }
+
+    /// Nothing is acknowledged any more; who waits is told.
+    pub(super) fn give_up(&mut self, why: &str) {
+        let error = self.shared.fail(why);
+        if self.shared.disk.free_bytes().is_ok_and(|free| free < self.shared.disk.ballast_bytes()) {
+            // The next start needs some room to recover.
+            self.shared.disk.drop_ballast();
+        }
+        self.shared.bodies.owe(false);
+        for answer in self.answers.drain(..) {
+            match answer {
+                Answer::Commit(reply, _) => drop(reply.send(Err(error.clone()))),
+                Answer::Done(reply) => drop(reply.send(Err(error.clone()))),
+                Answer::Count(reply, _) => drop(reply.send(Err(error.clone()))),
             }
-            if now() >= self.next_space_check || self.packer.log.written >= self.next_space_check_bytes {
-                self.check_space();
-            }
-            coalesce(&mut work);
-            for work in work.drain(..) {
-                self.stage(work)?;
-            }
-            self.upkeep_round()?;
-            self.seal()?;
-            self.make_durable()?;
-            let shared = self.shared.clone();
-            let giving = shared.bodies.giving();
-            self.apply();
-            self.packer.log.give(&shared.disk)?;
-            drop(giving);
-            self.catch_up()?;
         }
     }
 
-    fn wait_until(&self) -> Option<Instant> {
+    /// When there is something to do though nobody hands work in.
+    pub(super) fn wait_until(&self) -> Option<Instant> {
         let busy = self.upkeep_waits();
         let interval = match self.shared.capabilities.durability {
             Durability::Interval => self.shared.settings.sync_interval,
             _ => SPACE_EVERY,
         };
+        let give = self.packer.log.owes().then(|| deadline(GIVE_EVERY));
         let sync = self.packer.log.lags().then_some(self.last_sync + interval);
         let upkeep = busy.then(|| deadline(UPKEEP_EVERY));
         let space = self.low_disk.map(|_| deadline(SPACE_EVERY));
         let checkpoint = self.upkeep.checkpoint_at(&self.ledger);
-        [sync, upkeep, space, checkpoint].into_iter().flatten().min()
+        [give, sync, upkeep, space, checkpoint].into_iter().flatten().min()
     }
 
     pub(super) fn books(&mut self) -> (&mut Packer, Books<'_>) {
@@ -201,9 +211,11 @@ impl Writer {
     }
 
     pub(super) fn sync(&mut self) -> Result<(), Failed> {
+        let before = now();
         self.packer.log.sync(&self.shared.disk)?;
         self.syncs += 1;
         self.last_sync = now();
+        self.sync_took = self.last_sync - before;
         self.after_sync();
         Ok(())
     }

@@ -324,7 +324,7 @@ mod tests {
         use Direction::{Both, In, Out};
         let refused = |topics: &[Topic]| Mapping::new(topics).unwrap_err();
         assert!(refused(&[topic("a/#/b", Both, "", "")]).contains("a/#/b"));
-        assert!(refused(&[topic("", Out, "", "x")]).contains("empty"));
+        assert!(refused(&[topic("", Out, "", "x")]).starts_with("\"\": "));
         assert!(refused(&[topic("q", Out, "$queue/", "")]).contains("command"));
         assert!(refused(&[topic("a", Out, "", ""), topic("a", Both, "", "")]).contains("twice"));
         let loops = [topic("a/#", Out, "l/", "r/"), topic("a/#", In, "l/", "r/")];

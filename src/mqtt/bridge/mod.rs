@@ -14,6 +14,7 @@ mod mapping;
 mod settings;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU16;
@@ -50,8 +51,8 @@ pub use settings::{NotARemote, Password, Remote, Settings};
 use mapping::Outward;
 use settings::NoPassword;
 
-/// Whose the sessions of bridges are: no client can take them.
-const PRINCIPAL: ByteString = ByteString::from_static("$bridge");
+/// Whose the sessions of bridges are: no client can take them, as no user has a colon in its name.
+const PRINCIPAL: ByteString = ByteString::from_static("bridge:");
 /// A connection that lasted so long was a success: the next one is tried soon.
 const LASTED: Duration = Duration::from_secs(30);
 
@@ -165,6 +166,8 @@ struct Bridge {
     settings: Settings,
     link: Arc<Link>,
     tls: Option<ClientTls>,
+    /// Its session was made by this process, and the other broker was told nothing yet.
+    fresh: AtomicBool,
 }
 
 /// What begins the client id of a bridge's session on this broker.
@@ -195,7 +198,7 @@ impl Bridges {
                 state,
                 board: board.clone(),
             });
-            bridges.push(Arc::new(Bridge { settings, link, tls }));
+            bridges.push(Arc::new(Bridge { settings, link, tls, fresh: AtomicBool::new(false) }));
         }
         Ok(Self { bridges })
     }
@@ -266,6 +269,7 @@ impl Bridge {
             return Ok(());
         }
         let opened = self.open(broker, Arc::new(Nowhere)).await?;
+        self.fresh.store(!opened.present, Ordering::Relaxed);
         self.subscribe(&opened, false).await?;
         opened.session.close(End::Clean).await;
         Ok(())
@@ -288,7 +292,8 @@ impl Bridge {
     /// Lets the session have the subscriptions that the configuration says, and no others.
     async fn subscribe(&self, opened: &Opened, connected: bool) -> Result<(), CoreError> {
         let session = &opened.session;
-        let wanted = self.link.mapping.local_filters(!opened.present, connected);
+        let fresh = connected && (self.fresh.swap(false, Ordering::Relaxed) || !opened.present);
+        let wanted = self.link.mapping.local_filters(fresh, connected);
         let mut others = session.filters();
         others.retain(|filter| !wanted.iter().any(|(wanted, _)| wanted == filter));
         for ended in session.unsubscribe(others).await {
@@ -454,11 +459,11 @@ impl Bridge {
                 tracing::info!(bridge = name, %remote, resumed, "connected");
                 self.link.tell(&door.broker, true, format!("{remote} connected"));
             }
-            std::future::pending().await
+            std::future::pending::<Infallible>().await
         };
         tokio::select! {
             why = greeted.serve(door, hello, opened, mailbox, client, subscribe) => Ok(why),
-            () = telling => Ok(String::new()),
+            never = telling => match never {},
         }
     }
 }

@@ -19,7 +19,7 @@ use super::errands::{Done, Errands, Note};
 use super::wire::{Io, Wire};
 use crate::core::{Opened, Publisher, PublisherInfo, Receipt, Session};
 use crate::engine::Outcome;
-use crate::mqtt::codec::ReasonCode;
+use crate::mqtt::codec::{Packet, ReasonCode};
 use crate::mqtt::frames::{Form, Frames};
 use crate::mqtt::outbox::Mailbox;
 use crate::mqtt::state::{Ask, Effects, Ending, Hello, Input, State, Stored};
@@ -287,8 +287,13 @@ impl Live {
                 self.state.handle(Input::Receipt(receipt), now, wall, &mut self.effects);
             }
         }
+        let mut unsaid = false;
         for packet in self.effects.packets.drain(..) {
-            wire.send(packet, self.form);
+            let awaited = matches!(packet, Packet::Auth(_));
+            unsaid |= !wire.send(packet, self.form) && awaited;
+        }
+        if unsaid {
+            self.handle(Input::Closed(ReasonCode::PacketTooLarge));
         }
         self.settle();
         for (stored, how) in std::mem::take(&mut self.effects.failed) {

@@ -1,12 +1,13 @@
 //! One connection: the only task that reads and writes its socket.
 //!
 //! ```text
-//! layers laid ─▶ CONNECT ─▶ session opened ─▶ CONNACK ─▶ served ─▶ told why ─▶ session given back ─▶ half closed ─▶ closed
+//! layers laid ─▶ CONNECT ─▶ authenticated ─▶ session opened ─▶ CONNACK ─▶ served ─▶ told why ─▶ session given back ─▶ half closed ─▶ closed
 //! ```
 //!
 //! Invariants: a peer is told why, where its version has a word for it, before its connection is closed; the session is
 //! given back before the connection lingers for a slow peer; a peer's fault is logged at debug level.
 
+mod authenticate;
 pub(super) mod client;
 mod deliver;
 mod end;
@@ -19,7 +20,6 @@ mod wire;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytestring::ByteString;
 use tokio::time::{sleep_until, timeout};
 
 use super::Door;
@@ -112,21 +112,30 @@ fn new_wire(door: &Door, stream: Stream) -> Wire {
     Wire::new(stream, decoder, Arc::clone(&door.counters.0.traffic))
 }
 
-/// Why there is no CONNECT.
+/// Why there is no CONNECT, or none that counts.
 enum NoConnect {
     /// The peer is gone.
     Gone,
     /// What came is none.
     Bad(DecodeError),
+    /// It is refused.
+    Refused(Refused, Form),
 }
 
 /// Reads up to the first packet. Cancel safe.
 async fn read_connect(door: &Door, wire: &mut Wire) -> Result<Connect, NoConnect> {
+    match read_packet(door, wire).await? {
+        Packet::Connect(connect) => Ok(*connect),
+        // [MQTT-3.1.0-1]; the codec sees to it that this is the first.
+        _ => Err(NoConnect::Bad(DecodeError::FirstNotConnect)),
+    }
+}
+
+/// Writes what waits and reads up to the next packet. Cancel safe.
+async fn read_packet(door: &Door, wire: &mut Wire) -> Result<Packet, NoConnect> {
     loop {
         match wire.decode() {
-            Ok(Some(Packet::Connect(connect))) => return Ok(*connect),
-            // [MQTT-3.1.0-1]; the codec sees to it that this is the first.
-            Ok(Some(_)) => return Err(NoConnect::Bad(DecodeError::FirstNotConnect)),
+            Ok(Some(packet)) => return Ok(packet),
             Err(error) => return Err(NoConnect::Bad(error)),
             Ok(None) => {}
         }
@@ -137,20 +146,41 @@ async fn read_connect(door: &Door, wire: &mut Wire) -> Result<Connect, NoConnect
     }
 }
 
+/// Reads CONNECT and finds out who the client is. Not cancel safe.
+async fn greet(door: &Door, wire: &mut Wire) -> Result<Hello, NoConnect> {
+    let connect = read_connect(door, wire).await?;
+    let form = Form::of(&connect);
+    let mut hello =
+        Hello::check(connect, &door.settings).map_err(|refused| NoConnect::Refused(refused, form))?;
+    authenticate::authenticate(door, wire, &mut hello).await?;
+    Ok(hello)
+}
+
 /// From the first byte to CONNACK. `None`: it came to nothing, and the peer was told what there was to tell.
 async fn begin(door: &Arc<Door>, wire: &mut Wire, peer: Peer, until: Instant) -> Option<Live> {
-    let connect = tokio::select! {
-        connect = read_connect(door, wire) => connect,
+    let hello = tokio::select! {
+        hello = greet(door, wire) => hello,
         () = sleep_until(until.into()) => {
             door.counters.timed_out();
-            tracing::debug!(%peer, "no CONNECT within the time for it");
+            tracing::debug!(%peer, "no CONNECT within the time for it, or none that was authenticated");
             return None;
         }
         () = door.shutdown.stopping().cancelled() => return None,
     };
-    let connect = match connect {
-        Ok(connect) => connect,
-        Err(NoConnect::Gone) => return None,
+    let greeted = match hello {
+        Ok(hello) => {
+            let form = hello.form;
+            open(door, wire, hello).await.map_err(|refused| NoConnect::Refused(refused, form))
+        }
+        Err(error) => Err(error),
+    };
+    match greeted {
+        Ok(live) => {
+            let version = live.form.version;
+            tracing::debug!(%peer, client = %live.client_id(), ?version, "connected");
+            Some(live)
+        }
+        Err(NoConnect::Gone) => None,
         Err(NoConnect::Bad(error)) => {
             door.counters.refused();
             tracing::debug!(%peer, %error, rule = error.rule(), "no CONNECT");
@@ -159,16 +189,9 @@ async fn begin(door: &Arc<Door>, wire: &mut Wire, peer: Peer, until: Instant) ->
                 refuse_with(wire, Some(connack), Form { version, max_packet: usize::MAX });
                 end::linger(door, wire).await;
             }
-            return None;
+            None
         }
-    };
-    let form = Form::of(&connect);
-    match open(door, wire, connect).await {
-        Ok(live) => {
-            tracing::debug!(%peer, client = %live.client_id(), version = ?form.version, "connected");
-            Some(live)
-        }
-        Err(refused) => {
+        Err(NoConnect::Refused(refused, form)) => {
             door.counters.refused();
             tracing::debug!(%peer, code = %refused.code, why = refused.why, "CONNECT refused");
             refuse_with(wire, refused.connack(form.version), form);
@@ -199,8 +222,7 @@ fn refuse_with(wire: &mut Wire, connack: Option<ConnAck>, form: Form) {
 }
 
 /// Opens the session and queues CONNACK, ahead of everything else [3.1.1 and 5: MQTT-3.2.0-1].
-async fn open(door: &Arc<Door>, wire: &mut Wire, connect: Connect) -> Result<Live, Refused> {
-    let mut hello = Hello::check(connect, &door.settings)?;
+async fn open(door: &Arc<Door>, wire: &mut Wire, mut hello: Hello) -> Result<Live, Refused> {
     if let Some(will) = &hello.will {
         will.check(door.broker.limits()).map_err(|error| Refused::will(&error))?;
     }
@@ -209,8 +231,7 @@ async fn open(door: &Arc<Door>, wire: &mut Wire, connect: Connect) -> Result<Liv
         client_id: hello.client_id.clone(),
         clean_start: hello.clean_start,
         expiry: hello.expiry,
-        // Nobody is authenticated yet: all are the same.
-        principal: ByteString::new(),
+        principal: hello.principal.clone(),
         outbox: Arc::clone(&mailbox) as _,
     });
     let opened: Result<Opened, CoreError> = opened.await;
@@ -220,8 +241,7 @@ async fn open(door: &Arc<Door>, wire: &mut Wire, connect: Connect) -> Result<Liv
         Session { client_id: opened.session.client_id(), present: opened.present, expiry: opened.expiry };
     let connack = hello.accepted(&session, &door.settings);
     if !wire.send(Packet::ConnAck(Box::new(connack)), hello.form) {
-        let why = "the client's maximum packet size does not admit CONNACK".to_owned();
-        return Err(Refused { code: ReasonCode::PacketTooLarge, why });
+        return Err(Refused::too_large("CONNACK"));
     }
     wire.decoder.limits_mut().max_packet_size = door.settings.max_packet();
     hello.expiry = opened.expiry.min(hello.expiry);

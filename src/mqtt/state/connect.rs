@@ -3,12 +3,17 @@
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
+use bytes::Bytes;
+use bytestring::ByteString;
+
+use super::authenticate::Authenticated;
+use crate::auth::scram;
 use crate::core::CoreError;
 use crate::mqtt::Settings;
 use crate::mqtt::codec::{ConnAck, ConnAckProperties, Connect, PacketType, ReasonCode, Version};
 use crate::mqtt::frames::Form;
 use crate::mqtt::translate::{self, Will};
-use crate::mqtt::violation;
+use crate::mqtt::violation::{self, Violation};
 use crate::types::{ClientId, NameError};
 
 /// A CONNECT that was accepted so far: the session is still to be opened.
@@ -29,6 +34,24 @@ pub(in crate::mqtt) struct Hello {
     pub(in crate::mqtt) form: Form,
     pub(in crate::mqtt) problem_information: bool,
     pub(in crate::mqtt) will: Option<Box<Will>>,
+    /// Who it says it is, until that is found out.
+    pub(in crate::mqtt) login: Login,
+    /// Who it is; empty: nobody in particular.
+    pub(in crate::mqtt) principal: ByteString,
+    /// What it was authenticated by, if not by a password as it is.
+    pub(in crate::mqtt) authenticated: Option<Box<Authenticated>>,
+}
+
+/// How a client says who it is.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(in crate::mqtt) enum Login {
+    /// It does not, or there is nothing to compare it with.
+    #[default]
+    Anonymous,
+    /// User name and password of CONNECT.
+    Password { name: ByteString, password: Bytes },
+    /// By the one method that there is, with its first words if CONNECT has them.
+    Method { data: Option<Bytes> },
 }
 
 /// A CONNECT that is refused.
@@ -59,15 +82,11 @@ impl Hello {
     /// [`Refused`] with the code for CONNACK.
     pub(in crate::mqtt) fn check(connect: Connect, settings: &Settings) -> Result<Self, Refused> {
         let form = Form::of(&connect);
-        let Connect { version, clean_start, keep_alive, client_id, will, properties, .. } = connect;
-        // 5: [MQTT-4.12.0-1]: no method is supported.
-        if let Some(method) = properties.authentication_method {
-            let why = format!("the authentication method `{method}` is not supported");
-            return Err(Refused { code: ReasonCode::BadAuthenticationMethod, why });
-        }
-        if let Err(why) = settings.terms.check_version(version) {
+        if let Err(why) = settings.terms.check_version(connect.version) {
             return Err(Refused { code: ReasonCode::UnsupportedProtocolVersion, why });
         }
+        let login = Login::of(&connect, settings)?;
+        let Connect { version, clean_start, keep_alive, client_id, will, properties, .. } = connect;
         let bad_client_id = |why: String| Refused { code: ReasonCode::ClientIdentifierNotValid, why };
         // 3.1.1: [MQTT-3.1.3-7], [MQTT-3.1.3-8]. In 5 the client learns its name [5: MQTT-3.1.3-6].
         if version == Version::V311 && client_id.is_empty() && !clean_start {
@@ -107,6 +126,9 @@ impl Hello {
             form,
             problem_information: properties.request_problem_information.unwrap_or(true),
             will,
+            login,
+            principal: ByteString::new(),
+            authenticated: None,
         })
     }
 
@@ -130,6 +152,9 @@ impl Hello {
             form,
             problem_information: true,
             will: None,
+            login: Login::Anonymous,
+            principal: ByteString::new(),
+            authenticated: None,
         }
     }
 
@@ -150,13 +175,62 @@ impl Hello {
             }
             // 5: [MQTT-3.2.2-22].
             properties.server_keep_alive = self.server_keep_alive.then_some(self.keep_alive);
+            if let Some(authenticated) = &self.authenticated {
+                // 5: [MQTT-4.12.0-5], [MQTT-4.12.0-6].
+                properties.authentication_method = Some(ByteString::from_static(scram::MECHANISM));
+                properties.authentication_data = Some(authenticated.signature.clone());
+            }
         }
         // 3.1.1: [MQTT-3.2.2-1] to [MQTT-3.2.2-3]; 5: [MQTT-3.2.2-2], [MQTT-3.2.2-3].
         ConnAck { session_present: session.present, reason: ReasonCode::Success, properties }
     }
 }
 
+impl Login {
+    fn of(connect: &Connect, settings: &Settings) -> Result<Self, Refused> {
+        let Connect { username, password, properties, .. } = connect;
+        // 5: [MQTT-4.12.0-1].
+        if let Some(method) = &properties.authentication_method {
+            if settings.users.is_none() || *method != scram::MECHANISM {
+                let why = format!("the authentication method `{method}` is not supported");
+                return Err(Refused { code: ReasonCode::BadAuthenticationMethod, why });
+            }
+            return Ok(Self::Method { data: properties.authentication_data.clone() });
+        }
+        let says_who = username.is_some() || password.is_some();
+        if says_who && settings.users.is_some() {
+            let (name, password) = (username.clone(), password.clone());
+            return Ok(Self::Password {
+                name: name.unwrap_or_default(),
+                password: password.unwrap_or_default(),
+            });
+        }
+        if !settings.admits_anonymous() {
+            let why = "a user name and a password, or SCRAM-SHA-256, are needed".to_owned();
+            return Err(Refused { code: ReasonCode::NotAuthorized, why });
+        }
+        Ok(Self::Anonymous)
+    }
+}
+
 impl Refused {
+    /// Of a user name or a password.
+    pub(in crate::mqtt) fn login() -> Self {
+        let why = "the user is not known or the password is wrong".to_owned();
+        Self { code: ReasonCode::BadUserNameOrPassword, why }
+    }
+
+    /// Of a packet of ours that the client does not take.
+    pub(in crate::mqtt) fn too_large(packet: &str) -> Self {
+        let why = format!("the client's maximum packet size does not admit {packet}");
+        Self { code: ReasonCode::PacketTooLarge, why }
+    }
+
+    /// Of a step of enhanced authentication.
+    pub(in crate::mqtt) fn violation(violation: &Violation) -> Self {
+        Self { code: violation.code(), why: format!("{violation} ({})", violation.rule()) }
+    }
+
     /// Of a will that could not be published.
     pub(in crate::mqtt) fn will(error: &CoreError) -> Self {
         Self { code: violation::refusal(error, PacketType::PubAck), why: error.to_string() }

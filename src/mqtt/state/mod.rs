@@ -5,6 +5,7 @@
 //!
 //! Invariant: after [`Effects::end`] nothing but the end follows.
 
+mod authenticate;
 mod client;
 mod connect;
 mod delivery;
@@ -27,8 +28,9 @@ use crate::core::{CoreError, End, Inbound, Limits, Receipt};
 use crate::engine::{Nack, Outgoing};
 use crate::types::{Qos, TargetId, UnixMillis};
 
+pub(super) use authenticate::{Authenticated, Dialogue, Heard};
 pub(super) use client::Client;
-pub(super) use connect::{Hello, Refused, Session};
+pub(super) use connect::{Hello, Login, Refused, Session};
 pub(super) use delivery::Start;
 pub use fuzz::fuzz_state;
 pub(super) use outbound::{Flight, Origin, Step, Stored, Window};
@@ -115,8 +117,8 @@ pub(super) struct State {
     version: Version,
     /// Whether acknowledgements may say more than their code [5: MQTT-3.1.2-29].
     problem_information: bool,
-    /// One and a half keep alive periods.
-    silence: Option<Duration>,
+    /// In seconds; 0: none.
+    keep_alive: u16,
     heard: Instant,
     incoming: Incoming,
     window: Window,
@@ -126,6 +128,8 @@ pub(super) struct State {
     /// CONNECT asked for a session that ends with the connection.
     ends_with_connection: bool,
     will: Option<Box<Will>>,
+    /// By enhanced authentication.
+    authenticated: Option<Box<Authenticated>>,
     /// The peer is a server, and we are its client.
     client: Option<Box<Client>>,
 }
@@ -144,8 +148,7 @@ impl State {
         Self {
             version: hello.version,
             problem_information: hello.problem_information,
-            silence: Some(Duration::from_secs(hello.keep_alive.into()) * 3 / 2)
-                .filter(|time| !time.is_zero()),
+            keep_alive: hello.keep_alive,
             heard: now,
             incoming: Incoming::new(
                 hello.version,
@@ -159,6 +162,7 @@ impl State {
             backlog,
             ends_with_connection: hello.expiry.is_zero(),
             will: hello.will,
+            authenticated: hello.authenticated,
             client: None,
         }
     }
@@ -218,7 +222,7 @@ impl State {
         self.heard = now;
     }
 
-    /// When [`Input::Deadline`] is due [3.1.1: MQTT-3.1.2-24; 5: MQTT-3.1.2-22].
+    /// When [`Input::Deadline`] is due: after one and a half keep alive periods [3.1.1: MQTT-3.1.2-24; 5: MQTT-3.1.2-22].
     pub(super) fn deadline(&self) -> Option<Instant> {
         let ping = self.client.as_ref().and_then(|client| client.next_ping());
         [self.silent(), ping].into_iter().flatten().min()
@@ -226,7 +230,8 @@ impl State {
 
     /// When the peer has been silent for too long.
     fn silent(&self) -> Option<Instant> {
-        Some(self.heard + self.silence?)
+        let period = Duration::from_secs(self.keep_alive.into());
+        (!period.is_zero()).then(|| self.heard + period * 3 / 2)
     }
 
     /// The deliveries to the client.
@@ -266,8 +271,10 @@ impl State {
             }
             Packet::PingReq => effects.packets.push(Packet::PingResp), // [MQTT-3.12.4-1]
             Packet::Disconnect(disconnect) => return self.disconnect(disconnect, effects),
-            // 5: [MQTT-4.12.0-7]: no method was agreed, as none is supported.
-            Packet::Auth(_) => return Err(Violation::Auth),
+            Packet::Auth(auth) => match &mut self.authenticated {
+                Some(authenticated) => effects.packets.push(authenticated.again(auth)?),
+                None => return Err(Violation::Auth), // 5: [MQTT-4.12.0-7]
+            },
             packet @ (Packet::Connect(_)
             | Packet::ConnAck(_)
             | Packet::SubAck(_)

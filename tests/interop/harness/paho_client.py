@@ -60,7 +60,7 @@ class Paho:
             raise AssertionError(f"no {name} within {deadline} s") from None
 
     def connect(self):
-        """Connects and waits for CONNACK; says whether a session was there."""
+        """Connects; see `connected`."""
         options = {}
         if self._version == 5:
             options["clean_start"] = self._clean
@@ -68,6 +68,10 @@ class Paho:
                 options["properties"] = properties("CONNECT", SessionExpiryInterval=self._expiry)
         self.client.connect("127.0.0.1", self._port, keepalive=60, **options)
         self.client.loop_start()
+        return self.connected()
+
+    def connected(self):
+        """Waits for a CONNACK; says whether a session was there."""
         flags, reason, self.connack = self._next("connack")
         assert not reason.is_failure, reason
         return flags.session_present

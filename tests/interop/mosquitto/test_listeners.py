@@ -33,32 +33,13 @@ tls = {{ cert = "{0}/server.pem", key = "{0}/server.key" }}
 """
 
 
-def openssl(directory, *words):
-    """One command of openssl, its files in the directory."""
-    subprocess.run(("openssl", *words), check=True, capture_output=True, cwd=directory)
-
-
-def certify(directory):
-    """A server's certificate of its own signature, and a device's that the authority `clients` has signed."""
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    names = ("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
-    for name in ("server", "clients"):
-        files = ("-keyout", f"{name}.key", "-out", f"{name}.pem")
-        openssl(directory, "req", "-x509", *key, *names, "-subj", f"/CN={name}", *files)
-    openssl(directory, "req", "-new", *key[:-2], "-subj", "/CN=device", "-keyout", "device.key", "-out", "device.csr")
-    (directory / "device.ext").write_text("basicConstraints=CA:FALSE\nsubjectAltName=DNS:device\n")
-    authority = ("-CA", "clients.pem", "-CAkey", "clients.key", "-CAcreateserial", "-days", "2")
-    openssl(directory, "x509", "-req", "-in", "device.csr", "-extfile", "device.ext", *authority, "-out", "device.pem")
-
-
 class Listeners:
     """A broker with listeners of every kind."""
 
-    def __init__(self, start_broker, directory):
-        self.directory = directory
-        certify(directory)
+    def __init__(self, start_broker, directory, certificates):
+        self.directory = certificates
         config = directory / "stafett.toml"
-        config.write_text(CONFIG.format(directory))
+        config.write_text(CONFIG.format(certificates))
         self.broker = start_broker("--config", config)
         self._clients = []
 
@@ -78,9 +59,9 @@ class Listeners:
 
 
 @pytest.fixture
-def listeners(start_broker, tmp_path):
+def listeners(start_broker, tmp_path, certificates):
     """See the class."""
-    made = Listeners(start_broker, tmp_path)
+    made = Listeners(start_broker, tmp_path, certificates)
     yield made
     made.stop()
 
@@ -89,7 +70,7 @@ def listeners(start_broker, tmp_path):
 @pytest.mark.parametrize("version", ("mqttv311", "mqttv5"))
 def test_the_tools_over_tls(listeners, tls, version):
     tools = listeners.mosquitto("secure")
-    options = ("-V", version, "--cafile", listeners.directory / "server.pem", "--tls-version", tls, "-q", 2, "-t", "a")
+    options = ("-V", version, "--cafile", listeners.directory / "authority.pem", "--tls-version", tls, "-q", 2, "-t", "a")
     subscriber = tools.subscribe(*options, "-C", 2)
     tools.start_pub(*options, "-m", "plain").ends()
     tools.start_pub(*options, "--tls-alpn", "mqtt", "-m", "agreed").ends()
@@ -98,7 +79,7 @@ def test_the_tools_over_tls(listeners, tls, version):
 
 def test_the_tools_with_a_certificate(listeners):
     tools = listeners.mosquitto("devices")
-    trust = ("--cafile", listeners.directory / "server.pem", "-q", 1, "-t", "a")
+    trust = ("--cafile", listeners.directory / "authority.pem", "-q", 1, "-t", "a")
     own = ("--cert", listeners.directory / "device.pem", "--key", listeners.directory / "device.key")
     subscriber = tools.subscribe(*trust, *own, "-C", 1)
     tools.start_pub(*trust, *own, "-m", "known").ends()
@@ -117,7 +98,7 @@ def test_the_tools_with_a_certificate(listeners):
 def test_paho(listeners, name, version):
     def prepare(client):
         if name != "browsers":
-            client.tls_set(listeners.directory / "server.pem", tls_version=ssl.PROTOCOL_TLS_CLIENT)
+            client.tls_set(listeners.directory / "authority.pem", tls_version=ssl.PROTOCOL_TLS_CLIENT)
         if name != "secure":
             client.ws_set_options(path="/mqtt")
 

@@ -4,15 +4,9 @@ import pytest
 from stafett.v1 import queue_pb2
 
 from harness import DEADLINE
-from harness.tools import Mosquitto, got, got_together
+from harness.tools import got, got_together
 
 VERSIONS = ("mqttv311", "mqttv5")
-PERSISTENT_V5 = ("-V", "mqttv5", "-x", "3600")
-
-
-def persistent(version):
-    """Options of a session that outlives its connection."""
-    return ("-V", "mqttv311", "-c") if version == "mqttv311" else (*PERSISTENT_V5, "-c")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -33,58 +27,6 @@ def test_a_subscription_lowers_the_qos(mosquitto, version):
     mosquitto.publish("a", "two", "-q", 2)
     mosquitto.publish("a", "none", "-q", 0)
     assert got(subscriber, 2) == ["1 0 a two", "0 0 a none"]
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_retained_values_come_first_and_can_be_deleted(mosquitto, version):
-    mosquitto.publish("temp/1", "20", "-r", "-q", 1, "-V", version)
-    mosquitto.publish("temp/2", "30", "-r", "-q", 1, "-V", version)
-    subscriber = mosquitto.subscribe("-V", version, "-q", 1, "-t", "temp/#", "-C", 3)
-    assert sorted(got(subscriber, 2)) == ["1 1 temp/1 20", "1 1 temp/2 30"]
-    mosquitto.publish("temp/1", "21", "-r", "-q", 1)
-    assert got(subscriber, 3)[-1] == "1 0 temp/1 21"
-    mosquitto.start_pub("-t", "temp/1", "-n", "-r", "-q", 1, "-V", version).ends()
-    late = mosquitto.subscribe("-V", version, "-q", 1, "-t", "temp/#", "-C", 1)
-    assert got(late, 1) == ["1 1 temp/2 30"]
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_will_is_published_when_the_client_is_lost_and_only_then(mosquitto, version):
-    watcher = mosquitto.subscribe("-q", 1, "-t", "state/#")
-    will = ("--will-topic", "state/dies", "--will-payload", "gone", "--will-qos", 1)
-    lost = mosquitto.subscribe("-V", version, "-t", "nothing", *will)
-    lost.kill9()
-    assert got(watcher, 1) == ["1 0 state/dies gone"]
-
-    polite = mosquitto.subscribe("-V", version, "-t", "nothing", "-C", 1, *will)
-    mosquitto.publish("nothing", "bye")
-    polite.ends()
-    mosquitto.publish("state/other", "end", "-q", 1)
-    assert got(watcher, 2)[-1] == "1 0 state/other end"
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("ending", ("clean", "kill -9"))
-def test_a_persistent_session_survives_a_restart_of_the_broker(start_broker, version, ending):
-    broker = start_broker(keep_ports=True)
-    clients = Mosquitto(broker.mqtt_port)
-    session = ("-i", "kitchen", *persistent(version), "-q", 1, "-t", "shop/#")
-    try:
-        clients.subscribe(*session, "-E").ends()
-        for number in range(20):
-            clients.publish("shop/1", f"missed {number}", "-q", 1)
-        if ending == "clean":
-            assert broker.terminate() == 0
-            broker.restart()
-        else:
-            broker.crash()
-        clients.publish("shop/2", "after it", "-q", 2)
-        # What waits may come before the answer to SUBSCRIBE.
-        back = clients.start_sub(*session, "-C", 21)
-        assert got(back, 21) == [f"1 0 shop/1 missed {number}" for number in range(20)] + ["1 0 shop/2 after it"]
-        back.ends()
-    finally:
-        clients.stop()
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -92,16 +92,6 @@ def test_a_session_of_version_5_lasts_as_long_as_it_asked(paho):
     assert not paho("kitchen", clean=False, expiry=0).session_present
 
 
-def test_a_session_of_3_1_1_lasts(paho):
-    first = paho("old", version=4, clean=False)
-    assert not first.session_present
-    first.subscribe("a", qos=1)
-    first.disconnect()
-    paho("sender").publish("a", b"missed", qos=1)
-    second = paho("old", version=4, clean=False)
-    assert second.session_present and second.message().payload == b"missed"
-
-
 def test_unsubscribed_is_silent(paho):
     client = paho("client")
     client.subscribe([("a", 1), ("b", 1)])

@@ -1,9 +1,10 @@
 // The broker as a child process and clients whose answers are awaited, each with a deadline.
 'use strict';
 
-const { spawn } = require('node:child_process');
+const { execFileSync, spawn } = require('node:child_process');
 const { once } = require('node:events');
 const fs = require('node:fs');
+const net = require('node:net');
 const os = require('node:os');
 const path = require('node:path');
 const readline = require('node:readline');
@@ -67,6 +68,34 @@ class Inbox {
   }
 }
 
+/** A free port below those that the kernel gives to outgoing connections: a broker that comes back finds it free. */
+async function freePort() {
+  const lowest = Number(fs.readFileSync('/proc/sys/net/ipv4/ip_local_port_range', 'utf8').split('\t')[0]);
+  for (let port = 10_000 + (process.pid % 10_000); port < lowest; port += 1) {
+    const probe = net.createServer().listen(port, '127.0.0.1');
+    const free = await once(probe, 'listening').then(() => true, () => false);
+    if (free) {
+      await new Promise((resolve) => {
+        probe.close(resolve);
+      });
+      return port;
+    }
+  }
+  throw new Error('no port is free');
+}
+
+/** A server's certificate in `directory`, and who signed it: authority.pem, server.pem, server.key. */
+function certify(directory) {
+  const openssl = (...words) => execFileSync('openssl', words, { cwd: directory, stdio: 'ignore' });
+  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
+  openssl('req', '-x509', ...key, '-days', '2', '-subj', '/CN=test', '-keyout', 'authority.key', '-out', 'authority.pem');
+  openssl('req', '-new', ...key, '-subj', '/CN=localhost', '-keyout', 'server.key', '-out', 'server.csr');
+  const names = 'basicConstraints=CA:FALSE\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n';
+  fs.writeFileSync(path.join(directory, 'server.ext'), names);
+  const by = ['-CA', 'authority.pem', '-CAkey', 'authority.key', '-CAcreateserial', '-days', '2'];
+  openssl('x509', '-req', '-in', 'server.csr', '-extfile', 'server.ext', ...by, '-out', 'server.pem');
+}
+
 /** A broker that has said that it is ready, on free ports and a store of its own; it ends with the test `t`. */
 class Broker {
   /** `config`: what its configuration file says, given the directory that holds it. */
@@ -113,6 +142,17 @@ class Broker {
     if (this.process.exitCode === null && this.process.signalCode === null) this.process.kill('SIGTERM');
     const [code] = await within('the end of the broker', this.ended);
     if (code !== 0) throw new Error(`the broker ended with ${code}\n${this.said}`);
+  }
+
+  /** Ends it and starts it again on the same store; `crash`: with kill -9. */
+  async restart(crash) {
+    if (crash) {
+      this.process.kill('SIGKILL');
+      await within('the end of the broker', this.ended);
+    } else {
+      await this.stop();
+    }
+    await this.begin();
   }
 
   client(service, options = {}) {
@@ -224,4 +264,4 @@ function details(error) {
   return Object.fromEntries(named);
 }
 
-module.exports = { Broker, Inbox, Stream, ask, call, details, grpc, refused, within };
+module.exports = { Broker, DEADLINE, Inbox, Stream, ask, call, certify, details, freePort, grpc, refused, within };

@@ -3,22 +3,53 @@
 
 const assert = require('node:assert/strict');
 const { execFileSync } = require('node:child_process');
-const fs = require('node:fs');
+const crypto = require('node:crypto');
+const { once } = require('node:events');
 const path = require('node:path');
 const { test } = require('node:test');
+const mqtt = require('mqtt');
 const { Broker, ask, within } = require('./harness');
 
-const WEBSOCKET = 'listen = "127.0.0.1:0"\ntransport = "websocket"\n';
+function users(directory) {
+  const file = path.join(directory, 'users');
+  execFileSync(process.env.STAFETT_BINARY, ['passwd', file, 'ann'], { input: 'pässword\n', stdio: ['pipe', 'ignore', 'ignore'] });
+  return `[mqtt]\nusers = "${file}"\n`;
+}
 
-function listeners(directory) {
-  const [key, cert] = ['key.pem', 'cert.pem'].map((name) => path.join(directory, name));
-  const kind = ['-x509', '-nodes', '-days', '2', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1'];
-  const names = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1'];
-  execFileSync('openssl', ['req', ...kind, ...names, '-keyout', key, '-out', cert], { stdio: 'ignore' });
-  return (
-    `[[mqtt.listeners]]\nname = "ws"\n${WEBSOCKET}\n` +
-    `[[mqtt.listeners]]\nname = "wss"\n${WEBSOCKET}tls = { cert = "${cert}", key = "${key}" }\n`
-  );
+/** What becomes of a client: its CONNACK, or the error. */
+async function greeted(t, client) {
+  t.after(() => client.endAsync(true));
+  const refused = once(client, 'error').then(([error]) => error);
+  return within('CONNACK', Promise.race([once(client, 'connect').then(([connack]) => connack), refused]));
+}
+
+/** The client's side of SCRAM-SHA-256 (RFC 5802) in the words of MQTT. */
+class Scram {
+  constructor(user, password) {
+    this.password = password;
+    this.nonce = crypto.randomBytes(18).toString('base64');
+    this.bare = `n=${user},r=${this.nonce}`;
+  }
+
+  get properties() {
+    return { authenticationMethod: 'SCRAM-SHA-256', authenticationData: Buffer.from(`n,,${this.bare}`) };
+  }
+
+  answer(packet, callback) {
+    const challenge = packet.properties.authenticationData.toString();
+    const [nonce, salt, iterations] = challenge.split(',').map((field) => field.slice(2));
+    if (!nonce.startsWith(this.nonce)) return callback(new Error('another nonce'));
+    const hmac = (key, text) => crypto.createHmac('sha256', key).update(text).digest();
+    const salted = crypto.pbkdf2Sync(this.password, Buffer.from(salt, 'base64'), Number(iterations), 32, 'sha256');
+    const key = hmac(salted, 'Client Key');
+    const last = `c=biws,r=${nonce}`;
+    const signed = `${this.bare},${challenge},${last}`;
+    const signature = hmac(crypto.createHash('sha256').update(key).digest(), signed);
+    const proof = Buffer.from(key.map((byte, at) => byte ^ signature[at])).toString('base64');
+    this.signature = `v=${hmac(hmac(salted, 'Server Key'), signed).toString('base64')}`;
+    const properties = { ...this.properties, authenticationData: Buffer.from(`${last},p=${proof}`) };
+    return callback(undefined, { cmd: 'auth', reasonCode: 0x18, properties });
+  }
 }
 
 for (const protocolVersion of [4, 5]) {
@@ -39,58 +70,15 @@ for (const protocolVersion of [4, 5]) {
     }
   });
 
-  test(`v${protocolVersion}: WebSocket, with and without TLS`, async (t) => {
-    const broker = await Broker.start(t, listeners);
-    const ca = fs.readFileSync(path.join(broker.directory, 'cert.pem'));
-    for (const kind of ['ws', 'wss']) {
-      const client = await broker.mqtt({ ...version, ca }, `${kind}://${broker.doors[`mqtt.${kind}`]}/mqtt`);
-      await client.subscribeAsync('a/#', { qos: 2 });
-      for (const payload of ['small', 'x'.repeat(300_000)]) {
-        for (const qos of [0, 1, 2]) {
-          await client.publishAsync('a/b', payload, { qos });
-          const [, received, packet] = await client.inbox.next(`QoS ${qos} over ${kind}`);
-          assert.deepEqual([received, packet.qos], [payload, qos]);
-        }
-      }
-      await client.endAsync();
-    }
-  });
-
-  test(`v${protocolVersion}: a retained value, then live ones`, async (t) => {
-    const broker = await Broker.start(t);
-    const [receiver, sender] = [await broker.mqtt(version), await broker.mqtt(version)];
-    await sender.publishAsync('room/1', 'kept', { qos: 1, retain: true });
-    await receiver.subscribeAsync('room/#', { qos: 1 });
-    const [, first, packet] = await receiver.inbox.next('the retained value');
-    assert.deepEqual([first, packet.retain], ['kept', true]);
-    await sender.publishAsync('room/1', 'live', { qos: 1 });
-    const [, second, live] = await receiver.inbox.next('the live one');
-    assert.deepEqual([second, live.retain], ['live', false]);
-  });
-
-  test(`v${protocolVersion}: a will when the connection is lost`, async (t) => {
-    const broker = await Broker.start(t);
-    const watcher = await broker.mqtt(version);
-    await watcher.subscribeAsync('state', { qos: 1 });
-    const will = { topic: 'state', payload: Buffer.from('gone'), qos: 1, retain: false };
-    const lost = await broker.mqtt({ ...version, will });
-    lost.stream.destroy();
-    assert.equal((await watcher.inbox.next('the will'))[1], 'gone');
-  });
-
-  test(`v${protocolVersion}: a session keeps what it missed`, async (t) => {
-    const broker = await Broker.start(t);
-    const properties = protocolVersion === 5 ? { properties: { sessionExpiryInterval: 3600 } } : {};
-    const session = { ...version, ...properties, clientId: 'kitchen', clean: false };
-    const first = await broker.mqtt(session);
-    assert.equal(first.connack.sessionPresent, false);
-    await first.subscribeAsync('shop/#', { qos: 2 });
-    await first.endAsync();
-    const sender = await broker.mqtt(version);
-    await sender.publishAsync('shop/1', 'missed', { qos: 2 });
-    const second = await broker.mqtt(session);
-    assert.equal(second.connack.sessionPresent, true);
-    assert.equal((await second.inbox.next('what was missed'))[1], 'missed');
+  test(`v${protocolVersion}: a user name and a password`, async (t) => {
+    const broker = await Broker.start(t, users);
+    const connect = (options) => mqtt.connect(`mqtt://${broker.doors.mqtt}`, { ...version, reconnectPeriod: 0, ...options });
+    const connack = await greeted(t, connect({ username: 'ann', password: 'pässword' }));
+    assert.equal(connack.cmd, 'connack');
+    const wrong = await greeted(t, connect({ username: 'ann', password: 'password' }));
+    assert.equal(wrong.code, protocolVersion === 5 ? 0x86 : 4);
+    const nameless = await greeted(t, connect({}));
+    assert.equal(nameless.code, protocolVersion === 5 ? 0x87 : 5);
   });
 
   test(`v${protocolVersion}: a queue under its name`, async (t) => {
@@ -103,6 +91,28 @@ for (const protocolVersion of [4, 5]) {
     assert.equal((await worker.inbox.next('an order'))[1], 'coffee');
   });
 }
+
+test('v5: SCRAM-SHA-256 by enhanced authentication', async (t) => {
+  const broker = await Broker.start(t, users);
+  const connect = (scram) => {
+    const options = { protocolVersion: 5, reconnectPeriod: 0, properties: scram.properties };
+    const client = mqtt.connect(`mqtt://${broker.doors.mqtt}`, options);
+    client.handleAuth = (packet, callback) => scram.answer(packet, callback);
+    return client;
+  };
+  const scram = new Scram('ann', 'pässword');
+  const client = connect(scram);
+  const { properties } = await greeted(t, client);
+  assert.equal(properties.authenticationMethod, 'SCRAM-SHA-256');
+  assert.equal(properties.authenticationData.toString(), scram.signature);
+  const received = once(client, 'message');
+  await client.subscribeAsync('a', { qos: 1 });
+  await client.publishAsync('a', 'authenticated', { qos: 1 });
+  assert.equal((await within('a message', received))[1].toString(), 'authenticated');
+  for (const wrong of [new Scram('ann', 'password'), new Scram('nobody', 'pässword')]) {
+    assert.equal((await greeted(t, connect(wrong))).code, 0x87);
+  }
+});
 
 test('v5: properties and topic aliases', async (t) => {
   const broker = await Broker.start(t);

@@ -14,7 +14,7 @@ use super::*;
 const EACH: usize = 40;
 
 /// What each peer of each case sends, CONNECT included.
-fn streams() -> Vec<(Version, Vec<u8>)> {
+pub(super) fn streams() -> Vec<(Version, Vec<u8>)> {
     let mut streams: Vec<(Version, Vec<u8>)> = Vec::new();
     for case in cases::files().into_iter().flat_map(|file| file.cases) {
         for version in BOTH {

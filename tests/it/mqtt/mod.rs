@@ -3,9 +3,11 @@
 //! [`Peer`] is a client that does what a test says and nothing by itself: it answers no packet and resends none. What is
 //! asked of a client that somebody else wrote is in `rumqtt`.
 
+mod auth;
 mod cases;
 mod conformance;
 mod cross;
+mod differential;
 mod fuzz;
 mod hostile;
 mod limits;

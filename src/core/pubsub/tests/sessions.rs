@@ -186,6 +186,35 @@ async fn a_session_belongs_to_who_made_it() {
 }
 
 #[tokio::test]
+async fn what_is_nobodys_is_theirs_who_take_it() {
+    let bed = Bed::new().await;
+    let open = async |principal: &'static str| {
+        let open = OpenSession {
+            client_id: Some(ClientId::parse("s").unwrap()),
+            clean_start: false,
+            expiry: Duration::from_secs(60),
+            principal: principal.into(),
+            outbox: Arc::new(Inbox::default()),
+        };
+        let opened = bed.broker.open_session(open).await?;
+        let present = opened.present;
+        opened.session.close(End::Clean).await;
+        Ok::<_, CoreError>(present)
+    };
+    assert!(!open("").await.unwrap());
+    assert!(open("").await.unwrap());
+    assert!(open("ann").await.unwrap());
+    for other in ["", "bob"] {
+        let refused = open(other).await;
+        assert!(
+            matches!(refused, Err(CoreError::Precondition { reason: "SESSION_OF_ANOTHER", .. })),
+            "{other}"
+        );
+    }
+    assert!(open("ann").await.unwrap());
+}
+
+#[tokio::test]
 async fn a_clean_start_deletes_what_was_there() {
     let bed = Bed::new().await;
     let (session, _, _) = bed.durable("s").await;

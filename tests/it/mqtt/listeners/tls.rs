@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind::UnexpectedEof;
 
-use rumqttc::{AsyncClient, Event, Incoming, MqttOptions, TlsConfiguration, Transport};
 use rustix::process::Signal;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -204,32 +203,4 @@ async fn new_files_are_read_at_sighup() {
     broker.process().says("the certificate that was in use stays").await;
     works(shake(&broker, &new).await.unwrap(), V5).await.leave().await;
     after.nothing_came().await;
-}
-
-#[tokio::test]
-async fn rumqttc_over_tls() {
-    let (directory, authority) = certified();
-    let broker = broker_with_x(&tls_lines(&directory)).await;
-    let mut options = MqttOptions::new("r", "localhost", broker.address("mqtt.x").port());
-    let client = Arc::new(authority.client(BOTH_TLS, None));
-    options.set_transport(Transport::Tls(TlsConfiguration::Rustls(client)));
-    echo(options).await;
-}
-
-/// What rumqttc publishes comes back to it.
-pub(super) async fn echo(options: MqttOptions) {
-    let (client, mut events) = AsyncClient::new(options, 10);
-    client.subscribe("r/#", rumqttc::QoS::ExactlyOnce).await.unwrap();
-    loop {
-        match within("an event", events.poll()).await.unwrap() {
-            Event::Incoming(Incoming::SubAck(_)) => {
-                client.publish("r/x", rumqttc::QoS::ExactlyOnce, false, vec![7; 5000]).await.unwrap();
-            }
-            Event::Incoming(Incoming::Publish(publish)) => {
-                assert_eq!((publish.topic.as_str(), &publish.payload[..]), ("r/x", &[7; 5000][..]));
-                return;
-            }
-            _ => {}
-        }
-    }
 }

@@ -1,7 +1,6 @@
 //! MQTT over WebSocket.
 
 use futures_util::{SinkExt, StreamExt};
-use rumqttc::{MqttOptions, TlsConfiguration, Transport};
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::{Request, Response};
@@ -148,23 +147,6 @@ async fn clients_work_with_and_without_tls() {
         let (stream, _) = client_async(request(&secure, "/", &[MQTT]), stream).await.unwrap();
         works(carried(stream), version).await.leave().await;
     }
-}
-
-#[tokio::test]
-async fn rumqttc_over_websocket() {
-    let (directory, authority) = certified();
-    let broker = broker_with_x(WEBSOCKET).await;
-    let port = broker.address("mqtt.x").port();
-    let mut options = MqttOptions::new("r", format!("ws://localhost:{port}/mqtt"), port);
-    options.set_transport(Transport::Ws);
-    super::tls::echo(options).await;
-
-    let broker = broker_with_x(&(tls_lines(&directory) + WEBSOCKET)).await;
-    let port = broker.address("mqtt.x").port();
-    let mut options = MqttOptions::new("r", format!("wss://localhost:{port}/mqtt"), port);
-    let client = Arc::new(authority.client(BOTH_TLS, None));
-    options.set_transport(Transport::Wss(TlsConfiguration::Rustls(client)));
-    super::tls::echo(options).await;
 }
 
 #[tokio::test]
