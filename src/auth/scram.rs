@@ -179,6 +179,8 @@ fn user_name(escaped: &str) -> Result<ByteString, ScramError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::auth::users::tests::users;
 
@@ -274,5 +276,37 @@ mod tests {
         }
         // An extension is passed over, but signed.
         assert_eq!(ends(&users, FIRST, &format!("c=biws,r={nonce},x=1,p={key}")), Err(E::Wrong));
+    }
+
+    /// The words of the standard's example with some bytes replaced, taken out or put in.
+    fn spoilt(message: &'static str) -> impl Strategy<Value = Vec<u8>> {
+        let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3), 0..4);
+        changes.prop_map(|changes| {
+            let mut bytes = message.as_bytes().to_vec();
+            for (at, byte, how) in changes.into_iter().filter(|_| !message.is_empty()) {
+                let at = at.index(bytes.len().max(1)).min(bytes.len().saturating_sub(1));
+                match how {
+                    0 => bytes[at] = byte,
+                    1 if bytes.len() > 1 => drop(bytes.remove(at)),
+                    _ => bytes.insert(at, byte),
+                }
+            }
+            bytes
+        })
+    }
+
+    proptest! {
+        /// Whatever is said, nobody comes through but by the right words.
+        #[test]
+        fn no_other_words_are_a_proof(
+            first in prop_oneof![spoilt(FIRST), prop::collection::vec(any::<u8>(), 0..100)],
+            last in prop_oneof![spoilt(LAST), prop::collection::vec(any::<u8>(), 0..200)],
+        ) {
+            let (_directory, users) = users();
+            if let Ok(exchange) = Exchange::begin_with(&users, &first, OURS) {
+                let as_it_should = first == FIRST.as_bytes() && last == LAST.as_bytes();
+                prop_assert_eq!(exchange.end(&last).is_ok(), as_it_should);
+            }
+        }
     }
 }

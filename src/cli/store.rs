@@ -272,6 +272,7 @@ fn session_json(
         without_nulls(json!({
             "filter": filter.to_string(),
             "max_qos": options.max_qos as u8,
+            "upgrade_qos": options.upgrade_qos,
             "no_local": options.no_local,
             "retain_as_published": options.retain_as_published,
             "retain_handling": options.retain_handling as u8,

@@ -53,7 +53,7 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 66] = [
+pub static ENTRIES: [Entry; 68] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -102,10 +102,14 @@ pub static ENTRIES: [Entry; 66] = [
         Slot::OptionalBytes(&mut s.mqtt.settings.max_inflight_bytes, KIB..=16 * GIB)
     }),
     entry("mqtt.topic_alias_maximum", |s| Slot::count(&mut s.mqtt.settings.topic_alias_maximum, 0..=65_535)),
+    entry("mqtt.outgoing_topic_aliases", |s| {
+        Slot::count(&mut s.mqtt.settings.outgoing_topic_aliases, 0..=65_535)
+    }),
     entry("mqtt.outbox_bytes", |s| Slot::bytes(&mut s.mqtt.settings.outbox_bytes, 64 * KIB..=GIB)),
     entry("mqtt.outbox_messages", |s| Slot::count(&mut s.mqtt.settings.outbox_messages, 1..=10_000_000)),
     entry("mqtt.versions", |s| Slot::Versions(&mut terms(s).versions)),
     entry("mqtt.max_qos", |s| Slot::count(&mut terms(s).max_qos, 0..=2)),
+    entry("mqtt.upgrade_outgoing_qos", |s| Slot::Switch(&mut terms(s).upgrade_outgoing_qos)),
     entry("mqtt.retain", |s| Slot::Switch(&mut terms(s).retain)),
     entry("mqtt.wildcards", |s| Slot::Switch(&mut terms(s).wildcards)),
     entry("mqtt.shared_subscriptions", |s| Slot::Switch(&mut terms(s).shares)),

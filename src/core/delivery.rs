@@ -256,7 +256,7 @@ impl FanOut {
                         for message in lot.messages {
                             let message = message.as_ref();
                             let Some(Some(member)) = chosen.next() else { continue };
-                            let qos = message.qos.min(member.max_qos);
+                            let qos = member.levels.of(message.qos);
                             let identifiers = member.identifier.as_slice();
                             let share = Some(group);
                             let offer = Offer { message, qos, retain: false, identifiers, share, publisher };
@@ -305,7 +305,7 @@ impl FanOut {
 }
 
 fn wants_the_same(a: &SessionTarget, b: &SessionTarget) -> bool {
-    a.max_qos == b.max_qos
+    a.levels == b.levels
         && a.retain_as_published == b.retain_as_published
         && a.entry.target.is_some() == b.entry.target.is_some()
         && a.identifiers == b.identifiers

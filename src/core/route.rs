@@ -13,7 +13,7 @@ use super::queues::QueueEntry;
 use super::router::{Change, Router, Snapshot};
 use super::session::{SessionEntry, SessionKey};
 use super::share::{ShareGroup, ShareKey};
-use crate::engine::SubscribeOptions;
+use crate::engine::{Levels, SubscribeOptions};
 use crate::types::{Qos, TargetId, TopicFilter, TopicName};
 
 /// Who a subscription of the router belongs to.
@@ -117,8 +117,8 @@ pub(crate) enum Target {
 #[derive(Debug, Clone)]
 pub(crate) struct SessionTarget {
     pub(crate) entry: Arc<SessionEntry>,
-    /// The highest of the subscriptions' levels.
-    pub(crate) max_qos: Qos,
+    /// The highest of the subscriptions'.
+    pub(crate) levels: Levels,
     pub(crate) retain_as_published: bool,
     pub(crate) identifiers: SmallVec<[NonZeroU32; 1]>,
 }
@@ -126,7 +126,7 @@ pub(crate) struct SessionTarget {
 impl SessionTarget {
     /// The level of a delivery of what was published at `qos`.
     pub(crate) fn granted(&self, qos: Qos) -> Qos {
-        qos.min(self.max_qos)
+        self.levels.of(qos)
     }
 
     /// Whether what was published at `qos` is kept for this session in the engine.
@@ -170,7 +170,7 @@ pub(crate) fn targets(routing: &Routing, topic: &TopicName, publisher: Option<Se
             };
             if let Some(Target::Session(seen)) = at.and_then(|at| targets.get_mut(at)) {
                 // [MQTT-3.3.4-2]: one delivery at the highest level, [MQTT-3.3.4-4]: with all identifiers.
-                seen.max_qos = seen.max_qos.max(options.max_qos);
+                seen.levels = seen.levels.and(options.levels());
                 seen.retain_as_published |= options.retain_as_published;
                 seen.identifiers.extend(options.identifier);
             } else {
@@ -179,7 +179,7 @@ pub(crate) fn targets(routing: &Routing, topic: &TopicName, publisher: Option<Se
                 }
                 targets.push(Target::Session(SessionTarget {
                     entry: Arc::clone(entry),
-                    max_qos: options.max_qos,
+                    levels: options.levels(),
                     retain_as_published: options.retain_as_published,
                     identifiers: options.identifier.into_iter().collect(),
                 }));

@@ -17,9 +17,9 @@ use parking_lot::{Mutex, RwLock};
 use super::route::{Route, RouteChange, RouteKey};
 use super::router::Change;
 use super::session::{SessionEntry, SessionKey};
-use crate::engine::{SubscribeOptions, Ticket};
+use crate::engine::{Levels, SubscribeOptions, Ticket};
+use crate::types::TargetId;
 use crate::types::topic::FilterSpec;
-use crate::types::{Qos, TargetId};
 
 /// Identifies a share group while the process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,7 +52,7 @@ struct Member {
 #[derive(Debug)]
 pub(crate) struct Chosen {
     pub(crate) entry: Arc<SessionEntry>,
-    pub(crate) max_qos: Qos,
+    pub(crate) levels: Levels,
     pub(crate) identifier: Option<NonZeroU32>,
 }
 
@@ -92,7 +92,7 @@ impl ShareGroup {
         }
         best.map(|(_, member)| Chosen {
             entry: Arc::clone(&member.entry),
-            max_qos: member.options.max_qos,
+            levels: member.options.levels(),
             identifier: member.options.identifier,
         })
     }

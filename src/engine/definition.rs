@@ -84,6 +84,8 @@ pub struct GroupSpec {
 pub struct SubscribeOptions {
     /// The highest level it takes.
     pub max_qos: Qos,
+    /// It takes everything at that level, what was published below it too.
+    pub upgrade_qos: bool,
     /// Not what the same client published.
     pub no_local: bool,
     /// Hand on the retain flag as published.
@@ -98,11 +100,50 @@ impl Default for SubscribeOptions {
     fn default() -> Self {
         Self {
             max_qos: Qos::AtLeastOnce,
+            upgrade_qos: false,
             no_local: false,
             retain_as_published: false,
             retain_handling: RetainHandling::Send,
             identifier: None,
         }
+    }
+}
+
+/// Between which levels deliveries are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Levels {
+    /// What was published below it is delivered at this one.
+    pub at_least: Qos,
+    /// What was published above it is delivered at this one.
+    pub at_most: Qos,
+}
+
+impl SubscribeOptions {
+    /// Between which levels the subscription takes its messages.
+    #[must_use]
+    pub fn levels(&self) -> Levels {
+        let at_least = if self.upgrade_qos { self.max_qos } else { Qos::AtMostOnce };
+        Levels { at_least, at_most: self.max_qos }
+    }
+}
+
+impl Levels {
+    /// The level of a delivery of what was published at `qos`.
+    #[must_use]
+    pub fn of(self, qos: Qos) -> Qos {
+        qos.min(self.at_most).max(self.at_least)
+    }
+
+    /// Of two subscriptions that take the same message: the higher of both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { at_least: self.at_least.max(other.at_least), at_most: self.at_most.max(other.at_most) }
+    }
+
+    /// No higher than `most`.
+    #[must_use]
+    pub fn within(self, most: Qos) -> Self {
+        Self { at_least: self.at_least.min(most), at_most: self.at_most.min(most) }
     }
 }
 
@@ -142,4 +183,24 @@ pub struct Stored {
     pub groups: Vec<(TargetId, GroupSpec)>,
     /// All retained values.
     pub retained: Vec<Message>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_level_of_a_delivery_is_between_those_of_the_subscriptions() {
+        const ALL: [Qos; 3] = [Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce];
+        let levels = |max_qos, upgrade_qos| {
+            SubscribeOptions { max_qos, upgrade_qos, ..SubscribeOptions::default() }.levels()
+        };
+        for (published, subscribed) in ALL.into_iter().flat_map(|published| ALL.map(|max| (published, max))) {
+            assert_eq!(levels(subscribed, false).of(published), published.min(subscribed));
+            assert_eq!(levels(subscribed, true).of(published), subscribed);
+            assert_eq!(levels(subscribed, true).within(published).of(published), published.min(subscribed));
+        }
+        let both = levels(Qos::ExactlyOnce, false).and(levels(Qos::AtLeastOnce, true));
+        assert_eq!(ALL.map(|qos| both.of(qos)), [Qos::AtLeastOnce, Qos::AtLeastOnce, Qos::ExactlyOnce]);
+    }
 }

@@ -32,7 +32,8 @@ use crate::types::topic::FilterSpec;
 use crate::types::{Message, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis};
 
 pub use definition::{
-    Definition, GroupSpec, QueueSpec, RetainHandling, SessionSpec, Stored, StoredSession, SubscribeOptions,
+    Definition, GroupSpec, Levels, QueueSpec, RetainHandling, SessionSpec, Stored, StoredSession,
+    SubscribeOptions,
 };
 pub use error::{EngineError, OpenError};
 pub use lease::{ConsumerOptions, LeaseError, LeaseRef, Leased, Nack, Settled};

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use bytes::{BufMut, BytesMut};
 use smallvec::SmallVec;
 
+use super::aliases::{Alias, Aliases};
 use super::buffers::Buffers;
 use super::codec::{Connect, Version};
 use super::out::{Out, SHARED_FROM};
@@ -78,16 +79,42 @@ struct Kept {
     share: Option<Arc<ShareGroup>>,
 }
 
+/// How long a frame and its topic are.
+struct Written {
+    len: usize,
+    topic_len: usize,
+}
+
 /// What stands where a packet id will.
 const PLACEHOLDER: Option<NonZeroU16> = NonZeroU16::new(1);
 
-/// Encodes one delivery at the end of `out`; what the receiver does not take is left out [5: MQTT-3.1.2-25]. Returns
-/// whether it is there.
-pub(super) fn encode(delivery: &Delivery<'_>, expiry: Option<u32>, form: Form, out: &mut Out) -> bool {
+/// Encodes one delivery at the end of `out`, under an alias of its topic where there are `aliases`; what the receiver does
+/// not take is left out [5: MQTT-3.1.2-25]. Returns whether it is there.
+pub(super) fn encode(
+    delivery: &Delivery<'_>,
+    expiry: Option<u32>,
+    form: Form,
+    aliases: Option<&mut Aliases>,
+    out: &mut Out,
+) -> bool {
+    let topic = delivery.message.topic.as_str();
+    Aliases::apply(aliases, topic, |alias| encode_as(delivery, expiry, alias, form, out).then_some(()))
+        .is_some()
+}
+
+fn encode_as(
+    delivery: &Delivery<'_>,
+    expiry: Option<u32>,
+    alias: Option<Alias>,
+    form: Form,
+    out: &mut Out,
+) -> bool {
     let payload = &delivery.message.payload;
     let shared = payload.len() >= SHARED_FROM;
     let before = out.bytes().len();
     let encoded = delivery.with(expiry, |publish| {
+        let aliased = alias.map(|alias| alias.put(publish));
+        let publish = aliased.as_ref().unwrap_or(publish);
         if shared {
             publish.encode_head(form.version, out.bytes())
         } else {
@@ -122,8 +149,14 @@ impl Frames {
         self.above_qos0 as usize
     }
 
-    /// Appends a delivery.
-    pub(super) fn push(&mut self, offer: &Offer<'_>, form: Form, buffers: &Buffers) {
+    /// Appends a delivery, under an alias of its topic where there are `aliases`, in the order of these.
+    pub(super) fn push(
+        &mut self,
+        offer: &Offer<'_>,
+        form: Form,
+        aliases: Option<&mut Aliases>,
+        buffers: &Buffers,
+    ) {
         let Offer { message, qos, retain, identifiers, share, .. } = *offer;
         if message.expires_at.is_some() || share.is_some() || message.payload.len() >= SHARED_FROM {
             self.keep(offer);
@@ -135,20 +168,34 @@ impl Frames {
         let packet_id = if qos > Qos::AtMostOnce { PLACEHOLDER } else { None };
         let delivery = Delivery { message, qos, retain, dup: false, packet_id, identifiers };
         let before = self.bytes.len();
-        let encoded = delivery.with(None, |publish| publish.encode(form.version, &mut self.bytes));
-        let len = self.bytes.len() - before;
-        if encoded.is_err() || len > form.max_packet {
-            self.bytes.truncate(before);
-            return;
-        }
-        self.frames += 1;
-        if qos > Qos::AtMostOnce {
-            let id_at = header_len(len) + 2 + message.topic.as_str().len();
+        let topic = message.topic.as_str();
+        let written = Aliases::apply(aliases, topic, |alias| self.append(&delivery, alias, form));
+        if let Some(Written { len, topic_len }) = written
+            && qos > Qos::AtMostOnce
+        {
+            let id_at = header_len(len) + 2 + topic_len;
             let as_u32 = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
             let what = What::Frame { len: as_u32(len), id_at: as_u32(id_at), qos };
             self.marks.push_back(Mark { at: self.base + before as u64, what });
             self.above_qos0 += 1;
         }
+    }
+
+    /// Encodes at the end, unless the receiver does not take it.
+    fn append(&mut self, delivery: &Delivery<'_>, alias: Option<Alias>, form: Form) -> Option<Written> {
+        let before = self.bytes.len();
+        let (encoded, topic_len) = delivery.with(None, |publish| {
+            let aliased = alias.map(|alias| alias.put(publish));
+            let publish = aliased.as_ref().unwrap_or(publish);
+            (publish.encode(form.version, &mut self.bytes), publish.topic.len())
+        });
+        let len = self.bytes.len() - before;
+        if encoded.is_err() || len > form.max_packet {
+            self.bytes.truncate(before);
+            return None;
+        }
+        self.frames += 1;
+        Some(Written { len, topic_len })
     }
 
     fn keep(&mut self, offer: &Offer<'_>) {
@@ -171,7 +218,14 @@ impl Frames {
     }
 
     /// Moves to `out` what may be sent now: up to the first delivery that the window does not admit.
-    pub(super) fn send(&mut self, form: Form, window: &mut Window, out: &mut Out) {
+    /// What is encoded only now is so under `aliases`, which are others than those of [`push`](Self::push).
+    pub(super) fn send(
+        &mut self,
+        form: Form,
+        window: &mut Window,
+        mut aliases: Option<&mut Aliases>,
+        out: &mut Out,
+    ) {
         while let Some(mark) = self.marks.front_mut() {
             let at = mark.at;
             match &mut mark.what {
@@ -193,7 +247,7 @@ impl Frames {
                     self.flush_to(at, out);
                     let Some(Mark { what: What::Kept(kept), .. }) = self.marks.pop_front() else { return };
                     let (weight, above_qos0) = (kept.message.weight(), kept.qos > Qos::AtMostOnce);
-                    if let Some(kept) = kept.send(form, window, out) {
+                    if let Some(kept) = kept.send(form, window, aliases.as_deref_mut(), out) {
                         self.marks.push_front(Mark { at, what: What::Kept(kept) });
                         return;
                     }
@@ -237,7 +291,13 @@ impl Frames {
 impl Kept {
     /// Sends it or returns it: the window does not admit it. One whose time is over, or that the receiver does not
     /// take, is dropped [MQTT-3.3.2-5].
-    fn send(self: Box<Self>, form: Form, window: &mut Window, out: &mut Out) -> Option<Box<Self>> {
+    fn send(
+        self: Box<Self>,
+        form: Form,
+        window: &mut Window,
+        aliases: Option<&mut Aliases>,
+        out: &mut Out,
+    ) -> Option<Box<Self>> {
         let now = || if self.message.expires_at.is_some() { clock::unix_now() } else { UnixMillis(0) };
         let mut delivery = Delivery {
             message: &self.message,
@@ -259,7 +319,7 @@ impl Kept {
             let Some(id) = delivery.packet_id else { return Some(self) };
             window.weigh(id, self.message.weight());
         }
-        if !encode(&delivery, expiry, form, out)
+        if !encode(&delivery, expiry, form, aliases, out)
             && let Some(id) = delivery.packet_id
         {
             window.forget(id);

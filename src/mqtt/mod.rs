@@ -11,7 +11,7 @@
 //! - `connection`: one task, the only reader and writer of its socket;
 //! - [`bridge`]: this broker as a client of another one;
 //! - `listener`, `stream`, `websocket`: what is bound, and what lies over its sockets; `terms`: what it grants;
-//! - `outbox`, `frames`, `out`, `buffers`: deliveries on their way to the socket;
+//! - `outbox`, `frames`, `aliases`, `out`, `buffers`: deliveries on their way to the socket;
 //! - `translate`, `violation`: the one place each where words and errors are mapped;
 //! - `will`: wills that wait for their delay.
 //!
@@ -21,6 +21,7 @@
 //! Invariant: holds no state that another door cannot see, beside wills on their way. Knows nothing of the other doors,
 //! of the store or of the configuration.
 
+mod aliases;
 pub mod bridge;
 mod buffers;
 pub mod codec;
@@ -89,6 +90,8 @@ pub struct Settings {
     pub max_inflight_bytes: Option<u64>,
     /// How many topic aliases a 5.0 client may use: 0 to 65535. Each holds a topic.
     pub topic_alias_maximum: u64,
+    /// How many topic aliases deliveries to one client have, if it allows as many: 0 to 65535. Each holds a topic.
+    pub outgoing_topic_aliases: u64,
     /// Bytes that wait for one client; beyond it QoS 0 is dropped, and above QoS 0 the client is disconnected.
     pub outbox_bytes: u64,
     /// Deliveries above QoS 0 that wait for one client whose session ends with its connection; beyond it the client is
@@ -118,6 +121,7 @@ impl Default for Settings {
             max_inflight: 1024,
             max_inflight_bytes: None,
             topic_alias_maximum: 16,
+            outgoing_topic_aliases: 16,
             outbox_bytes: 4 << 20,
             outbox_messages: 10_000,
             terms: Arc::default(),
@@ -151,6 +155,11 @@ impl Settings {
 
     fn max_packet(&self) -> u32 {
         u32::try_from(self.max_packet_bytes).unwrap_or(u32::MAX)
+    }
+
+    /// Those that a client gets which allows so many.
+    fn outgoing_topic_aliases(&self, allowed: u16) -> u16 {
+        u16::try_from(self.outgoing_topic_aliases).unwrap_or(u16::MAX).min(allowed)
     }
 
     fn bounds(&self) -> Bounds {

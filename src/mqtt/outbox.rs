@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::aliases::Aliases;
 use super::buffers::Buffers;
 use super::codec::ReasonCode;
 use super::frames::{Form, Frames};
@@ -47,16 +48,23 @@ pub(super) struct Mailbox {
 #[derive(Debug, Default)]
 struct Waiting {
     frames: Frames,
+    /// Given out as frames are appended, which leave in that order; `None`: the client takes none.
+    aliases: Option<Box<Aliases>>,
     closed: Option<ReasonCode>,
 }
 
 impl Mailbox {
-    pub(super) fn new(form: Form, bounds: Bounds, buffers: Arc<Buffers>) -> Arc<Self> {
+    pub(super) fn new(
+        form: Form,
+        bounds: Bounds,
+        aliases: Option<Box<Aliases>>,
+        buffers: Arc<Buffers>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             form,
             bounds,
             buffers,
-            waiting: Mutex::default(),
+            waiting: Mutex::new(Waiting { aliases, ..Waiting::default() }),
             wake: Notify::new(),
             in_flight: AtomicUsize::new(0),
             above_qos0: AtomicUsize::new(0),
@@ -112,7 +120,7 @@ impl Mailbox {
 impl Outbox for Mailbox {
     fn offer(&self, deliveries: &[Offer<'_>]) -> usize {
         let mut waiting = self.waiting.lock();
-        let Waiting { frames, closed } = &mut *waiting;
+        let Waiting { frames, aliases, closed } = &mut *waiting;
         if closed.is_some() {
             return deliveries.len();
         }
@@ -122,12 +130,12 @@ impl Outbox for Mailbox {
             let has_room = frames.weight() < self.bounds.bytes;
             if offer.qos == Qos::AtMostOnce {
                 if has_room {
-                    frames.push(offer, self.form, &self.buffers);
+                    frames.push(offer, self.form, aliases.as_deref_mut(), &self.buffers);
                 } else {
                     dropped += 1;
                 }
             } else if has_room && frames.above_qos0() < self.bounds.messages {
-                frames.push(offer, self.form, &self.buffers);
+                frames.push(offer, self.form, aliases.as_deref_mut(), &self.buffers);
             } else {
                 self.ends.store(true, Ordering::Release);
                 *closed = Some(ReasonCode::QuotaExceeded);

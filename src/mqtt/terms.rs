@@ -14,6 +14,8 @@ pub struct Terms {
     pub versions: Versions,
     /// The highest QoS, 0 to 2: of what is published, and of what is granted to a subscription.
     pub max_qos: u64,
+    /// Whether what was published below a subscription's QoS is delivered at that.
+    pub upgrade_outgoing_qos: bool,
     /// Whether a publish may be retained.
     pub retain: bool,
     /// Whether filters may have wildcards.
@@ -31,6 +33,7 @@ impl Default for Terms {
         Self {
             versions: Versions::default(),
             max_qos: 2,
+            upgrade_outgoing_qos: false,
             retain: true,
             wildcards: true,
             shares: true,

@@ -254,6 +254,7 @@ pub(super) fn subscription(
     identifier: Option<SubscriptionId>,
 ) -> Result<(FilterSpec, SubscribeOptions), CoreError> {
     let options = SubscribeOptions {
+        upgrade_qos: false,
         max_qos: qos(asked.options.qos),
         no_local: asked.options.no_local,
         retain_as_published: asked.options.retain_as_published,

@@ -50,6 +50,8 @@ pub(crate) struct Run {
     queues: u32,
     /// Some session or share group stores what is published at QoS 1 or 2.
     stores: bool,
+    /// Some session stores what is published at QoS 0, too.
+    stores_all: bool,
     /// The topic names a queue.
     pub(crate) direct: bool,
 }
@@ -131,6 +133,7 @@ impl Planner<'_> {
         }
         let lasting = item.message.qos > Qos::AtMostOnce;
         Ok(run.queues > 0
+            || run.stores_all
             || lasting && (run.stores || retain)
             || item.incoming.is_some() && self.durable_session
             // One that is on its way to the disk must not overtake.
@@ -166,13 +169,14 @@ fn no_queue(message: &Message) -> CoreError {
 
 impl Run {
     fn new(end: usize, targets: Arc<[Target]>, routing: &Routing, message: &Message, direct: bool) -> Self {
-        let (mut subscribers, mut queues, mut stores) = (0, 0, false);
+        let (mut subscribers, mut queues, mut stores, mut stores_all) = (0, 0, false, false);
         for target in &*targets {
             match target {
                 Target::Queue(_) => queues += 1,
                 Target::Session(session) => {
                     subscribers += 1;
                     stores |= session.stores(Qos::ExactlyOnce);
+                    stores_all |= session.stores(Qos::AtMostOnce);
                 }
                 Target::Share(group) => {
                     subscribers += 1;
@@ -181,7 +185,7 @@ impl Run {
             }
         }
         let epoch = routing.epoch(message.topic.first_level());
-        Self { end, targets, epoch, subscribers, queues, stores, direct }
+        Self { end, targets, epoch, subscribers, queues, stores, stores_all, direct }
     }
 
     /// Whether this session is among the targets.

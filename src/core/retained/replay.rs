@@ -12,8 +12,8 @@ use std::task::{Context, Poll};
 
 use super::Retained;
 use crate::core::delivery::Offer;
-use crate::engine::Ticket;
-use crate::types::{Qos, TopicFilter, TopicName, UnixMillis};
+use crate::engine::{Levels, Ticket};
+use crate::types::{TopicFilter, TopicName, UnixMillis};
 
 /// Values looked at under one lock.
 const PORTION: usize = 256;
@@ -24,7 +24,7 @@ const PORTION_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Replay {
     filter: TopicFilter,
-    max_qos: Qos,
+    levels: Levels,
     identifier: Option<NonZeroU32>,
     shards: Range<usize>,
     after: Option<TopicName>,
@@ -48,11 +48,16 @@ struct Room {
 
 impl Retained {
     /// Begins when the subscription is in the router.
-    pub(crate) fn replay(&self, filter: TopicFilter, max_qos: Qos, identifier: Option<NonZeroU32>) -> Replay {
+    pub(crate) fn replay(
+        &self,
+        filter: TopicFilter,
+        levels: Levels,
+        identifier: Option<NonZeroU32>,
+    ) -> Replay {
         let shards = self.shards_of(&filter);
         // A read that takes part in the order of changes: who sets a newer value sees the subscription.
         let until = self.version.fetch_add(0, Ordering::AcqRel);
-        Replay { filter, max_qos, identifier, shards, after: None, until }
+        Replay { filter, levels, identifier, shards, after: None, until }
     }
 }
 
@@ -135,7 +140,7 @@ impl Replay {
             }
             offers.push(Offer {
                 message: &kept.message,
-                qos: kept.message.qos.min(self.max_qos),
+                qos: self.levels.of(kept.message.qos),
                 retain: true, // [MQTT-3.3.1-8]
                 identifiers: self.identifier.as_slice(),
                 share: None,

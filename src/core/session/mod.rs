@@ -163,7 +163,7 @@ impl Session {
             } else if let Some(chosen) = group.choose(Some(self.entry.key), |_| 0) {
                 let offer = Offer {
                     message: &message,
-                    qos: message.qos.min(chosen.max_qos),
+                    qos: chosen.levels.of(message.qos),
                     retain: false,
                     identifiers: chosen.identifier.as_slice(),
                     share: Some(&group),

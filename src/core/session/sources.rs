@@ -20,8 +20,8 @@ use crate::core::share::ShareGroup;
 use crate::core::{Broker, CoreError};
 use crate::counters::Passed;
 use crate::engine::{
-    Append, Consumer, ConsumerOptions, EngineError, LeaseRef, Leased, Nack, Op, Outcome, Outgoing, Publish,
-    Settled, Ticket,
+    Append, Consumer, ConsumerOptions, EngineError, LeaseRef, Leased, Levels, Nack, Op, Outcome, Outgoing,
+    Publish, Settled, Ticket,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{Qos, Sequence, TargetId, clock};
@@ -54,14 +54,14 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// What the subscription to this source takes, and its identifier; `None` for the backlog, which is of many.
-    fn part(&self, state: &State) -> Option<(Qos, Option<NonZeroU32>)> {
+    fn part(&self, state: &State) -> Option<(Levels, Option<NonZeroU32>)> {
         let (spec, at_most) = match self {
             Self::Backlog => return None,
             Self::Group(group) => (&group.spec, Qos::ExactlyOnce),
             Self::Queue(spec, _) => (spec, Qos::AtLeastOnce),
         };
         let options = state.subscriptions.get(spec).map(|subscription| subscription.options)?;
-        Some((options.max_qos.min(at_most), options.identifier))
+        Some((options.levels().within(at_most), options.identifier))
     }
 }
 
@@ -220,8 +220,8 @@ impl Session {
                     None => state.identifiers(&leased.message.topic),
                     Some(of_one) => NonZeroU32::new(of_one).into_iter().collect(),
                 },
-                Some((max_qos, identifier)) => {
-                    leased.qos = leased.qos.min(max_qos);
+                Some((levels, identifier)) => {
+                    leased.qos = levels.of(leased.qos);
                     // 5: [MQTT-4.8.2-4], [MQTT-4.8.2-5]: from its beginning on it is this member's, also over a crash.
                     if let Some(to) = self.entry.target.filter(|_| leased.qos == Qos::ExactlyOnce) {
                         let Leased { sequence, priority, mut message, .. } = leased;

@@ -12,6 +12,7 @@ use crate::core::queues::QueueEntry;
 use crate::core::route::{Route, RouteChange, RouteKey};
 use crate::core::router::Change;
 use crate::core::share::ShareGroup;
+use crate::core::system::SYSTEM;
 use crate::core::{Broker, CoreError};
 use crate::engine::{Definition, GroupSpec, Op, Outcome, RetainHandling, SubscribeOptions, Ticket};
 use crate::types::topic::FilterSpec;
@@ -68,8 +69,10 @@ impl Session {
         let mut answers = Vec::with_capacity(filters.len());
         let mut added = Vec::new();
         let mut replays: Vec<(TopicFilter, SubscribeOptions)> = Vec::new();
-        for (spec, options) in filters {
+        for (spec, mut options) in filters {
             let spec = detached(&spec);
+            // At a higher level they would be stored.
+            options.upgrade_qos &= spec.filter().first_level() != SYSTEM;
             let answer = self.add(&spec, options, &mut work).map(|(granted, was_there)| {
                 let replays_for = match options.retain_handling {
                     RetainHandling::Send => true,
@@ -93,7 +96,7 @@ impl Session {
         if !replays.is_empty() {
             let retained = &self.broker.pubsub.retained;
             for (filter, options) in replays {
-                let replay = retained.replay(filter, options.max_qos, options.identifier);
+                let replay = retained.replay(filter, options.levels(), options.identifier);
                 self.entry.replays.lock().begin(replay);
             }
             self.replay(REPLAY_AT_ONCE);

@@ -11,7 +11,8 @@
 //!                                         [boot u64 LE][records u32 LE][record bytes u32 LE][records][bodies if inline]
 //! body   [pack u64 BE]                    [crc32 u32 LE of what follows][bodies], or nothing: reserved
 //! part   [pack u64 BE][slot u16 BE][n u32 BE]  a large body, in rows of PART_BYTES; its crc32 stands in ADD
-//! done   [pack u64 BE]                    [crc32 u32 LE of what follows][settled bits and marks of a pack's ADDs]
+//! done   [pack u64 BE]                    [crc32 u32 LE of what follows][settled bits and marks of a pack's ADDs, as of
+//!                                         which pack]
 //! ```
 //! A pack is what one group commit wrote in one row. Its records: ADD (a message for a target), SETTLE (it is
 //! gone), MARK (attempts, delay, outgoing packet id). Numbers within records are LEB128.
@@ -394,9 +395,11 @@ pub(super) fn decode_checked(row: &[u8], what: &'static str) -> Result<Bytes, Fo
     Ok(Bytes::copy_from_slice(bytes))
 }
 
-/// The settled ADDs of a pack, and the marks of the others, as of some later pack.
+/// The settled ADDs of a pack, and the marks of the others.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Done {
+    /// The newest pack whose records this covers. Rows that were written before it was noted hold against all packs.
+    pub(super) as_of: u64,
     /// One bit for each ADD: it is settled.
     pub(super) settled: Vec<u64>,
     /// Ordinal and mark of ADDs that are not.
@@ -415,6 +418,7 @@ impl Done {
             encode_varint(u64::from(*ordinal), &mut out);
             mark.encode(&mut out);
         }
+        encode_varint(self.as_of, &mut out);
         encode_checked(&out)
     }
 
@@ -432,7 +436,8 @@ impl Done {
             let ordinal = narrow(varint(&mut buf, WHAT)?, WHAT, "ordinal")?;
             marks.push((ordinal, Mark::decode(&mut buf)?));
         }
-        Ok(Self { settled, marks })
+        let as_of = if buf.has_remaining() { varint(&mut buf, WHAT)? } else { u64::MAX };
+        Ok(Self { as_of, settled, marks })
     }
 }
 
@@ -541,8 +546,11 @@ mod tests {
 
     #[test]
     fn checkpoints_come_back() {
-        let done =
-            Done { settled: vec![5, u64::MAX], marks: vec![(1, Mark { attempts: 3, ..Mark::default() })] };
+        let marks = vec![(1, Mark { attempts: 3, ..Mark::default() })];
+        let done = Done { as_of: 300, settled: vec![5, u64::MAX], marks };
         assert_eq!(Done::decode(&done.encode()).unwrap(), done);
+        let row = done.encode();
+        let before = encode_checked(&decode_checked(&row, "it").unwrap()[..row.len() - 4 - 2]);
+        assert_eq!(Done::decode(&before).unwrap(), Done { as_of: u64::MAX, ..done });
     }
 }

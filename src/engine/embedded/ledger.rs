@@ -52,6 +52,8 @@ pub(super) struct Ledger {
     free: Vec<u64>,
     /// Where rewritten messages went that may still be named by their old place.
     moved: Map<Location, Location>,
+    /// Recovery: the packs whose records say what the marks of ADDs are.
+    marked: Map<Location, u64>,
     /// Packs that became mostly dead since they were last looked at.
     sparse: Vec<u64>,
     bytes: u64,
@@ -243,10 +245,11 @@ impl Ledger {
     }
 
     /// What a checkpoint of a pack says.
-    pub(super) fn checkpoint(&self, pack: u64) -> Option<Done> {
+    /// `as_of` is the newest pack that was written.
+    pub(super) fn checkpoint(&self, pack: u64, as_of: u64) -> Option<Done> {
         let entry = self.packs.get(&pack)?;
         let marks = entry.marks.iter().map(|(&ordinal, &mark)| (ordinal, mark));
-        Some(Done { settled: entry.settled.to_vec(), marks: marks.collect() })
+        Some(Done { as_of, settled: entry.settled.to_vec(), marks: marks.collect() })
     }
 
     /// A checkpoint of a pack is durable: who named it up to `as_of` needs it no more.
@@ -269,7 +272,15 @@ impl Ledger {
         self.packs.get(&pack).is_some_and(|e| e.live > 0 && e.live <= e.adds / 4).then_some(pack)
     }
 
-    /// Recovery: what a checkpoint says.
+    /// Recovery: a record of `pack` marks an ADD. Packs come in their order.
+    pub(super) fn read_mark(&mut self, place: Location, mark: Mark, pack: u64) {
+        self.mark(place, mark);
+        if self.is_live(place) {
+            self.marked.insert(place, pack);
+        }
+    }
+
+    /// Recovery: what a checkpoint says, after all records. What packs say that came after it is newer.
     pub(super) fn restore(&mut self, pack: u64, done: &Done) {
         let Some(adds) = self.packs.get(&pack).map(|entry| entry.adds) else { return };
         for ordinal in 0..adds {
@@ -279,8 +290,16 @@ impl Ledger {
             }
         }
         for &(ordinal, mark) in &done.marks {
-            self.mark(Location { pack, ordinal }, mark);
+            let place = Location { pack, ordinal };
+            if self.marked.get(&place).is_none_or(|&by| by <= done.as_of) {
+                self.mark(place, mark);
+            }
         }
+    }
+
+    /// Recovery: all is read.
+    pub(super) fn is_read(&mut self) {
+        self.marked = Map::default();
     }
 
     /// Whether the pack is there.
@@ -339,7 +358,7 @@ mod tests {
         ledger.settle(at(1, 0));
         ledger.insert(2, 0, 100, &mut vec![1], 0);
         assert_eq!(ledger.dirty(), [1]);
-        let done = ledger.checkpoint(1).unwrap();
+        let done = ledger.checkpoint(1, 1).unwrap();
         assert_eq!(done.settled, [1]);
         ledger.insert(3, 0, 100, &mut vec![1], 0);
         ledger.checkpointed(1, 2);
@@ -398,12 +417,24 @@ mod tests {
         ledger.insert(1, 70, 100, &mut vec![], 0);
         ledger.settle(at(1, 69));
         ledger.mark(at(1, 3), Mark { attempts: 2, ..Mark::default() });
-        let done = ledger.checkpoint(1).unwrap();
+        let done = ledger.checkpoint(1, 1).unwrap();
         let mut again = Ledger::default();
         again.insert(1, 70, 100, &mut vec![], 0);
         again.restore(1, &done);
         assert_eq!(again.totals(), (100, 69));
         assert_eq!(again.mark_of(at(1, 3)).attempts, 2);
         assert!(!again.is_live(at(1, 69)));
+    }
+    #[test]
+    fn a_mark_that_is_newer_than_a_checkpoint_stays() {
+        let mark = |attempts| Mark { attempts, ..Mark::default() };
+        for (as_of, known) in [(2, 3), (3, 2), (u64::MAX, 2)] {
+            let mut ledger = Ledger::default();
+            ledger.insert(1, 1, 100, &mut vec![], 0);
+            ledger.read_mark(at(1, 0), mark(1), 2);
+            ledger.read_mark(at(1, 0), mark(3), 3);
+            ledger.restore(1, &Done { as_of, settled: vec![0], marks: vec![(0, mark(2))] });
+            assert_eq!(ledger.mark_of(at(1, 0)).attempts, known, "as of {as_of}");
+        }
     }
 }

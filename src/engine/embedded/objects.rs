@@ -99,6 +99,8 @@ struct StoredSubscription {
     retain_handling: u32,
     #[prost(uint32, tag = "5")]
     identifier: u32,
+    #[prost(bool, tag = "6")]
+    upgrade_qos: bool,
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -189,6 +191,7 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
 pub(super) fn encode_subscription(options: &SubscribeOptions) -> Vec<u8> {
     StoredSubscription {
         max_qos: u32::from(options.max_qos as u8),
+        upgrade_qos: options.upgrade_qos,
         no_local: options.no_local,
         retain_as_published: options.retain_as_published,
         retain_handling: u32::from(options.retain_handling as u8),
@@ -210,6 +213,7 @@ pub(super) fn decode_subscription(
             .ok()
             .and_then(Qos::from_u8)
             .ok_or_else(|| unknown("qos", stored.max_qos))?,
+        upgrade_qos: stored.upgrade_qos,
         no_local: stored.no_local,
         retain_as_published: stored.retain_as_published,
         retain_handling: match stored.retain_handling {
@@ -267,6 +271,7 @@ mod tests {
     fn subscriptions_come_back() {
         let options = SubscribeOptions {
             max_qos: Qos::ExactlyOnce,
+            upgrade_qos: true,
             no_local: true,
             retain_as_published: true,
             retain_handling: RetainHandling::SendIfNew,

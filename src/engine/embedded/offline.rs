@@ -383,7 +383,7 @@ fn accept(chain: Vec<(u64, Head)>, ledger: &mut Ledger, adds: &mut Vec<Live>) {
                     adds.push(Live { add, location });
                 }
                 Record::Settle { of, .. } => drop(ledger.settle(of)),
-                Record::Mark { of, mark, .. } => drop(ledger.mark(of, mark)),
+                Record::Mark { of, mark, .. } => ledger.read_mark(of, mark, pack),
             }
         }
         ledger.seal(pack, 0, 0, &mut Vec::new());

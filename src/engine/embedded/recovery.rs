@@ -232,7 +232,7 @@ impl<'a> Reading<'a> {
                 }
                 Record::Mark { of, mark, .. } => {
                     names.push(of.pack);
-                    self.ledger.mark(of, mark);
+                    self.ledger.read_mark(of, mark, pack);
                 }
             }
         }
@@ -251,6 +251,7 @@ impl<'a> Reading<'a> {
                 self.remove(&self.trees.done, &key)?;
             }
         }
+        self.ledger.is_read();
         let beyond = (self.last_pack + 1).to_be_bytes();
         for tree in [&self.trees.body, &self.trees.part] {
             for key in tree.range(beyond..).keys() {

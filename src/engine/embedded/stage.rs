@@ -47,7 +47,10 @@ impl Writer {
             }
             Work::Mark { target, marks, reply } => {
                 for (sequence, place, mark) in marks {
-                    self.stage_mark(target.id, sequence, place, mark)?;
+                    // It was made before it came here. What the peer knows the message by changes here alone, and may
+                    // have since.
+                    let outgoing = self.ledger.mark_of(self.ledger.current(place)).outgoing;
+                    self.stage_mark(target.id, sequence, place, Mark { outgoing, ..mark })?;
                 }
                 if let Some(reply) = reply {
                     self.answers.push(Answer::Done(reply));
@@ -390,4 +393,100 @@ fn room(target: &Target, len: u64) -> Option<String> {
     }
     let bytes = target.bytes.load(Ordering::Relaxed);
     (bytes + len > settings.max_bytes).then(|| format!("max_bytes {}", settings.max_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::lanes::{Reply, Work};
+    use super::super::{Embedded, Target};
+    use super::*;
+    use crate::engine::{
+        Consumer, ConsumerOptions, Definition, Engine, EngineSettings, Leased, Op, Outgoing, OutgoingState,
+        Publish, SessionSpec, Ticket,
+    };
+    use crate::types::{ClientId, Message, MessageIds, TopicName};
+
+    fn settings(dir: &tempfile::TempDir) -> EngineSettings {
+        EngineSettings {
+            data_dir: dir.path().to_owned(),
+            ballast_bytes: 0,
+            watermark_free_bytes: 1 << 20,
+            ..EngineSettings::default()
+        }
+    }
+
+    fn session() -> Definition {
+        Definition::Session(SessionSpec {
+            client_id: ClientId::parse("away".to_owned()).unwrap(),
+            principal: "".into(),
+            expiry: Duration::MAX,
+            created_at: UnixMillis(1),
+            last_connected: UnixMillis(1),
+            connected: true,
+            max_messages: 10,
+            max_bytes: u64::MAX,
+        })
+    }
+
+    async fn next(consumer: &dyn Consumer) -> Leased {
+        let mut out = Vec::new();
+        while out.is_empty() {
+            let ready = consumer.ready().notified();
+            consumer.take(1, usize::MAX, &mut out).unwrap();
+            if out.is_empty() {
+                ready.await;
+            }
+        }
+        out.remove(0)
+    }
+
+    /// As when the timer notes a lease while the writer has the packet id in its hands.
+    #[tokio::test]
+    async fn a_mark_that_is_older_than_the_packet_id_leaves_it() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let engine = Embedded::open(settings(&dir)).unwrap();
+        let id = engine.next_target();
+        engine.commit(vec![Op::Define(id, session())]).await.unwrap();
+        let message = Message {
+            id: MessageIds::new().next_now(),
+            topic: TopicName::parse("t".into()).unwrap(),
+            payload: "once".into(),
+            qos: Qos::ExactlyOnce,
+            retain: false,
+            expires_at: None,
+            extras: None,
+        };
+        let targets = [Append { qos: Qos::ExactlyOnce, ..Append::to(id) }].into_iter().collect();
+        let publish = Publish { message, targets, retain: false, newest_only: false, incoming: None };
+        engine.commit(vec![Op::Publish(publish)]).await.unwrap();
+        let consumer = engine.consumer(id, ConsumerOptions::default()).unwrap();
+        let sequence = next(&*consumer).await.sequence;
+        let place = {
+            let target: std::sync::Arc<Target> = engine.shared.target(id).unwrap();
+            let state = target.state.lock();
+            state.leases.get(sequence.0).unwrap().entry.location()
+        };
+        let outgoing = Outgoing { packet_id: 3, state: OutgoingState::Received };
+        engine.commit(vec![Op::Outgoing { target: id, sequence, outgoing }]).await.unwrap();
+        let (reply, written): (Reply<()>, _) = Ticket::new();
+        engine.shared.lanes.push(Work::Mark {
+            target: engine.shared.target(id).unwrap(),
+            marks: vec![(sequence.0, place, Mark { attempts: 1, ..Mark::default() })],
+            reply: Some(reply),
+        });
+        written.await.unwrap();
+        drop(consumer);
+        engine.close().unwrap();
+        drop(engine);
+
+        let engine = Embedded::open(settings(&dir)).unwrap();
+        let consumer = engine.consumer(id, ConsumerOptions::default()).unwrap();
+        let again = next(&*consumer).await;
+        assert_eq!((again.sequence, again.outgoing), (sequence, Some(outgoing)));
+        assert!(again.attempt >= 2, "the mark itself is not stored");
+        drop(consumer);
+        engine.close().unwrap();
+    }
 }

@@ -144,7 +144,7 @@ impl Writer {
         self.seal()?;
         let as_of = self.packer.last();
         for pack in self.ledger.dirty().into_iter().take(CHECKPOINT_PACKS) {
-            let Some(done) = self.ledger.checkpoint(pack) else { continue };
+            let Some(done) = self.ledger.checkpoint(pack, as_of) else { continue };
             self.packer.log.insert(&self.shared.disk, Tree::Done, &pack.to_be_bytes(), done.encode())?;
             self.upkeep.checkpoints.push((pack, as_of));
         }

@@ -59,6 +59,7 @@ pub(super) fn wanted_of(filter: &v1::TopicFilter) -> Result<Wanted, CoreError> {
     }
     let options = SubscribeOptions {
         max_qos,
+        upgrade_qos: false,
         no_local: false,
         retain_as_published: false,
         retain_handling,

@@ -213,6 +213,7 @@ impl Mapping {
                     RetainHandling::DoNotSend
                 },
                 identifier: None,
+                upgrade_qos: false,
             };
             (FilterSpec::Plain(route.filter.clone()), options)
         });

@@ -29,6 +29,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::aliases::Aliases;
 use super::codec::{ConnAck, Connect, ConnectProperties, MaximumQos, ReasonCode, Subscribe, Version};
 use super::connection::client::{GreetError, Greeted, greet};
 use super::frames::Form;
@@ -424,7 +425,9 @@ impl Bridge {
             },
             retain: properties.retain_available.unwrap_or(true),
         };
-        let mailbox = Mailbox::new(form, door.settings.bounds(), Arc::clone(&door.buffers));
+        let aliases = door.settings.outgoing_topic_aliases(properties.topic_alias_maximum.unwrap_or(0));
+        let [theirs, ours] = Aliases::two_up_to(aliases);
+        let mailbox = Mailbox::new(form, door.settings.bounds(), theirs, Arc::clone(&door.buffers));
         let outbox = Arc::new(Outward {
             mailbox: Arc::clone(&mailbox),
             mapping: Arc::clone(&self.link.mapping),
@@ -462,7 +465,7 @@ impl Bridge {
             std::future::pending::<Infallible>().await
         };
         tokio::select! {
-            why = greeted.serve(door, hello, opened, mailbox, client, subscribe) => Ok(why),
+            why = greeted.serve(door, hello, opened, (mailbox, ours), client, subscribe) => Ok(why),
             never = telling => match never {},
         }
     }

@@ -8,6 +8,7 @@ use super::live::Live;
 use super::wire::{Io, Wire};
 use super::{Door, end};
 use crate::core::Opened;
+use crate::mqtt::aliases::Aliases;
 use crate::mqtt::codec::{
     self, ConnAck, Connect, DecodeError, Decoder, Limits, Packet, Subscribe, peek_frame,
 };
@@ -85,13 +86,13 @@ impl Greeted {
         door: &Arc<Door>,
         hello: Hello,
         opened: Opened,
-        mailbox: Arc<Mailbox>,
+        (mailbox, aliases): (Arc<Mailbox>, Option<Box<Aliases>>),
         client: Client,
         subscribe: Option<Subscribe>,
     ) -> String {
         let Self { mut wire, peer, .. } = self;
         let form = hello.form;
-        let mut live = Live::new(door, hello, opened, mailbox);
+        let mut live = Live::new(door, hello, opened, mailbox, aliases);
         live.state.become_client(client);
         if let Some(subscribe) = subscribe {
             wire.send(Packet::Subscribe(subscribe), form);

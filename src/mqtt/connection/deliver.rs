@@ -40,7 +40,7 @@ impl Live {
             self.take(wire)?;
             // What held up the rest may have been sent: nobody wakes for what waits already.
             while !self.frames.is_empty() {
-                self.frames.send(self.form, self.state.window(), &mut wire.out);
+                self.frames.send(self.form, self.state.window(), self.aliases.as_deref_mut(), &mut wire.out);
                 if !self.frames.is_empty() || wire.out.len() > LOW_WATER {
                     break;
                 }
@@ -135,7 +135,7 @@ impl Live {
     }
 
     fn send(
-        &self,
+        &mut self,
         delivery: &SessionDelivery,
         qos: Qos,
         packet_id: Option<NonZeroU16>,
@@ -151,7 +151,8 @@ impl Live {
             None if dup && qos == Qos::ExactlyOnce => Some(Some(0)),
             remaining => remaining,
         };
-        remaining.is_some_and(|expiry| encode(&delivery, expiry, self.form, &mut wire.out))
+        let aliases = self.aliases.as_deref_mut();
+        remaining.is_some_and(|expiry| encode(&delivery, expiry, self.form, aliases, &mut wire.out))
     }
 }
 

@@ -19,6 +19,7 @@ use super::errands::{Done, Errands, Note};
 use super::wire::{Io, Wire};
 use crate::core::{Opened, Publisher, PublisherInfo, Receipt, Session};
 use crate::engine::Outcome;
+use crate::mqtt::aliases::Aliases;
 use crate::mqtt::codec::{Packet, ReasonCode};
 use crate::mqtt::frames::{Form, Frames};
 use crate::mqtt::outbox::Mailbox;
@@ -44,6 +45,8 @@ pub(super) struct Live {
     pub(super) form: Form,
     /// Taken from the mailbox.
     pub(super) frames: Frames,
+    /// For what is encoded here.
+    pub(super) aliases: Option<Box<Aliases>>,
     pub(super) effects: Effects,
     receipts: Vec<Receipt>,
     pub(super) errands: Option<Box<Errands>>,
@@ -81,7 +84,13 @@ enum Wake {
 }
 
 impl Live {
-    pub(super) fn new(door: &Arc<Door>, hello: Hello, opened: Opened, mailbox: Arc<Mailbox>) -> Self {
+    pub(super) fn new(
+        door: &Arc<Door>,
+        hello: Hello,
+        opened: Opened,
+        mailbox: Arc<Mailbox>,
+        aliases: Option<Box<Aliases>>,
+    ) -> Self {
         let Opened { session, incoming, outgoing, expiry, .. } = opened;
         let limits = door.broker.limits();
         let publisher = door.broker.publisher(PublisherInfo {
@@ -98,6 +107,7 @@ impl Live {
             publisher,
             form: mailbox.form(),
             frames: Frames::default(),
+            aliases,
             effects: Effects::default(),
             receipts: Vec::new(),
             errands: None,

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep_until, timeout};
 
 use super::Door;
+use super::aliases::Aliases;
 use super::codec::{ConnAck, Connect, DecodeError, Decoder, Limits, Packet, ReasonCode, Version};
 use super::frames::Form;
 use super::listener::LayerError;
@@ -226,7 +227,10 @@ async fn open(door: &Arc<Door>, wire: &mut Wire, mut hello: Hello) -> Result<Liv
     if let Some(will) = &hello.will {
         will.check(door.broker.limits()).map_err(|error| Refused::will(&error))?;
     }
-    let mailbox = Mailbox::new(hello.form, door.settings.bounds(), Arc::clone(&door.buffers));
+    let aliases = door.settings.outgoing_topic_aliases(hello.topic_alias_maximum);
+    // What publishers encode leaves in their order, what this connection encodes comes in between.
+    let [theirs, ours] = Aliases::two_up_to(aliases);
+    let mailbox = Mailbox::new(hello.form, door.settings.bounds(), theirs, Arc::clone(&door.buffers));
     let opened = door.broker.open_session(OpenSession {
         client_id: hello.client_id.clone(),
         clean_start: hello.clean_start,
@@ -245,5 +249,5 @@ async fn open(door: &Arc<Door>, wire: &mut Wire, mut hello: Hello) -> Result<Liv
     }
     wire.decoder.limits_mut().max_packet_size = door.settings.max_packet();
     hello.expiry = opened.expiry.min(hello.expiry);
-    Ok(Live::new(door, hello, opened, mailbox))
+    Ok(Live::new(door, hello, opened, mailbox, ours))
 }

@@ -1,9 +1,11 @@
 //! From an offer to the bytes on the wire, without a connection.
 
+use std::collections::HashMap;
 use std::num::{NonZeroU16, NonZeroU32};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
+use proptest::prelude::*;
 
 use super::*;
 use crate::mqtt::codec::{Decoder, Limits, Packet, Publish, Version};
@@ -14,7 +16,7 @@ use crate::types::{Message, MessageId, TopicName, UnixMillis, clock};
 const BOUNDS: Bounds = Bounds { bytes: 1000, messages: 5 };
 
 fn mailbox(version: Version, bounds: Bounds) -> Arc<Mailbox> {
-    Mailbox::new(Form { version, max_packet: usize::MAX }, bounds, Arc::default())
+    Mailbox::new(Form { version, max_packet: usize::MAX }, bounds, None, Arc::default())
 }
 
 fn message(payload: impl Into<Bytes>) -> Message {
@@ -39,18 +41,25 @@ struct Sent {
     window: Window,
     bytes: BytesMut,
     form: Form,
+    aliases: Option<Box<Aliases>>,
 }
 
 impl Sent {
     fn new(form: Form, max: u16) -> Self {
-        Self { frames: Frames::default(), window: Window::new(max, Vec::new()), bytes: BytesMut::new(), form }
+        Self {
+            frames: Frames::default(),
+            window: Window::new(max, Vec::new()),
+            bytes: BytesMut::new(),
+            form,
+            aliases: None,
+        }
     }
 
     /// The publishes that leave now.
     fn take(&mut self, mailbox: &Mailbox) -> Vec<Publish> {
         let mut out = Out::default();
         mailbox.take(&mut self.frames, true);
-        self.frames.send(self.form, &mut self.window, &mut out);
+        self.frames.send(self.form, &mut self.window, self.aliases.as_deref_mut(), &mut out);
         let mut socket = Vec::new();
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         while !out.is_empty() {
@@ -139,7 +148,7 @@ fn what_the_receiver_does_not_take_is_left_out() {
     // 5: [MQTT-3.1.2-24], [MQTT-3.1.2-25].
     let bounds = Bounds { bytes: 1 << 20, messages: 10 };
     let form = Form { version: Version::V5, max_packet: 100 };
-    let mailbox = Mailbox::new(form, bounds, Arc::default());
+    let mailbox = Mailbox::new(form, bounds, None, Arc::default());
     let mut expiring = message(vec![b'x'; 200]);
     expiring.expires_at = Some(clock::unix_now().after(std::time::Duration::from_secs(60)));
     let (small, large) = (message("small"), message(vec![b'x'; 200]));
@@ -197,5 +206,74 @@ fn packet_ids_stand_where_they_belong_in_frames_of_any_size() {
             assert_eq!(ids, [Some(1), Some(2)], "{size}");
             assert!(publishes.iter().all(|publish| publish.payload.iter().all(|byte| *byte == b'x')));
         }
+    }
+}
+
+/// The topics that a client understands.
+fn resolved(publishes: &[Publish], known: &mut HashMap<NonZeroU16, String>, maximum: u16) -> Vec<String> {
+    let topic = |publish: &Publish| {
+        let alias = publish.properties.as_ref().and_then(|properties| properties.topic_alias);
+        let Some(alias) = alias else { return publish.topic.to_string() };
+        assert!(alias.get() <= maximum); // 5: [MQTT-3.1.2-26]
+        if publish.topic.is_empty() {
+            return known.get(&alias).expect("a number stands alone that stands for nothing").clone();
+        }
+        known.insert(alias, publish.topic.to_string());
+        publish.topic.to_string()
+    };
+    publishes.iter().map(topic).collect()
+}
+
+proptest! {
+    /// Whatever waits for the window, is encoded late, or is too large: a client understands every topic.
+    #[test]
+    fn a_client_understands_the_aliases_of_the_server(
+        aliases in 0_u16..6,
+        max_packet in prop_oneof![Just(usize::MAX), 20_usize..60],
+        steps in prop::collection::vec((0_usize..6, 0_u8..3, 0_usize..40, any::<bool>(), 0_u8..4), 0..60),
+    ) {
+        let form = Form { version: Version::V5, max_packet };
+        let bounds = Bounds { bytes: 1 << 20, messages: 100 };
+        let [theirs, ours] = Aliases::two_up_to(aliases);
+        let mailbox = Mailbox::new(form, bounds, theirs, Arc::default());
+        let mut sent = Sent { aliases: ours, ..Sent::new(form, 2) };
+        let (mut known, mut got, mut topics) = (HashMap::new(), Vec::new(), Vec::new());
+        let mut take = |sent: &mut Sent, got: &mut Vec<_>| {
+            let publishes = sent.take(&mailbox);
+            let numbers = payloads(&publishes).into_iter().map(|payload| payload[..2].parse::<usize>().unwrap());
+            got.extend(numbers.zip(resolved(&publishes, &mut known, aliases)));
+        };
+        for (number, (topic, qos, payload, late, then)) in steps.into_iter().enumerate() {
+            let topic = ["a", "a/b/c", "sensors/1", "sensors/2", "sensors/of/this/house", "x/y/z"][topic];
+            let mut message = message(format!("{number:02}{}", "x".repeat(payload)));
+            message.topic = TopicName::parse(topic.into()).unwrap();
+            if late {
+                message.expires_at = Some(clock::unix_now().after(std::time::Duration::from_secs(600)));
+            }
+            let qos = Qos::from_u8(qos).unwrap();
+            prop_assert_eq!(mailbox.offer(&[offer(&message, qos)]), 0);
+            let id = if qos == Qos::AtMostOnce { 0 } else { 2 };
+            let expiry = if late { 5 } else { 0 };
+            let len = 2 + 2 + topic.len() + id + 1 + expiry + message.payload.len();
+            topics.push((topic, len <= max_packet));
+            match then {
+                0 => take(&mut sent, &mut got),
+                1 => drop(sent.window.drain()),
+                _ => {}
+            }
+        }
+        // What comes first may be too large, so that nothing leaves though more waits.
+        for _ in 0..=topics.len() {
+            drop(sent.window.drain());
+            take(&mut sent, &mut got);
+        }
+        // What is not too large is there, in order; what is, if a number made it small enough.
+        let mut got = got.into_iter().peekable();
+        for (number, (topic, fits)) in topics.into_iter().enumerate() {
+            let there = got.next_if(|(of, _)| *of == number);
+            prop_assert!(there.is_some() || !fits, "{} is missing", number);
+            prop_assert!(there.is_none_or(|(_, as_told)| as_told == topic), "another topic for {}", number);
+        }
+        prop_assert_eq!(got.next(), None);
     }
 }

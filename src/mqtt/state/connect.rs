@@ -31,6 +31,8 @@ pub(in crate::mqtt) struct Hello {
     server_keep_alive: bool,
     /// Of the client, and within the server's own bound.
     pub(in crate::mqtt) receive_maximum: u16,
+    /// Of the client [5: MQTT-3.1.2-26, MQTT-3.1.2-27].
+    pub(in crate::mqtt) topic_alias_maximum: u16,
     pub(in crate::mqtt) form: Form,
     pub(in crate::mqtt) problem_information: bool,
     pub(in crate::mqtt) will: Option<Box<Will>>,
@@ -123,6 +125,7 @@ impl Hello {
             keep_alive: agreed,
             server_keep_alive: agreed != keep_alive,
             receive_maximum: properties.receive_maximum.map_or(u16::MAX, NonZeroU16::get).min(max_inflight),
+            topic_alias_maximum: properties.topic_alias_maximum.unwrap_or(0),
             form,
             problem_information: properties.request_problem_information.unwrap_or(true),
             will,
@@ -150,6 +153,7 @@ impl Hello {
             server_keep_alive: false,
             receive_maximum: receive_maximum.min(max_inflight),
             form,
+            topic_alias_maximum: 0,
             problem_information: true,
             will: None,
             login: Login::Anonymous,

@@ -68,6 +68,7 @@ impl State {
                 Ok((filter, mut options)) => match self.terms.check_filter(&filter, self.version)? {
                     Ok(()) => {
                         options.max_qos = translate::qos(self.terms.granted(asked.options.qos));
+                        options.upgrade_qos = self.terms.upgrade_outgoing_qos;
                         accepted.push((filter, options));
                         refused.push(None);
                     }

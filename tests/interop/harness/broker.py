@@ -39,7 +39,7 @@ class Broker:
 
     def __init__(self, binary, directory, flags=(), keep_ports=False, data=None):
         self._binary = str(binary)
-        self._data = data or directory / "data"
+        self.data = data or directory / "data"
         self._flags = list(flags)
         self._log = directory / "broker.log"
         self._channels = []
@@ -55,7 +55,7 @@ class Broker:
     def start(self):
         """Starts the process and waits for its ready line."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("STAFETT_")}
-        command = [self._binary, "serve", "--data-dir", str(self._data)]
+        command = [self._binary, "serve", "--data-dir", str(self.data)]
         for door, address in self._listen.items():
             command += [f"--{door}-listen", address]
         with self._log.open("ab") as log:

@@ -15,6 +15,15 @@ from baseline import EXE, OUT, Server, Skip, measure, wait_quiet
 FILES = 20000  # ulimit -n of every server and of the generator: two processes, 10,000 connections each
 
 
+# A subscriber is there while they publish: what is run over every transport and version.
+LIVE = {
+    "q0 1-1": ["--e2e-window", "1000"],
+    "q0 1-10": ["--subs", "10", "--fanout", "all", "--e2e-window", "1000"],
+    "q1": ["--qos", "1", "--window", "100"],
+    "q2": ["--qos", "2", "--window", "100"],
+}
+
+
 def scenarios(secs):
     """name -> (system, arguments of the generator)"""
     t = ["--secs", str(secs)]
@@ -27,14 +36,36 @@ def scenarios(secs):
         S[f"redis streams w{w}"] = ("redis-always", ["redis", "--url", "redis://127.0.0.1:26379/", *p])
     S["jetstream w1024"] = ("nats", ["nats", "--addr", "127.0.0.1:24222", "--mode", "js", "--phase", "enqueue-drain",
                                      "--window", "1024", *t])
-    for system in ("stafett", "rumqttd", "mosquitto"):
+    for system in ("stafett", "rumqttd", "mosquitto", "nats-mqtt", "mqtt-forwarder"):
         addr = "{mqtt}" if system == "stafett" else "127.0.0.1:21883"
         m = ["mqtt", "--addr", addr, *t]
-        S[f"{system} mqtt q0 1-1"] = (system, m + ["--e2e-window", "1000"])
-        S[f"{system} mqtt q0 1-10"] = (system, m + ["--subs", "10", "--fanout", "all", "--e2e-window", "1000"])
-        S[f"{system} mqtt q1"] = (system, m + ["--qos", "1", "--window", "100"])
-        S[f"{system} mqtt q2"] = (system, m + ["--qos", "2", "--window", "100"])
-        S[f"{system} conns"] = (system, ["mqtt-conns", "--addr", addr, "--conns", "10000"])
+        for name, argv in LIVE.items():
+            S[f"{system} mqtt {name}"] = (system, m + argv)
+        S[f"{system} mqtt q0 10-1"] = (system, m + ["--pubs", "10", "--topics", "10", "--fanout", "all",
+                                                    "--e2e-window", "1000"])
+        # 100,000 deliveries may be under way, as with ten subscribers and 10,000
+        S[f"{system} mqtt q0 1-100"] = (system, m + ["--subs", "100", "--fanout", "all", "--e2e-window", "100"])
+        S[f"{system} mqtt q1 kept"] = (system, m + ["--qos", "1", "--window", "100", "--persistent"])
+        for w in ("100", "1024"):
+            # as many as a session of ours keeps while it is away, in its default
+            S[f"{system} mqtt q1 away w{w}"] = (system, ["mqtt", "--addr", addr, "--qos", "1", "--window", w, "--phase",
+                                                         "enqueue-drain", "--count", "100000"])
+        for q in ("0", "1"):
+            S[f"{system} mqtt q{q} 2k/s"] = (system, m + ["--qos", q, "--rate", "2000"])
+        for n in ("10000", "18000"):
+            S[f"{system} conns {n}"] = (system, ["mqtt-conns", "--addr", addr, "--conns", n, "--sources", "4"])
+    doors = {"tls": "21884", "ws": "21885"}
+    for system in ("stafett-doors", "mosquitto-doors", "nats-mqtt-doors"):
+        for door, port in doors.items():
+            addr = f"{{mqtt.{door}}}" if system == "stafett-doors" else f"127.0.0.1:{port}"
+            # 3.1.1: NATS has no other
+            m = ["mqtt-library", "--version", "3.1.1", "--transport", door, "--addr", addr, *t]
+            m += ["--ca", "{ca}"] if door == "tls" else []
+            for name, argv in LIVE.items():
+                S[f"{system} {door} {name}"] = (system, m + argv)
+    for system, addr in (("stafett", "{mqtt}"), ("mosquitto", "127.0.0.1:21883"), ("rumqttd", "127.0.0.1:21886")):
+        for name, argv in LIVE.items():
+            S[f"{system} mqtt5 {name}"] = (system, ["mqtt-library", "--version", "5", "--addr", addr, *t, *argv])
     S["stafett unary publish"] = ("stafett", ours + ["--mode", "publish", "--qos", "1", "--window", "64", *t])
     S["echo unary"] = ("grpc-echo", ["grpc-echo", "--addr", "127.0.0.1:25099", "--window", "64", *t])
     for b in ("1", "16"):
@@ -48,22 +79,63 @@ def scenarios(secs):
 
 
 IN, OUT_, RSS = "pub_msgs_s", "msgs_s", "rss_per_conn_bytes"
+CPU, CONNECTS = "server_cpu_us", "connect_rate_s"
+WORDS = {"q0 1-1": "QoS 0, 1 → 1", "q0 1-10": "QoS 0, 1 → 10", "q0 10-1": "QoS 0, 10 → 1", "q0 1-100": "QoS 0, 1 → 100",
+         "q1": "QoS 1, 100 in flight", "q2": "QoS 2, 100 in flight"}
+CALLED = {"mqtt-forwarder": "bare MQTT forwarder", "nats-mqtt": "NATS, MQTT", "nats-mqtt-doors": "NATS, MQTT",
+          "mosquitto-doors": "mosquitto"}
+
+
+def mqtt_rows():
+    """The rows of the MQTT door; see ROWS."""
+    def row(what, name, metric, peer):
+        rows.append((what, f"stafett {name}", metric, f"{peer} {name}", metric, CALLED.get(peer, peer)))
+
+    rows = []
+    everyone = ("mqtt-forwarder", "nats-mqtt", "rumqttd", "mosquitto")
+    for name in ("q0 1-1", "q0 10-1", "q0 1-10", "q0 1-100"):
+        for peer in everyone:
+            row(f"MQTT {WORDS[name]}", f"mqtt {name}", OUT_, peer)
+        for peer in everyone:
+            row(f"MQTT {WORDS[name]}, µs of the server's CPU per delivery (less is better)", f"mqtt {name}", CPU, peer)
+    for name in ("q1", "q2"):
+        for peer in ("mqtt-forwarder", "rumqttd", "nats-mqtt", "mosquitto"):
+            row(f"MQTT {WORDS[name]}", f"mqtt {name}", OUT_, peer)
+    for peer in ("nats-mqtt", "mosquitto"):
+        row("MQTT QoS 1 to a connected session that is kept, 100 in flight", "mqtt q1 kept", OUT_, peer)
+    for w in ("100", "1024"):
+        for peer in ("nats-mqtt", "mosquitto"):
+            row(f"MQTT QoS 1 to a session that is away, {w} in flight", f"mqtt q1 away w{w}", IN, peer)
+            row(f"MQTT QoS 1, drain of that session ({w} in flight)", f"mqtt q1 away w{w}", OUT_, peer)
+    for q in ("0", "1"):
+        for quantile, called in (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9")):
+            row(f"MQTT QoS {q}, 2 000 a second, {called} in µs (less is better)", f"mqtt q{q} 2k/s",
+                f"lat_us.{quantile}", "mosquitto")
+    for n, called in (("10000", "10 000"), ("18000", "18 000")):
+        for peer in ("mosquitto", "rumqttd", "nats-mqtt"):
+            row(f"{called} idle MQTT connections, bytes of RSS each (less is better)", f"conns {n}", RSS, peer)
+            row(f"{called} MQTT connections with a subscription, per second", f"conns {n}", CONNECTS, peer)
+    for name in LIVE:
+        for peer in ("rumqttd", "mosquitto"):
+            row(f"MQTT 5, {WORDS[name]}", f"mqtt5 {name}", OUT_, peer)
+        for door, called in (("tls", "TLS"), ("ws", "WebSocket")):
+            for peer in ("nats-mqtt", "mosquitto"):
+                rows.append((f"MQTT over {called}, {WORDS[name]}", f"stafett-doors {door} {name}", OUT_,
+                             f"{peer}-doors {door} {name}", OUT_, CALLED.get(peer, peer)))
+    return rows
+
+
 # (what, our scenario, metric, the peer's scenario, metric, how the peer is called)
 ROWS = [
     *[(f"Produce, acknowledged after sync, {w} in flight", f"stafett produce w{w}", IN, f"redis streams w{w}", IN,
        "Redis Streams, appendfsync always") for w in ("1", "64", "1024")],
     ("Consume + ack of that backlog", "stafett produce w1024", OUT_, "jetstream w1024", OUT_, "JetStream, file"),
-    *[(f"MQTT QoS 0, {n.replace('-', ' → ')}", f"stafett mqtt q0 {n}", OUT_, f"{p} mqtt q0 {n}", OUT_, p)
-      for n in ("1-1", "1-10") for p in ("rumqttd", "mosquitto")],
-    *[(f"MQTT QoS {q}, 100 in flight", f"stafett mqtt q{q}", OUT_, f"rumqttd mqtt q{q}", OUT_, "rumqttd")
-      for q in ("1", "2")],
     ("Publish (unary), at least once, one subscriber, 64 callers", "stafett unary publish", IN, "echo unary", IN,
      "bare unary echo"),
     *[(f"PublishStream, 1 024 in flight, {b} a frame, {what}", f"stafett stream b{b}{s}", m, f"echo bidi b{b}", OUT_,
        "bare stream echo") for b in ("1", "16") for what, s, m in
       (("one subscriber", "", OUT_), ("no subscriber", " alone", IN))],
-    *[("10 000 idle MQTT connections, bytes of RSS each (less is better)", "stafett conns", RSS, f"{p} conns", RSS, p)
-      for p in ("mosquitto", "rumqttd")],
+    *mqtt_rows(),
 ]
 
 
@@ -115,7 +187,7 @@ def run(o):
                     put(dict(scenario=name, skipped=str(why)))
                     continue
                 put({**rec, "scenario": name, "run": i})
-                shown = rec.get("rss_per_conn_bytes") or f"{rec.get('pub_msgs_s', '-')} in, {rec.get('msgs_s', '-')} out"
+                shown = rec.get(RSS) or f"{rec.get('pub_msgs_s', '-')} in, {rec.get('msgs_s', '-')} out"
                 print(f"{time.strftime('%H:%M:%S')} {name}: {shown}{' NOISY' if rec['noisy'] else ''} "
                       f"{rec.get('stderr', '')[-200:]}", flush=True)
     out.close()
@@ -159,11 +231,21 @@ def amount(x):
         return f"{x / 1e6:.2f} M"
     if x >= 9_950:
         return f"{x / 1e3:.0f} k"
-    return f"{x / 1e3:.1f} k" if x >= 1_000 else f"{x:.0f}"
+    return f"{x / 1e3:.1f} k" if x >= 1_000 else f"{x:.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def value(rec, metric):
+    """A figure of a run: what it says, `a.b` what stands in `a`, or what follows from it. None where it has none."""
+    if metric == CPU:
+        got = rec.get("received")
+        return 1e6 * rec["server_cpu_s"] / got if got and "server_cpu_s" in rec else None
+    for key in metric.split("."):
+        rec = rec.get(key) if isinstance(rec, dict) else None
+    return rec
 
 
 def cell(recs, metric):
-    values = [r[metric] for r in recs if not r.get("failed") and metric in r]
+    values = [v for v in (value(r, metric) for r in recs if not r.get("failed")) if v is not None]
     if not values:
         return None, "failed" if recs else "not run"
     mid = statistics.median(values)

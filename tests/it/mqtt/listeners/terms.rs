@@ -143,3 +143,67 @@ async fn some_filters_may_not_be_subscribed_to() {
     // The first listener denies nothing.
     Peer::subscribed(&broker, V5, "secret/#", QOS1).await.leave().await;
 }
+
+/// At which level a publish at each of the three arrives.
+async fn levels(publisher: &mut Peer, subscriber: &mut Peer, topic: &str) -> [u8; 3] {
+    let mut arrived = [0; 3];
+    for (qos, arrived) in [QOS0, QOS1, QOS2].into_iter().zip(&mut arrived) {
+        publisher.say(topic, qos, "x").await;
+        *arrived = subscriber.receive().await.qos as u8;
+    }
+    arrived
+}
+
+#[tokio::test]
+async fn what_is_published_below_the_subscription_is_upgraded_where_the_listener_says_so() {
+    let broker = broker_with_x("upgrade_outgoing_qos = true").await;
+    for version in BOTH {
+        let mut publisher = Peer::clean(&broker, version, "").await;
+        for (subscribed, upgraded, plain) in
+            [(QOS0, [0, 0, 0], [0, 0, 0]), (QOS1, [1, 1, 1], [0, 1, 1]), (QOS2, [2, 2, 2], [0, 1, 2])]
+        {
+            let (mut peer, _) = connected(&broker, version).await;
+            peer.subscribe("u/#", subscribed).await;
+            assert_eq!(levels(&mut publisher, &mut peer, "u/x").await, upgraded);
+            let mut other = Peer::subscribed(&broker, version, "o/#", subscribed).await;
+            assert_eq!(levels(&mut publisher, &mut other, "o/x").await, plain);
+        }
+        // A member of a share group, and a retained value.
+        let (mut member, _) = connected(&broker, version).await;
+        member.subscribe("$share/g/s", QOS1).await;
+        assert_eq!(levels(&mut publisher, &mut member, "s").await, [1, 1, 1]);
+        publisher.say_retained("r", QOS0, "kept").await;
+        publisher.nothing_came().await;
+        let (mut late, _) = connected(&broker, version).await;
+        late.subscribe("r", QOS1).await;
+        let kept = late.receive().await;
+        assert_eq!((kept.qos, kept.retain, text(&kept)), (QOS1, true, "kept"));
+    }
+}
+
+#[tokio::test]
+async fn what_is_upgraded_is_kept_for_a_session_that_is_away() {
+    let (_directory, path) = listener_x("upgrade_outgoing_qos = true");
+    let flags = ["--config", &path];
+    let mut broker = Broker::start_with(&flags).await;
+    let come = async |broker: &Broker| open(broker, V5).await.greeted(kept(V5, "away")).await;
+    let (mut peer, _) = come(&broker).await;
+    peer.subscribe("u/#", QOS1).await;
+    peer.leave().await;
+    for number in ["1", "2"] {
+        let mut publisher = Peer::clean(&broker, V5, "").await;
+        publisher.say("u/x", QOS0, number).await;
+        // It is on disk when what comes behind it is.
+        publisher.say("u/x", QOS1, "behind").await;
+        let data = broker.data();
+        broker.kill9().await;
+        broker = Broker::start_in(data, &flags).await;
+    }
+    let (mut peer, connack) = come(&broker).await;
+    assert!(connack.session_present);
+    for expected in ["1", "behind", "2", "behind"] {
+        let publish = peer.receive().await;
+        assert_eq!((publish.qos, text(&publish)), (QOS1, expected));
+    }
+    peer.nothing_came().await;
+}

@@ -1,9 +1,16 @@
-//! MQTT 3.1.1 load on raw sockets with a minimal packet writer / parser.
+//! MQTT 3.1.1 load on raw sockets with a minimal packet writer / parser; `library` has the other versions and transports.
+
+mod codec;
+mod conns;
+mod forward;
+mod library;
+mod packet;
+mod transport;
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,69 +23,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::common::*;
 use crate::pattern::{Fanout, PatternArgs, Phase, finish_receipts};
+use packet::*;
 
-// ----------------------------------------------------------------- packets
-
-fn put_len(b: &mut BytesMut, mut n: usize) {
-    loop {
-        let d = (n % 128) as u8;
-        n /= 128;
-        b.put_u8(if n > 0 { d | 0x80 } else { d });
-        if n == 0 {
-            return;
-        }
-    }
-}
-
-fn put_str(b: &mut BytesMut, s: &str) {
-    b.put_u16(s.len() as u16);
-    b.put_slice(s.as_bytes());
-}
-
-fn put_connect(b: &mut BytesMut, id: &str, clean: bool, keepalive: u16) {
-    b.put_u8(0x10);
-    put_len(b, 10 + 2 + id.len());
-    put_str(b, "MQTT");
-    b.put_u8(4);
-    b.put_u8(if clean { 2 } else { 0 });
-    b.put_u16(keepalive);
-    put_str(b, id);
-}
-
-fn put_subscribe(b: &mut BytesMut, pid: u16, filters: &[String], qos: u8) {
-    b.put_u8(0x82);
-    put_len(b, 2 + filters.iter().map(|f| f.len() + 3).sum::<usize>());
-    b.put_u16(pid);
-    for f in filters {
-        put_str(b, f);
-        b.put_u8(qos);
-    }
-}
-
-#[inline]
-fn put_ack(b: &mut BytesMut, first: u8, pid: u16) {
-    b.put_slice(&[first, 2, (pid >> 8) as u8, pid as u8]);
-}
-
-/// (first byte, header length, body length) of the packet at the start of `b`, once complete.
-#[inline]
-fn frame(b: &[u8]) -> Result<Option<(u8, usize, usize)>> {
-    if b.len() < 2 {
-        return Ok(None);
-    }
-    let (mut n, mut shift, mut i) = (0usize, 0, 1);
-    loop {
-        let Some(d) = b.get(i) else { return Ok(None) };
-        n |= ((d & 0x7f) as usize) << shift;
-        i += 1;
-        if d & 0x80 == 0 {
-            break;
-        }
-        shift += 7;
-        ensure!(shift <= 21, "bad remaining length");
-    }
-    Ok((b.len() >= i + n).then_some((b[0], i, n)))
-}
+pub use conns::{ConnsArgs, run_conns};
+pub use forward::{ForwarderArgs, serve as forward};
+pub use library::{LibraryArgs, run as run_library};
 
 // -------------------------------------------------------------------- client
 
@@ -323,16 +272,66 @@ async fn publisher(
     Ok(PubOut { sent, ack_lat, unacked: inflight as u64 })
 }
 
+/// What a subscriber makes of what it reads.
+struct Sink {
+    receipt: Receipt,
+    /// QoS 2 packet ids between PUBLISH and PUBREL
+    held: Vec<bool>,
+}
+
+impl Sink {
+    /// Takes all whole packets, and writes what answers them; how many messages were among them.
+    fn parse(&mut self, rbuf: &mut BytesMut, wbuf: &mut BytesMut) -> Result<u64> {
+        let now = now_ns();
+        let mut got = 0;
+        while let Some((t, h, n)) = frame(rbuf)? {
+            let body = &rbuf[h..h + n];
+            match t & 0xf0 {
+                0x30 => {
+                    let qos = (t >> 1) & 3;
+                    let tl = u16::from_be_bytes([body[0], body[1]]) as usize;
+                    let mut at = 2 + tl;
+                    let mut deliver = true;
+                    if qos > 0 {
+                        let pid = u16::from_be_bytes([body[at], body[at + 1]]);
+                        at += 2;
+                        if qos == 1 {
+                            put_ack(wbuf, 0x40, pid);
+                        } else {
+                            deliver = !std::mem::replace(&mut self.held[pid as usize], true);
+                            put_ack(wbuf, 0x50, pid);
+                        }
+                    }
+                    if deliver {
+                        self.receipt.take(&body[at..], now);
+                        got += 1;
+                    }
+                }
+                0x60 => {
+                    let pid = u16::from_be_bytes([body[0], body[1]]);
+                    self.held[pid as usize] = false;
+                    put_ack(wbuf, 0x70, pid);
+                }
+                0xd0 | 0x90 => {}
+                _ => bail!("unexpected packet {t:#x} at a subscriber"),
+            }
+            rbuf.advance(h + n);
+        }
+        Ok(got)
+    }
+}
+
 async fn subscriber(
     s: TcpStream,
     mut rbuf: BytesMut,
     pr: Arc<Progress>,
     stop: CancellationToken,
 ) -> Result<Receipt> {
-    let mut rc = Receipt::default();
+    let mut sink = Sink { receipt: Receipt::default(), held: vec![false; 65536] };
     let mut wbuf = BytesMut::with_capacity(16384);
-    let mut held = vec![false; 65536]; // QoS 2 packet ids between PUBLISH and PUBREL
     let mut stopping = false;
+    // What came with CONNACK in one read: the server may have nothing more to send before it is acknowledged.
+    pr.received.fetch_add(sink.parse(&mut rbuf, &mut wbuf)?, Ordering::Relaxed);
     loop {
         let mut moved = false;
         if rbuf.capacity() - rbuf.len() < 16384 {
@@ -345,42 +344,7 @@ async fn subscriber(
             }
             Ok(_) => {
                 moved = true;
-                let now = now_ns();
-                let mut got = 0u64;
-                while let Some((t, h, n)) = frame(&rbuf)? {
-                    let body = &rbuf[h..h + n];
-                    match t & 0xf0 {
-                        0x30 => {
-                            let qos = (t >> 1) & 3;
-                            let tl = u16::from_be_bytes([body[0], body[1]]) as usize;
-                            let mut at = 2 + tl;
-                            let mut deliver = true;
-                            if qos > 0 {
-                                let pid = u16::from_be_bytes([body[at], body[at + 1]]);
-                                at += 2;
-                                if qos == 1 {
-                                    put_ack(&mut wbuf, 0x40, pid);
-                                } else {
-                                    deliver = !std::mem::replace(&mut held[pid as usize], true);
-                                    put_ack(&mut wbuf, 0x50, pid);
-                                }
-                            }
-                            if deliver {
-                                rc.take(&body[at..], now);
-                                got += 1;
-                            }
-                        }
-                        0x60 => {
-                            let pid = u16::from_be_bytes([body[0], body[1]]);
-                            held[pid as usize] = false;
-                            put_ack(&mut wbuf, 0x70, pid);
-                        }
-                        0xd0 | 0x90 => {}
-                        _ => bail!("unexpected packet {t:#x} at a subscriber"),
-                    }
-                    rbuf.advance(h + n);
-                }
-                pr.received.fetch_add(got, Ordering::Relaxed);
+                pr.received.fetch_add(sink.parse(&mut rbuf, &mut wbuf)?, Ordering::Relaxed);
             }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(e) => {
@@ -416,7 +380,7 @@ async fn subscriber(
         }
     }
     let _ = s.try_write(&[0xe0, 0]);
-    Ok(rc)
+    Ok(sink.receipt)
 }
 
 pub async fn run(a: MqttArgs) -> Result<()> {
@@ -529,196 +493,31 @@ pub async fn run(a: MqttArgs) -> Result<()> {
     Ok(())
 }
 
-// ------------------------------------------------------------ idle connections
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-#[derive(Args, Clone, Debug)]
-pub struct ConnsArgs {
-    #[arg(long, default_value = "127.0.0.1:1883")]
-    pub addr: SocketAddr,
-    #[arg(long, default_value_t = 10_000)]
-    pub conns: u32,
-    /// connections being set up at once
-    #[arg(long, default_value_t = 64)]
-    pub parallel: usize,
-    /// source addresses 127.0.0.2, … to spread over
-    #[arg(long, default_value_t = 1)]
-    pub sources: u32,
-    /// of the subscriptions and of the one message to each
-    #[arg(long, default_value_t = 0)]
-    pub qos: u8,
-    #[arg(long, default_value_t = 100)]
-    pub size: usize,
-    /// idle time before memory is read, s
-    #[arg(long, default_value_t = 2.0)]
-    pub hold: f64,
-    #[arg(long)]
-    pub server_pid: Vec<u32>,
-    #[arg(long, default_value = "")]
-    pub label: String,
-}
-
-async fn idle_conn(mut s: TcpStream, mut rbuf: BytesMut, got: Arc<AtomicU64>) -> Option<(u64, u64)> {
-    loop {
-        while let Some((t, h, n)) = frame(&rbuf).ok()? {
-            if t & 0xf0 == 0x30 {
-                let now = now_ns();
-                let body = &rbuf[h..h + n];
-                let qos = (t >> 1) & 3;
-                let mut at = 2 + u16::from_be_bytes([body[0], body[1]]) as usize;
-                if qos > 0 {
-                    let mut b = BytesMut::new();
-                    put_ack(&mut b, 0x40, u16::from_be_bytes([body[at], body[at + 1]]));
-                    at += 2;
-                    s.write_all(&b).await.ok()?;
-                }
-                let st = Stamp::read(&body[at..])?;
-                got.fetch_add(1, Ordering::Relaxed);
-                let r = (st.ts, now);
-                // stay connected until the process ends
-                std::mem::forget(s);
-                return Some(r);
-            }
-            rbuf.advance(h + n);
+    /// A server that has sent CONNACK and its whole window at once waits for acknowledgements before it sends more.
+    #[tokio::test]
+    async fn what_came_with_connack_is_acknowledged() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let mut rbuf = BytesMut::new();
+        for pid in 1..=3u16 {
+            rbuf.put_slice(&[0x32, 2 + 1 + 2 + STAMP_LEN as u8, 0, 1, b't']);
+            rbuf.put_u16(pid);
+            let mut stamp = [0; STAMP_LEN];
+            Stamp { publisher: 0, topic: 0, seq: pid as u32, lag_us: 0, ts: 1 }.write(&mut stamp);
+            rbuf.put_slice(&stamp);
         }
-        rbuf.reserve(512);
-        if s.read_buf(&mut rbuf).await.ok()? == 0 {
-            return None;
-        }
+        let (progress, stop) = (Arc::new(Progress::default()), CancellationToken::new());
+        let reader = tokio::spawn(subscriber(socket, rbuf, progress.clone(), stop.clone()));
+        let mut acks = [0; 12];
+        tokio::time::timeout(Duration::from_secs(30), server.read_exact(&mut acks)).await.unwrap().unwrap();
+        assert_eq!(acks, [0x40, 2, 0, 1, 0x40, 2, 0, 2, 0x40, 2, 0, 3]);
+        stop.cancel();
+        assert_eq!(reader.await.unwrap().unwrap().tracker.unique(), 3);
+        assert_eq!(progress.received.load(Ordering::Relaxed), 3);
     }
-}
-
-pub async fn run_conns(a: ConnsArgs) -> Result<()> {
-    let nofile = raise_nofile();
-    ensure!(nofile > a.conns as u64 + 50, "open-file limit {nofile} is too low for {} connections", a.conns);
-    let rss = |key: &str| a.server_pid.iter().map(|p| status_kb(*p, key)).sum::<u64>();
-    let rss0 = rss("VmRSS");
-    let meter = Meter::start(&a.server_pid);
-    let got = Arc::new(AtomicU64::new(0));
-    let failed = Arc::new(AtomicU64::new(0));
-    let next = Arc::new(AtomicU64::new(0));
-    let (tx, mut rx) = tokio::sync::mpsc::unbounded_channel();
-    let t0 = now_ns();
-    let run_id = std::process::id();
-    let mut setters = Vec::new();
-    for _ in 0..a.parallel {
-        let (a, got, failed, next, tx) = (a.clone(), got.clone(), failed.clone(), next.clone(), tx.clone());
-        setters.push(tokio::spawn(async move {
-            loop {
-                let i = next.fetch_add(1, Ordering::Relaxed) as u32;
-                if i >= a.conns {
-                    return;
-                }
-                let src = (a.sources > 1).then(|| Ipv4Addr::new(127, 0, 0, 2 + (i % a.sources) as u8));
-                let one = async {
-                    let mut rbuf = BytesMut::with_capacity(64);
-                    let (mut s, _) = open(a.addr, src, &format!("lg-c{run_id}-{i}"), true, &mut rbuf).await?;
-                    subscribe(&mut s, &[format!("lgc/{i}")], a.qos, &mut rbuf).await?;
-                    anyhow::Ok((s, rbuf))
-                };
-                match tokio::time::timeout(Duration::from_secs(20), one).await {
-                    Ok(Ok((s, rbuf))) => {
-                        let _ = tx.send(tokio::spawn(idle_conn(s, rbuf, got.clone())));
-                    }
-                    Ok(Err(e)) => {
-                        if failed.fetch_add(1, Ordering::Relaxed) == 0 {
-                            eprintln!("connection {i}: {e:#}");
-                        }
-                    }
-                    Err(_) => {
-                        failed.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            }
-        }));
-    }
-    for s in setters {
-        s.await?;
-    }
-    drop(tx);
-    let connect_s = (now_ns() - t0) as f64 / 1e9;
-    let mut tasks = Vec::new();
-    while let Some(t) = rx.recv().await {
-        tasks.push(t);
-    }
-    tokio::time::sleep(Duration::from_secs_f64(a.hold)).await;
-    let rss1 = rss("VmRSS");
-    let cpu_before_idle: f64 = a.server_pid.iter().map(|p| cpu_of(*p)).sum();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let idle_cpu = a.server_pid.iter().map(|p| cpu_of(*p)).sum::<f64>() - cpu_before_idle;
-
-    // one message to each
-    let ok = tasks.len() as u64;
-    let mut rbuf = BytesMut::new();
-    let (s, _) = open(a.addr, None, &format!("lg-cp{run_id}"), true, &mut rbuf).await?;
-    let (mut rd, mut wr) = s.into_split();
-    let reader = tokio::spawn(async move {
-        let mut b = BytesMut::with_capacity(4096);
-        while let Ok(n) = rd.read_buf(&mut b).await {
-            if n == 0 {
-                break;
-            }
-            b.clear();
-        }
-    });
-    let size = a.size.max(STAMP_LEN);
-    let filler = vec![0x2eu8; size];
-    let t1 = now_ns();
-    let mut b = BytesMut::new();
-    for i in 0..a.conns {
-        let name = format!("lgc/{i}");
-        b.put_u8(0x30 | (a.qos << 1));
-        put_len(&mut b, 2 + name.len() + if a.qos > 0 { 2 } else { 0 } + size);
-        put_str(&mut b, &name);
-        if a.qos > 0 {
-            b.put_u16((i % 65535 + 1) as u16);
-        }
-        let at = b.len();
-        b.put_slice(&filler);
-        Stamp { publisher: 0, topic: i, seq: 0, lag_us: 0, ts: now_ns() }.write(&mut b[at..]);
-        if b.len() > 4096 {
-            wr.write_all(&b).await?;
-            b.clear();
-            // bounded: servers drop when one publisher runs far ahead
-            while i as u64 > got.load(Ordering::Relaxed) + 500 && now_ns() - t1 < 20_000_000_000 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        }
-    }
-    wr.write_all(&b).await?;
-    let end = now_ns() + 10_000_000_000;
-    while got.load(Ordering::Relaxed) < ok && now_ns() < end {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    let spread_s = (now_ns() - t1) as f64 / 1e9;
-    let mut lat = hist();
-    for t in tasks {
-        if t.is_finished() {
-            if let Ok(Some((ts, now))) = t.await {
-                let _ = lat.record((now - ts).max(100));
-            }
-        } else {
-            t.abort();
-        }
-    }
-    reader.abort();
-    let mut m = Map::new();
-    m.insert("system".into(), json!("mqtt-conns"));
-    if !a.label.is_empty() {
-        m.insert("label".into(), json!(a.label));
-    }
-    m.insert("conns_asked".into(), json!(a.conns));
-    m.insert("conns".into(), json!(ok));
-    m.insert("failed".into(), json!(failed.load(Ordering::Relaxed)));
-    m.insert("connect_rate_s".into(), r0(ok as f64 / connect_s));
-    m.insert("rss_before_kb".into(), json!(rss0));
-    m.insert("rss_after_kb".into(), json!(rss1));
-    m.insert("rss_per_conn_bytes".into(), r0((rss1 as f64 - rss0 as f64) * 1024.0 / ok.max(1) as f64));
-    m.insert("idle_cpu_2s".into(), r2(idle_cpu));
-    m.insert("delivered".into(), json!(got.load(Ordering::Relaxed)));
-    m.insert("lost".into(), json!(ok - got.load(Ordering::Relaxed).min(ok)));
-    m.insert("msgs_s".into(), r0(got.load(Ordering::Relaxed) as f64 / spread_s));
-    m.insert("lat_us".into(), quantiles(&lat));
-    m.append(&mut meter.stop());
-    emit(m);
-    Ok(())
 }
