@@ -7,6 +7,7 @@
 //! Invariant: what [`load`] returns is in its permitted range. An error names the place, the key and the range. Nothing
 //! below `server` imports this module; each module owns its settings, this one fills them.
 
+mod bridges;
 pub mod entries;
 mod file;
 pub mod listeners;
@@ -16,7 +17,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::engine::EngineSettings;
-use crate::{core, grpc, mqtt, shutdown, telemetry, tls};
+use crate::{core, grpc, mqtt, rate, shutdown, sys, telemetry, tls};
 
 use entries::{ENTRIES, Entry};
 pub use value::Listen;
@@ -30,8 +31,12 @@ pub struct Settings {
     pub grpc: GrpcDoor,
     /// `[mqtt]`
     pub mqtt: MqttDoor,
+    /// `[[bridges]]`
+    pub bridges: Vec<mqtt::bridge::Settings>,
     /// `[limits]`
     pub limits: Limits,
+    /// `[sys]`
+    pub sys: sys::Settings,
     /// `[log]`
     pub log: telemetry::Settings,
     /// `[shutdown]`
@@ -79,6 +84,8 @@ impl Default for MqttDoor {
 pub struct Limits {
     /// Connections at the same time over all doors, unless the limit of open files allows fewer.
     pub connections: u64,
+    /// How often one address may connect, over all doors.
+    pub connect_rate: rate::Settings,
     /// Passwords that wait to be checked; who comes beyond that is told to come again.
     pub password_checks: usize,
     /// What the core bounds.
@@ -87,7 +94,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 1_000_000, password_checks: 1024, core: core::Limits::default() }
+        Self {
+            connections: 1_000_000,
+            password_checks: 1024,
+            connect_rate: rate::Settings::default(),
+            core: core::Limits::default(),
+        }
     }
 }
 
@@ -141,9 +153,9 @@ pub enum ConfigError {
         /// The valid key that looks most like it.
         nearest: Option<&'static str>,
     },
-    /// What a listener has does not fit together.
+    /// What a listener or a bridge has does not fit together.
     #[error("{place}: {problem}")]
-    Listener {
+    Table {
         /// Where.
         place: Place,
         /// What is missing, or too much.
@@ -193,11 +205,11 @@ pub fn load(
 ) -> Result<Loaded, ConfigError> {
     let mut settings = Settings::default();
     let mut warnings = Vec::new();
-    let mut listeners = Vec::new();
+    let mut tables = file::Tables::default();
     if let Some(path) = file {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        listeners = file::apply(&mut settings, path, &text)?;
+        tables = file::apply(&mut settings, path, &text)?;
     }
     for (name, text) in environment {
         if let Some(entry) = ENTRIES.iter().find(|entry| entry.variable() == name) {
@@ -211,7 +223,8 @@ pub fn load(
             set(&mut settings, entry, &text, || Place::Flag(entry.flag.unwrap_or(key).to_owned()))?;
         }
     }
-    listeners::complete(&mut settings, listeners)?;
+    listeners::complete(&mut settings, tables.listeners)?;
+    bridges::complete(&mut settings, tables.bridges)?;
     settings.grpc.tls.clone().complete()?;
     if settings.mqtt.listen != Listen::Off {
         settings.mqtt.settings.check()?;
@@ -236,6 +249,7 @@ pub fn render(settings: &Settings) -> String {
         text.push_str(&format!("{name} = {}\n", (entry.slot)(&mut settings).show_toml()));
     }
     text.push_str(&listeners::render(&settings.mqtt.listeners));
+    text.push_str(&bridges::render(&settings.bridges));
     text
 }
 
@@ -282,8 +296,8 @@ mod tests {
 
     fn from_file(text: &str) -> Result<Settings, ConfigError> {
         let mut settings = Settings::default();
-        let listeners = file::apply(&mut settings, Path::new("x.toml"), text)?;
-        listeners::complete(&mut settings, listeners)?;
+        let tables = file::apply(&mut settings, Path::new("x.toml"), text)?;
+        listeners::complete(&mut settings, tables.listeners)?;
         Ok(settings)
     }
 

@@ -15,7 +15,10 @@
 //! | `tls` | TLS of the listeners |
 //! | `auth` | users, passwords, SCRAM |
 //! | `proxy` | the PROXY protocol |
+//! | [`sys`] | what is counted, as topics under `$SYS/` |
 //! | [`core`] | the broker: what all doors share |
+//! | [`rate`] | how often one address may connect |
+//! | [`counters`] | what is counted for operators |
 //! | [`connections`] | how many connections the process may hold |
 //! | [`shutdown`] | stop, drain, cut |
 //! | [`engine`] | what is asked of a store, and the embedded one |
@@ -29,6 +32,7 @@ pub mod cli;
 pub mod config;
 pub mod connections;
 pub mod core;
+pub mod counters;
 pub mod engine;
 #[cfg(feature = "grpc")]
 pub mod grpc;
@@ -36,11 +40,13 @@ pub mod grpc;
 pub mod mqtt;
 #[cfg(feature = "mqtt")]
 pub mod proxy;
+pub mod rate;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod shutdown;
 #[cfg(any(feature = "grpc", feature = "mqtt"))]
 pub mod socket;
+pub mod sys;
 #[cfg(feature = "server")]
 pub mod telemetry;
 #[cfg(any(feature = "grpc", feature = "mqtt"))]

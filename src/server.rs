@@ -22,16 +22,21 @@ use crate::auth::Passwords;
 use crate::config::{Listen, MqttDoor, Settings};
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
+use crate::counters::{CounterSource, Counters, Traffic};
 use crate::engine::embedded::Embedded;
 use crate::engine::{Engine, EngineError, EngineSettings, Health, OpenError, OpenProgress};
-use crate::grpc::{self, AdminService, CounterSource, HealthBoard, ServerFacts};
+use crate::grpc::{self, AdminService, HealthBoard, ServerFacts};
 use crate::mqtt;
+use crate::mqtt::bridge::{Board, Bridges, SetUpError};
+use crate::rate::{self, ConnectRate};
 use crate::shutdown::Shutdown;
 use crate::socket::{Address, Bound};
 use crate::tls::{self, Tls, TlsError};
 use crate::types::clock;
 
+use crate::sys::Reporter;
 use files::Files;
+use futures_util::FutureExt;
 use services::Services;
 use signals::Signals;
 
@@ -72,6 +77,9 @@ pub enum ServerError {
     /// The gRPC door's TLS cannot be had.
     #[error("the listener grpc has no TLS")]
     GrpcTls(#[source] Box<TlsError>),
+    /// A bridge cannot be had.
+    #[error(transparent)]
+    Bridge(#[from] SetUpError),
     /// The process cannot be told to stop.
     #[error("cannot receive signals")]
     Signals(#[source] io::Error),
@@ -99,7 +107,7 @@ impl ServerError {
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         let Self::Listen(listener) = self else {
-            return matches!(self, Self::NoDoor | Self::GrpcFiles(_) | Self::GrpcTls(_));
+            return matches!(self, Self::NoDoor | Self::GrpcFiles(_) | Self::GrpcTls(_) | Self::Bridge(_));
         };
         matches!(listener, mqtt::ListenError::Tls { .. } | mqtt::ListenError::Users { .. })
     }
@@ -169,13 +177,18 @@ where
     let budget =
         ConnectionBudget::new(open_files::connections_within(open_files, settings.limits.connections));
     let (grpc_budget, mqtt_budget) = (budget.part(budget.limit()), budget.part(budget.limit()));
+    let (grpc_rate, mqtt_rate) = connect_rates(settings.limits.connect_rate);
     let mqtt_counters = mqtt::Counters::default();
+    let grpc_traffic: Arc<Traffic> = Arc::default();
     let passwords = Arc::new(Passwords::new(settings.limits.password_checks));
     let shutdown = Shutdown::new(&settings.shutdown);
     let mut services = Services::default();
 
     let mut ready = Ready::default();
     let grpc_listener = bind_grpc(&settings.grpc.listen, &mut ready).await?;
+    let board_of_bridges = Board::default();
+    let bridges = Bridges::set_up(settings.bridges, &board_of_bridges)?;
+    let bridge_settings = settings.mqtt.settings.clone();
     let mqtt_listeners = bind_mqtt(settings.mqtt, &mut ready).await?;
     let grpc_tls = match settings.grpc.tls.complete()? {
         Some(of) => {
@@ -198,7 +211,14 @@ where
         Some(listener) => {
             let door =
                 grpc::Door::new(settings.grpc.settings, board.clone(), progress.clone(), shutdown.clone())?;
-            let served = door.clone().serve(listener, grpc_tls.clone(), grpc_budget.clone());
+            let traffic = Arc::clone(&grpc_traffic);
+            let served = door.clone().serve(
+                listener,
+                grpc_tls.clone(),
+                grpc_budget.clone(),
+                grpc_rate.clone(),
+                traffic,
+            );
             services.start("grpc", async { Ok(served.await?) });
             Some(door)
         }
@@ -223,6 +243,26 @@ where
 
     services.start("broker", drain(Arc::clone(&broker), shutdown.clone()));
     services.start("store", watch_store(Arc::clone(&engine), board.clone(), shutdown.clone()));
+    let counters = Counters::new(vec![
+        connection_counters(budget.clone(), grpc_budget, mqtt_budget.clone()),
+        core_counters(Arc::clone(&broker)),
+        rate_counters(grpc_rate, mqtt_rate.clone()),
+        byte_counters(grpc_traffic),
+        Box::new(bridges.counters()),
+        Box::new({
+            let passwords = Arc::clone(&passwords);
+            move || passwords.counters()
+        }),
+        Box::new({
+            let counters = mqtt_counters.clone();
+            move || counters.list()
+        }),
+    ]);
+    if let Some(interval) = settings.sys.interval {
+        let reporter = Reporter::new(Arc::clone(&broker), counters.clone());
+        services.start("sys", reporter.run(interval, shutdown.clone()).map(Ok));
+    }
+    bridges.stand_ready(&broker).await;
     if let Some(door) = door {
         let facts = ServerFacts {
             started_at,
@@ -231,25 +271,24 @@ where
             durability: Some(engine.capabilities().durability.name()),
             doors: ready.doors.iter().map(|(name, address)| (name.clone(), address.to_string())).collect(),
         };
-        let counted = Arc::clone(&broker);
-        let counters: Vec<CounterSource> = vec![
-            connection_counters(budget.clone(), grpc_budget, mqtt_budget.clone()),
-            Box::new(move || counted.counters()),
-            Box::new({
-                let counters = mqtt_counters.clone();
-                move || counters.list()
-            }),
-            Box::new({
-                let passwords = Arc::clone(&passwords);
-                move || passwords.counters()
-            }),
-        ];
-        let admin = AdminService::new(facts, counters);
+        let admin = AdminService::new(facts, counters, Box::new(move || board_of_bridges.list()));
         door.open(grpc::Services { broker: Arc::clone(&broker), admin });
     }
+    if !bridges.is_empty() {
+        let bridges =
+            bridges.run(Arc::clone(&broker), bridge_settings, mqtt_counters.clone(), shutdown.clone());
+        services.start("bridges", bridges.map(Ok));
+    }
     if !mqtt_listeners.is_empty() {
-        let door =
-            mqtt::serve(mqtt_listeners, broker, mqtt_budget, passwords, mqtt_counters, shutdown.clone());
+        let door = mqtt::serve(
+            mqtt_listeners,
+            broker,
+            mqtt_budget,
+            mqtt_rate,
+            passwords,
+            mqtt_counters,
+            shutdown.clone(),
+        );
         services.start("mqtt", async {
             door.await;
             Ok(())
@@ -334,6 +373,35 @@ async fn bind_grpc(listen: &Listen, ready: &mut Ready) -> Result<Option<TcpListe
         }
         Err(source) => Err(ServerError::Bind { address, flag: "--grpc-listen", source }),
     }
+}
+
+fn core_counters(broker: Arc<Broker>) -> CounterSource {
+    Box::new(move || broker.counters())
+}
+
+/// One bound, and a count for each door.
+fn connect_rates(settings: rate::Settings) -> (ConnectRate, ConnectRate) {
+    let grpc = ConnectRate::new(settings);
+    let mqtt = grpc.part();
+    (grpc, mqtt)
+}
+
+fn rate_counters(grpc: ConnectRate, mqtt: ConnectRate) -> CounterSource {
+    Box::new(move || {
+        vec![
+            ("connects_rate_refused_total", grpc.refused() + mqtt.refused()),
+            ("connects_rate_untracked_total", grpc.untracked()),
+            ("grpc_connects_rate_refused_total", grpc.refused()),
+            ("mqtt_connects_rate_refused_total", mqtt.refused()),
+        ]
+    })
+}
+
+fn byte_counters(grpc: Arc<Traffic>) -> CounterSource {
+    Box::new(move || {
+        let (received, sent) = grpc.totals();
+        vec![("grpc_bytes_received_total", received.bytes), ("grpc_bytes_sent_total", sent.bytes)]
+    })
 }
 
 /// Of all doors, and of each.

@@ -1,7 +1,9 @@
-//! TLS of the listeners: files made into what a handshake needs, and read again on demand.
+//! TLS of the listeners: files made into what a handshake needs, and read again on demand. [`client`] is the other side.
 //!
 //! TLS 1.2 and 1.3 by rustls. Invariant: what is in use is complete and fits together; files that do not are refused with
 //! their names, and what was in use stays.
+
+pub mod client;
 
 use std::fmt;
 use std::fs;
@@ -261,13 +263,7 @@ fn config(settings: &Settings, alpn: &[&str]) -> Result<Arc<ServerConfig>, TlsEr
     let Settings { cert, key, client_ca, client_cert } = settings;
     let provider = Arc::new(crypto::ring::default_provider());
     let chain = certificates("tls.cert", cert)?;
-    let key_der = match PrivateKeyDer::from_pem_slice(&read("tls.key", key)?) {
-        Ok(key) => key,
-        Err(pem::Error::NoItemsFound) => {
-            return Err(TlsError::Empty { setting: "tls.key", what: "private key", file: key.clone() });
-        }
-        Err(source) => return Err(TlsError::NotPem { setting: "tls.key", file: key.clone(), source }),
-    };
+    let key_der = private_key(key)?;
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|source| TlsError::Unusable { setting: "tls.key", file: key.clone(), source })?;
@@ -275,14 +271,7 @@ fn config(settings: &Settings, alpn: &[&str]) -> Result<Arc<ServerConfig>, TlsEr
         (ClientCert::Off, _) => builder.with_no_client_auth(),
         (_, None) => return Err(TlsError::NoClientCa),
         (asks, Some(file)) => {
-            let mut roots = RootCertStore::empty();
-            for root in certificates("tls.client_ca", file)? {
-                roots.add(root).map_err(|source| TlsError::Unusable {
-                    setting: "tls.client_ca",
-                    file: file.clone(),
-                    source,
-                })?;
-            }
+            let roots = roots("tls.client_ca", file)?;
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             let verifier = match asks {
                 ClientCert::Required => verifier,
@@ -293,15 +282,42 @@ fn config(settings: &Settings, alpn: &[&str]) -> Result<Arc<ServerConfig>, TlsEr
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let mut config = builder.with_single_cert(chain, key_der).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => TlsError::Mismatch { key: key.clone(), cert: cert.clone() },
-        rustls::Error::InvalidCertificate(_) => {
-            TlsError::Unusable { setting: "tls.cert", file: cert.clone(), source: error }
-        }
-        source => TlsError::Unusable { setting: "tls.key", file: key.clone(), source },
-    })?;
+    let mut config =
+        builder.with_single_cert(chain, key_der).map_err(|error| not_a_pair(error, cert, key))?;
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     Ok(Arc::new(config))
+}
+
+/// What is wrong with a certificate and its key.
+fn not_a_pair(error: rustls::Error, cert: &Path, key: &Path) -> TlsError {
+    match error {
+        rustls::Error::InconsistentKeys(_) => {
+            TlsError::Mismatch { key: key.to_owned(), cert: cert.to_owned() }
+        }
+        rustls::Error::InvalidCertificate(_) => {
+            TlsError::Unusable { setting: "tls.cert", file: cert.to_owned(), source: error }
+        }
+        source => TlsError::Unusable { setting: "tls.key", file: key.to_owned(), source },
+    }
+}
+
+fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    const SETTING: &str = "tls.key";
+    PrivateKeyDer::from_pem_slice(&read(SETTING, file)?).map_err(|error| match error {
+        pem::Error::NoItemsFound => {
+            TlsError::Empty { setting: SETTING, what: "private key", file: file.to_owned() }
+        }
+        source => TlsError::NotPem { setting: SETTING, file: file.to_owned(), source },
+    })
+}
+
+/// Those who sign, as trusted.
+fn roots(setting: &'static str, file: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for root in certificates(setting, file)? {
+        roots.add(root).map_err(|source| TlsError::Unusable { setting, file: file.to_owned(), source })?;
+    }
+    Ok(roots)
 }
 
 fn read(setting: &'static str, file: &Path) -> Result<Vec<u8>, TlsError> {

@@ -38,8 +38,19 @@ const EVERYWHERE: &[&str] = &[
     "ulid",
 ];
 
-const ADAPTER: &[&str] =
-    &["core", "engine", "types", "socket", "tls", "auth", "proxy", "connections", "shutdown"];
+const ADAPTER: &[&str] = &[
+    "core",
+    "engine",
+    "types",
+    "socket",
+    "tls",
+    "auth",
+    "proxy",
+    "connections",
+    "counters",
+    "rate",
+    "shutdown",
+];
 
 /// The table. `engine` for others means its traits: the implementations are forbidden by [`IMPLEMENTATIONS`].
 const LAYERS: &[Layer] = &[
@@ -77,7 +88,10 @@ const LAYERS: &[Layer] = &[
             "core",
             "engine",
             "types",
+            "sys",
             "connections",
+            "counters",
+            "rate",
             "shutdown",
             "socket",
             "tls",
@@ -95,6 +109,8 @@ const LAYERS: &[Layer] = &[
             "core",
             "engine",
             "types",
+            "sys",
+            "rate",
             "shutdown",
             "socket",
             "tls",
@@ -135,7 +151,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         module: "core",
-        may: &["engine", "types"],
+        may: &["engine", "types", "counters"],
         external: &[
             "siphasher",
             "tokio::sync",
@@ -167,7 +183,14 @@ const LAYERS: &[Layer] = &[
     },
     Layer { module: "proxy", may: &[], external: &["ppp", "tokio::io"] },
     Layer { module: "shutdown", may: &[], external: &["tokio", "tokio_util"] },
+    Layer {
+        module: "sys",
+        may: &["core", "types", "counters", "shutdown"],
+        external: &["tokio::select", "tokio::time"],
+    },
     Layer { module: "connections", may: &[], external: &[] },
+    Layer { module: "counters", may: &[], external: &[] },
+    Layer { module: "rate", may: &["types"], external: &[] },
     Layer { module: "types", may: &[], external: &[] },
 ];
 

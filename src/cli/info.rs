@@ -41,6 +41,7 @@ fn as_json(info: &GetServerInfoResponse) -> serde_json::Value {
         "max_connections": info.max_connections,
         "durability": info.durability,
         "doors": info.doors,
+        "bridges": info.bridges,
         "counters": info.counters,
     })
 }
@@ -56,6 +57,9 @@ fn as_text(info: &GetServerInfoResponse) -> String {
     );
     for (door, address) in info.doors.iter().collect::<BTreeMap<_, _>>() {
         text.push_str(&format!("door             {door} {address}\n"));
+    }
+    for (bridge, how) in info.bridges.iter().collect::<BTreeMap<_, _>>() {
+        text.push_str(&format!("bridge           {bridge} {how}\n"));
     }
     for (name, count) in info.counters.iter().collect::<BTreeMap<_, _>>() {
         text.push_str(&format!("counter          {name} {count}\n"));

@@ -53,7 +53,7 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 74] = [
+pub static ENTRIES: [Entry; 77] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -118,6 +118,10 @@ pub static ENTRIES: [Entry; 74] = [
     entry("mqtt.users", |s| Slot::OptionalPath(&mut s.mqtt.settings.users)),
     entry("mqtt.anonymous", |s| Slot::AutoSwitch(&mut s.mqtt.settings.anonymous)),
     entry("limits.connections", |s| Slot::count(&mut s.limits.connections, 1..=1_000_000_000)),
+    entry("limits.connect_rate", |s| {
+        Slot::OptionalCount(&mut s.limits.connect_rate.per_second, 1..=1_000_000)
+    }),
+    entry("limits.connect_burst", |s| Slot::count(&mut s.limits.connect_rate.burst, 1..=1_000_000)),
     entry("limits.password_checks", |s| Slot::count(&mut s.limits.password_checks, 1..=1_000_000)),
     entry("limits.max_payload_bytes", |s| Slot::bytes(&mut s.limits.core.max_payload_bytes, KIB..=GIB)),
     entry("limits.max_topic_bytes", |s| Slot::bytes(&mut s.limits.core.max_topic_bytes, 64..=65_535)),
@@ -157,6 +161,7 @@ pub static ENTRIES: [Entry; 74] = [
     }),
     entry("limits.queue_messages", |s| Slot::count(&mut s.limits.core.queue_messages, 1..=1_000_000_000_000)),
     entry("limits.queue_bytes", |s| Slot::bytes(&mut s.limits.core.queue_bytes, MIB..=1024 * 1024 * GIB)),
+    entry("sys.interval", |s| Slot::OptionalDuration(&mut s.sys.interval, SECOND..=HOUR)),
     with_flag("log.level", "--log-level", |s| Slot::LogLevel(&mut s.log.level)),
     with_flag("log.format", "--log-format", |s| Slot::LogFormat(&mut s.log.format)),
     entry("shutdown.drain_timeout", |s| Slot::Duration(&mut s.shutdown.drain_timeout, Duration::ZERO..=HOUR)),

@@ -9,9 +9,18 @@ use super::listeners::Table;
 use super::value::show_texts;
 use super::{ConfigError, Place, Settings, nearest, set};
 
-/// Puts what `text` says into `settings`; `path` is for the errors alone. The listeners inherit from what other layers
-/// say: they are returned.
-pub(super) fn apply(settings: &mut Settings, path: &Path, text: &str) -> Result<Vec<Table>, ConfigError> {
+/// What a file has of tables that stand more than once.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    /// `[[mqtt.listeners]]`
+    pub(super) listeners: Vec<Table>,
+    /// `[[bridges]]`, each with its `[[bridges.topics]]`.
+    pub(super) bridges: Vec<Table>,
+}
+
+/// Puts what `text` says into `settings`; `path` is for the errors alone. The tables are returned: listeners
+/// inherit from what other layers say.
+pub(super) fn apply(settings: &mut Settings, path: &Path, text: &str) -> Result<Tables, ConfigError> {
     let place = |offset: usize| {
         let line = text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1;
         Place::File(path.to_owned(), line)
@@ -21,14 +30,19 @@ pub(super) fn apply(settings: &mut Settings, path: &Path, text: &str) -> Result<
         problem: error.message().to_owned(),
     })?;
 
-    let mut listeners = Vec::new();
+    let mut found = Tables::default();
     for (section, content) in document.get_ref() {
         let name: &str = section.get_ref();
+        if name == "bridges" {
+            let at = place(section.span().start);
+            found.bridges = tables("bridges", Some("topics"), content.get_ref(), &at, &place)?;
+            continue;
+        }
         if !ENTRIES.iter().any(|entry| entry.split().0 == name) {
             return Err(ConfigError::UnknownKey {
                 place: place(section.span().start),
                 key: name.to_owned(),
-                nearest: nearest(name, ENTRIES.iter().map(|entry| entry.split().0)),
+                nearest: nearest(name, ENTRIES.iter().map(|entry| entry.split().0).chain(["bridges"])),
             });
         }
         let DeValue::Table(content) = content.get_ref() else {
@@ -41,7 +55,7 @@ pub(super) fn apply(settings: &mut Settings, path: &Path, text: &str) -> Result<
         for (key, value) in content {
             let at = place(key.span().start);
             if name == "mqtt" && key.get_ref() == "listeners" {
-                listeners = tables(value.get_ref(), &at, &place)?;
+                found.listeners = tables("mqtt.listeners", None, value.get_ref(), &at, &place)?;
             } else {
                 flatten(format!("{name}.{}", key.get_ref()), value.get_ref(), at, &place, &mut written)?;
             }
@@ -54,30 +68,38 @@ pub(super) fn apply(settings: &mut Settings, path: &Path, text: &str) -> Result<
             set(settings, entry, &text, || at)?;
         }
     }
-    Ok(listeners)
+    Ok(found)
 }
 
-/// The tables of `[[mqtt.listeners]]`.
+/// The tables that stand under `name`, and those that each has under `inner`.
 fn tables(
+    name: &str,
+    inner: Option<&str>,
     value: &DeValue<'_>,
     at: &Place,
     place: &dyn Fn(usize) -> Place,
 ) -> Result<Vec<Table>, ConfigError> {
     let not_tables = |place: Place| ConfigError::Syntax {
         place,
-        problem: "listeners are tables, each written [[mqtt.listeners]]".to_owned(),
+        problem: format!("{name} are tables, each written [[{name}]]"),
     };
     let DeValue::Array(array) = value else { return Err(not_tables(at.clone())) };
     let mut tables = Vec::new();
     for table in array {
         let at = place(table.span().start);
         let DeValue::Table(content) = table.get_ref() else { return Err(not_tables(at)) };
-        let mut written = Vec::new();
+        let mut table = Table { place: at, written: Vec::new(), inner: Vec::new() };
         for (key, value) in content {
             let at = place(key.span().start);
-            flatten(key.get_ref().clone().into_owned(), value.get_ref(), at, place, &mut written)?;
+            let key: &str = key.get_ref();
+            if inner == Some(key) {
+                let name = format!("{name}.{key}");
+                table.inner = self::tables(&name, None, value.get_ref(), &at, place)?;
+            } else {
+                flatten(key.to_owned(), value.get_ref(), at, place, &mut table.written)?;
+            }
         }
-        tables.push(Table { place: at, written });
+        tables.push(table);
     }
     Ok(tables)
 }

@@ -18,8 +18,10 @@ use crate::tls;
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) place: Place,
-    /// The key below `mqtt.listeners`, the value, and where it stands.
+    /// The key within the table, the value, and where it stands.
     pub(super) written: Vec<(String, String, Place)>,
+    /// Tables within it.
+    pub(super) inner: Vec<Table>,
 }
 
 /// What is carried over the sockets.
@@ -72,21 +74,28 @@ pub(super) struct Draft {
     all: Settings,
 }
 
-/// A key of a listener's own.
-pub(super) struct Field {
+/// A key of a table's own.
+pub(super) struct Field<D> {
     /// With the section.
     pub(super) key: &'static str,
-    pub(super) slot: fn(&mut Draft) -> Slot<'_>,
+    pub(super) slot: fn(&mut D) -> Slot<'_>,
 }
 
-const fn field(key: &'static str, slot: fn(&mut Draft) -> Slot<'_>) -> Field {
+pub(super) const fn field<D>(key: &'static str, slot: fn(&mut D) -> Slot<'_>) -> Field<D> {
     Field { key, slot }
+}
+
+impl<D> Field<D> {
+    /// Its name within its table.
+    pub(super) fn name(&self, section: &str) -> &'static str {
+        self.key.strip_prefix(section).map_or(self.key, |name| name.trim_start_matches('.'))
+    }
 }
 
 const SECTION: &str = "mqtt.listeners";
 
 /// What a listener has beside the keys of `[mqtt]`.
-pub(super) static FIELDS: [Field; 12] = [
+pub(super) static FIELDS: [Field<Draft>; 12] = [
     field("mqtt.listeners.name", |d| Slot::Name(&mut d.name)),
     field("mqtt.listeners.listen", |d| Slot::Address(&mut d.listen)),
     field("mqtt.listeners.unix_mode", |d| Slot::FileMode(&mut d.unix_mode)),
@@ -112,8 +121,8 @@ fn shared() -> impl Iterator<Item = (&'static str, &'static Entry)> {
 }
 
 /// The name of a field within its table.
-fn name_of(field: &Field) -> &'static str {
-    field.key.strip_prefix(SECTION).map_or(field.key, |name| name.trim_start_matches('.'))
+fn name_of(field: &Field<Draft>) -> &'static str {
+    field.name(SECTION)
 }
 
 impl Draft {
@@ -187,7 +196,7 @@ impl Draft {
 
 /// Makes the tables into listeners, when all that they inherit is known.
 pub(super) fn complete(settings: &mut Settings, tables: Vec<Table>) -> Result<(), ConfigError> {
-    for Table { place, written } in tables {
+    for Table { place, written, .. } in tables {
         let mut draft = Draft::new(settings);
         for (name, text, place) in written {
             let Some((key, slot)) = draft.slot(&name) else {
@@ -196,11 +205,11 @@ pub(super) fn complete(settings: &mut Settings, tables: Vec<Table>) -> Result<()
             slot.set(&text).map_err(|problem| ConfigError::Value { place, key, value: text, problem })?;
         }
         let listener =
-            draft.finish().map_err(|problem| ConfigError::Listener { place: place.clone(), problem })?;
+            draft.finish().map_err(|problem| ConfigError::Table { place: place.clone(), problem })?;
         let listeners = &mut settings.mqtt.listeners;
         if listeners.iter().any(|other| other.name == listener.name) {
             let problem = format!("there are two listeners called {}", listener.name);
-            return Err(ConfigError::Listener { place, problem });
+            return Err(ConfigError::Table { place, problem });
         }
         listeners.push(listener);
     }
@@ -244,7 +253,7 @@ mod tests {
     fn read(text: &str) -> Result<Settings, ConfigError> {
         let mut settings = Settings::default();
         let tables = file::apply(&mut settings, Path::new("x.toml"), text)?;
-        complete(&mut settings, tables)?;
+        complete(&mut settings, tables.listeners)?;
         Ok(settings)
     }
 
@@ -326,7 +335,7 @@ mod tests {
     #[test]
     fn the_example_in_the_readme_is_permitted() {
         let readme = include_str!("../../README.md");
-        let example = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let example = readme.split("```toml\n").nth(2).and_then(|rest| rest.split("```").next()).unwrap();
         assert_eq!(read(example).unwrap().mqtt.listeners.len(), 5);
     }
 

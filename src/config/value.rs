@@ -9,6 +9,8 @@ use std::time::Duration;
 use super::listeners::{Transport, UnknownTransport};
 use crate::core::calls::{NotAPair, TopicPair};
 use crate::engine::Durability;
+use crate::mqtt::bridge::{Direction, NotARemote, Remote, UnknownDirection};
+use crate::mqtt::codec::Version;
 use crate::mqtt::{DeniedFilter, UnknownVersion, Versions};
 use crate::proxy::{ProxyProtocol, UnknownProxyProtocol};
 use crate::socket::{self, Address};
@@ -114,6 +116,18 @@ pub enum Slot<'a> {
     OptionalPath(&'a mut Option<PathBuf>),
     /// A word of letters, digits, `-` and `_`.
     Name(&'a mut String),
+    /// A text, or an empty one for none.
+    OptionalText(&'a mut Option<String>),
+    /// The same, never shown.
+    Secret(&'a mut Option<String>),
+    /// Any text.
+    Text(&'a mut String),
+    /// Another broker.
+    Remote(&'a mut Option<Remote>),
+    /// A version of MQTT.
+    Version(&'a mut Version),
+    /// Which way a bridge carries messages.
+    Direction(&'a mut Direction),
     /// A path of a request, or `any`.
     HttpPath(&'a mut Option<String>),
     /// Yes or no.
@@ -150,6 +164,8 @@ pub enum Slot<'a> {
     OptionalBytes(&'a mut Option<u64>, RangeInclusive<u64>),
     /// A number.
     Count(Number<'a>, RangeInclusive<u64>),
+    /// A number, or `off`.
+    OptionalCount(&'a mut Option<u64>, RangeInclusive<u64>),
     /// What an acknowledgement waits for.
     Durability(&'a mut Durability),
     /// A level, or levels by module.
@@ -186,6 +202,23 @@ impl<'a> Slot<'a> {
                     return Err("must be a word of 1 to 64 letters, digits, - and _".to_owned());
                 }
                 text.clone_into(name);
+            }
+            Self::OptionalText(value) | Self::Secret(value) => {
+                *value = Some(text.to_owned()).filter(|text| !text.is_empty());
+            }
+            Self::Text(value) => text.clone_into(value),
+            Self::Remote(remote) => {
+                *remote = Some(text.parse().map_err(|error: NotARemote| error.to_string())?);
+            }
+            Self::Version(version) => {
+                *version = match text {
+                    "3.1.1" => Version::V311,
+                    "5" => Version::V5,
+                    _ => return Err("must be one of 3.1.1, 5".to_owned()),
+                }
+            }
+            Self::Direction(direction) => {
+                *direction = text.parse().map_err(|error: UnknownDirection| error.to_string())?
             }
             Self::HttpPath(path) if text == "any" => *path = None,
             Self::HttpPath(path) => {
@@ -248,10 +281,13 @@ impl<'a> Slot<'a> {
                 *bytes = Some(value);
             }
             Self::Count(count, range) => {
-                let fitting = text.parse().ok().filter(|count| range.contains(count));
-                fitting.and_then(|value| count.put(value)).ok_or_else(|| {
-                    format!("must be a number between {} and {}", range.start(), range.end())
-                })?;
+                let value = count_within(text, &range)?;
+                count.put(value).ok_or_else(|| permitted_count(&range))?;
+            }
+            Self::OptionalCount(count, _) if text == "off" => *count = None,
+            Self::OptionalCount(count, range) => {
+                let value = count_within(text, &range).map_err(|permitted| format!("{permitted}, or off"))?;
+                *count = Some(value);
             }
             Self::Durability(policy) => {
                 *policy = text
@@ -278,6 +314,13 @@ impl<'a> Slot<'a> {
                 path.as_ref().map_or_else(|| "off".to_owned(), |path| path.display().to_string())
             }
             Self::Name(name) => (*name).clone(),
+            Self::OptionalText(text) => text.as_deref().unwrap_or_default().to_owned(),
+            Self::Secret(text) => text.as_ref().map_or_else(String::new, |_| "(set)".to_owned()),
+            Self::Text(text) => (*text).clone(),
+            Self::Remote(remote) => remote.as_ref().map(ToString::to_string).unwrap_or_default(),
+            Self::Version(Version::V311) => "3.1.1".to_owned(),
+            Self::Version(Version::V5) => "5".to_owned(),
+            Self::Direction(direction) => direction.to_string(),
             Self::HttpPath(path) => path.as_deref().unwrap_or("any").to_owned(),
             Self::Switch(switch) => switch.to_string(),
             Self::AutoSwitch(switch) => switch.map_or_else(|| "auto".to_owned(), |switch| switch.to_string()),
@@ -298,6 +341,9 @@ impl<'a> Slot<'a> {
                 bytes.map_or_else(|| "off".to_owned(), |bytes| ShowBytes(bytes).to_string())
             }
             Self::Count(count, _) => count.get().to_string(),
+            Self::OptionalCount(count, _) => {
+                count.map_or_else(|| "off".to_owned(), |count| count.to_string())
+            }
             Self::Durability(policy) => policy.to_string(),
             Self::LogLevel(level) => (*level).clone(),
             Self::LogFormat(format) => format.to_string(),
@@ -314,7 +360,8 @@ impl<'a> Slot<'a> {
             | Self::Versions(_)
             | Self::DeniedFilters(_)
             | Self::TopicPairs(_)
-            | Self::Texts(_) => self.show(),
+            | Self::Texts(_)
+            | Self::OptionalCount(Some(_), _) => self.show(),
             _ => toml::Value::String(self.show()).to_string(),
         }
     }
@@ -366,6 +413,14 @@ fn bytes_within(text: &str, range: &RangeInclusive<u64>) -> Result<u64, String> 
 
 fn permitted_bytes(range: &RangeInclusive<u64>) -> String {
     format!("must be between {} and {}", ShowBytes(*range.start()), ShowBytes(*range.end()))
+}
+
+fn count_within(text: &str, range: &RangeInclusive<u64>) -> Result<u64, String> {
+    text.parse().ok().filter(|count| range.contains(count)).ok_or_else(|| permitted_count(range))
+}
+
+fn permitted_count(range: &RangeInclusive<u64>) -> String {
+    format!("must be a number between {} and {}", range.start(), range.end())
 }
 
 const UNITS: [(&str, u64); 5] =

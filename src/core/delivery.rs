@@ -15,6 +15,7 @@ use rustc_hash::FxHashMap;
 use super::route::{SessionTarget, Target};
 use super::session::{SessionEntry, SessionKey};
 use super::share::{Chosen, ShareGroup};
+use crate::counters::Passed;
 use crate::types::{ClientId, Message, Qos};
 
 /// Where the deliveries of one connection go. Called from publishers' tasks, possibly from several at once and
@@ -96,9 +97,11 @@ struct Pick<'a> {
     offer: Offer<'a>,
 }
 
-/// Offers batches to live sessions. Has scratch space only.
+/// Offers batches to live sessions. Has scratch space and a count.
 #[derive(Debug, Default)]
 pub(crate) struct FanOut {
+    /// What connections took since somebody looked.
+    pub(crate) sent: Passed,
     offers: Vec<Offer<'static>>,
     picks: Vec<Pick<'static>>,
     places: FxHashMap<SessionKey, u32>,
@@ -136,11 +139,17 @@ fn live<'a>(
     })
 }
 
-/// Hands deliveries to the connection of a session, if it has one.
-pub(crate) fn offer(entry: &SessionEntry, offers: &[Offer<'_>]) {
-    if !offers.is_empty() {
-        offered(entry, offers);
+/// Hands deliveries to the connection of a session, if it has one. Returns how many it took.
+pub(crate) fn offer(entry: &SessionEntry, offers: &[Offer<'_>]) -> usize {
+    if offers.is_empty() {
+        return 0;
     }
+    offered(entry, offers).map_or(0, |dropped| offers.len().saturating_sub(dropped))
+}
+
+/// How much these deliveries are.
+pub(crate) fn passed(offers: &[Offer<'_>]) -> Passed {
+    Passed::of(offers.iter().map(|offer| offer.message.payload.len()))
 }
 
 /// The same; tells how many were dropped, or that there is no connection.
@@ -175,6 +184,7 @@ impl FanOut {
     fn offer_lot<'a, M: AsRef<Message> + 'a>(&mut self, lot: Lot<'a, M>, publisher: Option<&'a ClientId>) {
         let mut offers: Vec<Offer<'a>> = std::mem::take(&mut self.offers);
         let mut last: Option<&SessionTarget> = None;
+        let mut each = Passed::default();
         for target in lot.targets {
             let Target::Session(target) = target else { continue };
             if !last.is_some_and(|last| wants_the_same(last, target)) {
@@ -182,9 +192,10 @@ impl FanOut {
                 offers.extend(
                     lot.messages.iter().filter_map(|message| live(message.as_ref(), target, publisher)),
                 );
+                each = passed(&offers);
                 last = Some(target);
             }
-            offer(&target.entry, &offers);
+            self.sent += each.part(offer(&target.entry, &offers));
         }
         self.offers = emptied(offers);
     }
@@ -304,7 +315,8 @@ impl FanOut {
         for pick in picks {
             if pick.place == place {
                 let end = self.counts.get(place as usize).map_or(start, |&end| end as usize);
-                offer(pick.entry, offers.get(start..end).unwrap_or_default());
+                let row = offers.get(start..end).unwrap_or_default();
+                self.sent += passed(row).part(offer(pick.entry, row));
                 start = end;
                 place += 1;
             }

@@ -18,6 +18,7 @@ pub mod route;
 pub mod router;
 pub mod session;
 pub mod share;
+mod system;
 pub mod token;
 
 use std::fmt;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::counters::Traffic;
 use crate::engine::{Engine, EngineError};
 use crate::types::MessageIds;
 
@@ -41,6 +43,7 @@ pub use error::CoreError;
 pub use limits::Limits;
 pub use publisher::{Inbound, Published, Publisher, PublisherInfo, Receipt};
 pub use session::{End, OpenSession, Opened, Session, SessionDelivery};
+pub use system::SYSTEM;
 
 /// One broker over one engine.
 pub struct Broker {
@@ -53,6 +56,8 @@ pub struct Broker {
     routes: Routes,
     calls: Arc<Calls>,
     pubsub: PubSub,
+    /// What publishers sent, and what connections were given, in payload bytes.
+    traffic: Traffic,
     tasks: TaskTracker,
     draining: CancellationToken,
 }
@@ -73,6 +78,7 @@ impl Broker {
             routes: Routes::default(),
             calls: Calls::new(&limits),
             pubsub: PubSub::new(&limits),
+            traffic: Traffic::default(),
             draining: CancellationToken::new(),
             tasks,
             limits,

@@ -7,13 +7,11 @@ use std::fmt;
 
 use tonic::{Request, Response, Status};
 
+use crate::counters::Counters;
 use crate::types::UnixMillis;
 
 use super::convert::timestamp;
 use super::proto::v1;
-
-/// Gives counters by name when asked; must not block.
-pub type CounterSource = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
 
 /// What does not change while the process runs.
 #[derive(Clone, Debug, Default)]
@@ -30,18 +28,22 @@ pub struct ServerFacts {
     pub doors: Vec<(String, String)>,
 }
 
+/// Gives the name of each bridge to another broker and how it is; must not block.
+pub type BridgeSource = Box<dyn Fn() -> Vec<(String, String)> + Send + Sync>;
+
 /// The service.
 pub struct AdminService {
     facts: ServerFacts,
-    counters: Vec<CounterSource>,
+    counters: Counters,
+    bridges: BridgeSource,
 }
 
 impl AdminService {
-    /// Answers with `facts` and with what `counters` say at that moment.
+    /// Answers with `facts` and with what is counted at that moment.
     #[must_use]
-    pub fn new(mut facts: ServerFacts, counters: Vec<CounterSource>) -> Self {
+    pub fn new(mut facts: ServerFacts, counters: Counters, bridges: BridgeSource) -> Self {
         facts.features.sort_unstable();
-        Self { facts, counters }
+        Self { facts, counters, bridges }
     }
 }
 
@@ -57,12 +59,8 @@ impl v1::admin_service_server::AdminService for AdminService {
         &self,
         _request: Request<v1::GetServerInfoRequest>,
     ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
-        let counters: HashMap<String, u64> = self
-            .counters
-            .iter()
-            .flat_map(|source| source())
-            .map(|(name, count)| (name.to_owned(), count))
-            .collect();
+        let counters: HashMap<String, u64> =
+            self.counters.list().map(|(name, count)| (name.to_owned(), count)).collect();
         Ok(Response::new(v1::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: Some(timestamp(self.facts.started_at)),
@@ -70,6 +68,7 @@ impl v1::admin_service_server::AdminService for AdminService {
             features: self.facts.features.iter().map(|name| (*name).to_owned()).collect(),
             max_connections: self.facts.max_connections,
             durability: self.facts.durability.unwrap_or_default().to_owned(),
+            bridges: (self.bridges)().into_iter().collect(),
             doors: self.facts.doors.iter().map(|(name, at)| ((*name).to_owned(), at.clone())).collect(),
         }))
     }
@@ -87,11 +86,12 @@ mod tests {
             features: vec!["reflection", "health"],
             ..ServerFacts::default()
         };
-        let service =
-            AdminService::new(facts, vec![Box::new(|| vec![("a", 1)]), Box::new(|| vec![("b_total", 2)])]);
+        let counters = Counters::new(vec![Box::new(|| vec![("a", 1)]), Box::new(|| vec![("b_total", 2)])]);
+        let service = AdminService::new(facts, counters, Box::new(|| vec![("b".into(), "up".into())]));
         let answer =
             service.get_server_info(Request::new(v1::GetServerInfoRequest {})).await.unwrap().into_inner();
         assert_eq!(answer.counters, HashMap::from([("a".to_owned(), 1), ("b_total".to_owned(), 2)]));
+        assert_eq!(answer.bridges["b"], "up");
         assert_eq!(answer.started_at, Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }));
         assert_eq!(answer.features, ["health", "reflection"]);
     }

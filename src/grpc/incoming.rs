@@ -17,6 +17,8 @@ use tokio::time::timeout;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::connections::{ConnectionBudget, ConnectionPermit};
+use crate::counters::{Passed, Traffic};
+use crate::rate::ConnectRate;
 use crate::socket::accept;
 use crate::tls::{Tls, TlsStream};
 
@@ -28,8 +30,10 @@ pub(super) fn connections(
     listener: TcpListener,
     budget: ConnectionBudget,
     tls: Option<Arc<Tls>>,
+    rate: ConnectRate,
+    traffic: Arc<Traffic>,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let incoming = Incoming { listener, budget, tls, handshakes: JoinSet::new() };
+    let incoming = Incoming { listener, budget, tls, rate, traffic, handshakes: JoinSet::new() };
     stream::unfold(incoming, async |mut incoming| Some((Ok(incoming.next().await), incoming)))
 }
 
@@ -37,6 +41,8 @@ struct Incoming {
     listener: TcpListener,
     budget: ConnectionBudget,
     tls: Option<Arc<Tls>>,
+    rate: ConnectRate,
+    traffic: Arc<Traffic>,
     /// As many as the budget allows.
     handshakes: JoinSet<Option<Connection>>,
 }
@@ -56,18 +62,23 @@ impl Incoming {
                     }
                 },
             };
+            if !self.rate.admits(peer.ip()) {
+                tracing::debug!(%peer, "connection refused: its address connects too often");
+                continue;
+            }
             let Some(permit) = self.budget.try_acquire() else {
                 tracing::debug!(%peer, limit = self.budget.limit(), "connection refused: all are taken");
                 continue;
             };
+            let traffic = Arc::clone(&self.traffic);
             let Some(tls) = self.tls.clone() else {
-                return Connection { stream: Carrier::Plain(stream), _permit: permit };
+                return Connection { stream: Carrier::Plain(stream), traffic, _permit: permit };
             };
             self.handshakes.spawn(async move {
                 match timeout(HANDSHAKE, tls.accept(stream)).await {
                     Ok(Ok(stream)) => {
                         let stream = Carrier::Secure(Box::new(stream));
-                        return Some(Connection { stream, _permit: permit });
+                        return Some(Connection { stream, traffic, _permit: permit });
                     }
                     Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
                     Err(_) => tracing::debug!(%peer, "no TLS within the time for it"),
@@ -81,6 +92,7 @@ impl Incoming {
 /// A socket and the permit to hold it.
 pub(super) struct Connection {
     stream: Carrier,
+    traffic: Arc<Traffic>,
     _permit: ConnectionPermit,
 }
 
@@ -97,6 +109,20 @@ macro_rules! either {
             Carrier::Secure($stream) => $does,
         }
     };
+}
+
+impl Connection {
+    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(count)) = written {
+            self.traffic.sent(bytes(count));
+        }
+        written
+    }
+}
+
+/// Nothing but bytes is counted here: what a frame carries is the core's.
+fn bytes(count: usize) -> Passed {
+    Passed { messages: 0, bytes: count as u64 }
 }
 
 impl Connected for Connection {
@@ -116,13 +142,17 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        either!(&mut self.stream, stream => Pin::new(stream).poll_read(cx, buf))
+        let before = buf.filled().len();
+        let read = either!(&mut self.stream, stream => Pin::new(stream).poll_read(cx, buf));
+        self.traffic.received(bytes(buf.filled().len() - before));
+        read
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        either!(&mut self.stream, stream => Pin::new(stream).poll_write(cx, buf))
+        let written = either!(&mut self.stream, stream => Pin::new(stream).poll_write(cx, buf));
+        self.count(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -138,7 +168,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        either!(&mut self.stream, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
+        let written = either!(&mut self.stream, stream => Pin::new(stream).poll_write_vectored(cx, bufs));
+        self.count(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -35,11 +35,13 @@ use tonic::service::Routes;
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
 use crate::core::queues::consumer::Window;
+use crate::counters::Traffic;
 use crate::engine::OpenProgress;
+use crate::rate::ConnectRate;
 use crate::shutdown::Shutdown;
 use crate::tls::Tls;
 
-pub use admin::{AdminService, CounterSource, ServerFacts};
+pub use admin::{AdminService, BridgeSource, ServerFacts};
 pub use deliveries::DeliveryBatch;
 pub use health::HealthBoard;
 
@@ -195,6 +197,8 @@ impl Door {
         listener: TcpListener,
         tls: Option<Arc<Tls>>,
         budget: ConnectionBudget,
+        rate: ConnectRate,
+        traffic: Arc<Traffic>,
     ) -> Result<(), Error> {
         let Self { settings, early, gate, shutdown } = self;
         let mut server = tonic::transport::Server::builder()
@@ -212,7 +216,7 @@ impl Door {
             .layer(gate)
             .add_routes(early)
             .serve_with_incoming_shutdown(
-                incoming::connections(listener, budget, tls),
+                incoming::connections(listener, budget, tls, rate, traffic),
                 shutdown.stopping().clone().cancelled_owned(),
             )
             .await?;

@@ -50,7 +50,9 @@ pub(super) struct Frames {
     base: u64,
     marks: VecDeque<Mark>,
     kept_weight: usize,
-    above_qos0: usize,
+    above_qos0: u32,
+    /// How many frames there are in `bytes`, as long as all of these are there.
+    frames: u32,
 }
 
 /// Something in front of the bytes at `at`, or a frame that begins there.
@@ -123,10 +125,13 @@ fn encode_as(
     let fits = encoded.is_ok() && out.bytes().len() - before + elsewhere <= form.max_packet;
     if !fits {
         out.bytes().truncate(before);
-    } else if shared {
+        return false;
+    }
+    if shared {
         out.share(payload.clone());
     }
-    fits
+    out.count(1);
+    true
 }
 
 impl Frames {
@@ -141,7 +146,7 @@ impl Frames {
 
     /// Deliveries above QoS 0 that wait.
     pub(super) fn above_qos0(&self) -> usize {
-        self.above_qos0
+        self.above_qos0 as usize
     }
 
     /// Appends a delivery, under an alias of its topic where there are `aliases`, in the order of these.
@@ -189,6 +194,7 @@ impl Frames {
             self.bytes.truncate(before);
             return None;
         }
+        self.frames += 1;
         Some(Written { len, topic_len })
     }
 
@@ -199,7 +205,7 @@ impl Frames {
             offer.message.detached()
         };
         self.kept_weight += message.weight();
-        self.above_qos0 += usize::from(offer.qos > Qos::AtMostOnce);
+        self.above_qos0 += u32::from(offer.qos > Qos::AtMostOnce);
         let kept = Kept {
             message,
             qos: offer.qos,
@@ -246,11 +252,12 @@ impl Frames {
                         return;
                     }
                     self.kept_weight -= weight;
-                    self.above_qos0 -= usize::from(above_qos0);
+                    self.above_qos0 -= u32::from(above_qos0);
                 }
             }
         }
         self.base += self.bytes.len() as u64;
+        out.count(std::mem::take(&mut self.frames));
         out.append(&mut self.bytes);
     }
 
@@ -260,6 +267,7 @@ impl Frames {
         if count > 0 {
             out.bytes().extend_from_slice(&self.bytes.split_to(count));
             self.base += count as u64;
+            out.count(std::mem::take(&mut self.frames));
         }
     }
 

@@ -1,11 +1,13 @@
 //! One listener of the door: what it is bound to, what lies over its sockets, and its limits.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::stream::Stream;
 use super::{Settings, websocket};
 use crate::auth::{Users, UsersError};
 use crate::proxy::{self, ProxyError, ProxyProtocol};
+use crate::rate::ConnectRate;
 use crate::socket::{self, Address, Bound, Peer, Socket};
 use crate::tls::{self, Tls, TlsError};
 
@@ -109,6 +111,8 @@ pub(super) struct Layers {
 pub(super) enum LayerError {
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+    #[error("{0} connects too often")]
+    Rate(SocketAddr),
     #[error("no TLS")]
     Tls(#[source] std::io::Error),
     #[error("no WebSocket")]
@@ -116,7 +120,7 @@ pub(super) enum LayerError {
 }
 
 /// What a client may offer by ALPN.
-const MQTT: &[&str] = &["mqtt"];
+pub(super) const MQTT: &[&str] = &["mqtt"];
 /// The same where MQTT is over WebSocket, over HTTP.
 const HTTP: &[&str] = &["http/1.1"];
 
@@ -180,16 +184,41 @@ impl Listener {
 }
 
 impl Layers {
+    /// Nothing.
+    pub(super) fn none() -> Self {
+        Self { proxy_protocol: ProxyProtocol::Off, tls: None, websocket: None }
+    }
+
     /// Whether a socket is taken as it is.
     pub(super) fn is_empty(&self) -> bool {
         self.proxy_protocol == ProxyProtocol::Off && self.tls.is_none() && self.websocket.is_none()
     }
 
-    /// Puts everything over `socket`, and finds out who is at its other end. Not cancel safe: the socket is lost.
-    pub(super) async fn over(&self, mut socket: Socket, peer: Peer) -> Result<(Stream, Peer), LayerError> {
+    /// Whether a header tells who has connected: the socket does not.
+    pub(super) fn tells_peer(&self) -> bool {
+        self.proxy_protocol != ProxyProtocol::Off
+    }
+
+    /// Whether a peer can be told something without a handshake that costs.
+    pub(super) fn tells_cheaply(&self) -> bool {
+        self.tls.is_none()
+    }
+
+    /// Puts everything over `socket`, and finds out who is at its other end; one that a header tells of is asked for
+    /// before any handshake. Not cancel safe: the socket is lost.
+    pub(super) async fn over(
+        &self,
+        mut socket: Socket,
+        peer: Peer,
+        rate: &ConnectRate,
+    ) -> Result<(Stream, Peer), LayerError> {
         let peer = match self.proxy_protocol {
             ProxyProtocol::Off => peer,
-            expected => proxy::read_header(&mut socket, expected).await?.map_or(peer, Peer::Tcp),
+            expected => match proxy::read_header(&mut socket, expected).await? {
+                Some(told) if !rate.admits(told.ip()) => return Err(LayerError::Rate(told)),
+                Some(told) => Peer::Tcp(told),
+                None => peer,
+            },
         };
         let upgrade = |error| LayerError::WebSocket(error);
         let stream = match (&self.tls, &self.websocket) {

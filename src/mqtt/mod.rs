@@ -9,6 +9,7 @@
 //! - [`codec`]: bytes ⇄ packets; knows nothing of the rest of the crate;
 //! - `state`: the protocol without I/O: a packet or an event in, effects out;
 //! - `connection`: one task, the only reader and writer of its socket;
+//! - [`bridge`]: this broker as a client of another one;
 //! - `listener`, `stream`, `websocket`: what is bound, and what lies over its sockets; `terms`: what it grants;
 //! - `outbox`, `frames`, `aliases`, `out`, `buffers`: deliveries on their way to the socket;
 //! - `translate`, `violation`: the one place each where words and errors are mapped;
@@ -21,6 +22,7 @@
 //! of the store or of the configuration.
 
 mod aliases;
+pub mod bridge;
 mod buffers;
 pub mod codec;
 mod connection;
@@ -51,8 +53,10 @@ use tokio::task::JoinSet;
 use crate::auth::{Passwords, Users};
 use crate::connections::ConnectionBudget;
 use crate::core::Broker;
+use crate::counters::Traffic;
+use crate::rate::ConnectRate;
 use crate::shutdown::Shutdown;
-use crate::socket::Socket;
+use crate::socket::{Peer, Socket};
 
 use buffers::Buffers;
 use codec::ReasonCode;
@@ -172,6 +176,8 @@ pub struct Counters(Arc<Counts>);
 struct Counts {
     connects_refused: AtomicU64,
     connect_timeouts: AtomicU64,
+    /// Packets, and all bytes that are MQTT.
+    traffic: Arc<Traffic>,
     logins_refused: AtomicU64,
 }
 
@@ -179,9 +185,14 @@ impl Counters {
     /// By the names that operators see.
     #[must_use]
     pub fn list(&self) -> Vec<(&'static str, u64)> {
+        let (received, sent) = self.0.traffic.totals();
         vec![
             ("mqtt_connects_refused_total", self.0.connects_refused.load(Ordering::Relaxed)),
             ("mqtt_connect_timeouts_total", self.0.connect_timeouts.load(Ordering::Relaxed)),
+            ("mqtt_packets_received_total", received.messages),
+            ("mqtt_packets_sent_total", sent.messages),
+            ("mqtt_bytes_received_total", received.bytes),
+            ("mqtt_bytes_sent_total", sent.bytes),
             ("mqtt_logins_refused_total", self.0.logins_refused.load(Ordering::Relaxed)),
         ]
     }
@@ -202,7 +213,7 @@ impl Counters {
     }
 }
 
-/// Connections beyond the budget of a listener that are told so at the same time; more are closed unread.
+/// Connections beyond a bound of a listener that are told so at the same time; more are closed unread.
 const TOLD_TO_GO: usize = 32;
 
 /// What the connections of one listener share.
@@ -210,6 +221,7 @@ const TOLD_TO_GO: usize = 32;
 struct Door {
     settings: Settings,
     layers: Layers,
+    rate: ConnectRate,
     /// As the settings name them.
     users: Option<Arc<Users>>,
     /// Of all listeners.
@@ -257,12 +269,38 @@ impl Drop for Connected {
     }
 }
 
+impl Door {
+    /// What connections share that we open ourselves.
+    fn of_clients(
+        settings: Settings,
+        broker: Arc<Broker>,
+        counters: Counters,
+        shutdown: Shutdown,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            layers: Layers::none(),
+            rate: ConnectRate::default(),
+            users: None,
+            passwords: Arc::new(Passwords::new(0)),
+            wills: Arc::new(Wills::new(Arc::clone(&broker), shutdown.clone())),
+            broker,
+            counters,
+            buffers: Arc::default(),
+            shutdown,
+            connected: Mutex::default(),
+            next: AtomicU64::new(0),
+        })
+    }
+}
+
 /// Serves every listener until `shutdown` stops, then tells every client to go. The connections end in tasks of
 /// `shutdown`.
 pub async fn serve(
     listeners: Vec<Listener>,
     broker: Arc<Broker>,
     budget: ConnectionBudget,
+    rate: ConnectRate,
     passwords: Arc<Passwords>,
     counters: Counters,
     shutdown: Shutdown,
@@ -276,6 +314,7 @@ pub async fn serve(
         let door = Arc::new(Door {
             settings,
             layers,
+            rate: rate.clone(),
             users,
             passwords: Arc::clone(&passwords),
             broker: Arc::clone(&broker),
@@ -303,25 +342,38 @@ impl Door {
             if let Socket::Tcp(stream) = &socket {
                 keep_alive(stream);
             }
-            match budget.try_acquire() {
-                Some(permit) => {
-                    let arrived = Box::new((socket, peer));
-                    self.shutdown.spawn(connection::run(Arc::clone(&self), arrived, permit));
+            let code = if !self.admits(peer) {
+                tracing::debug!(%peer, "connection refused: its address connects too often");
+                if !self.layers.tells_cheaply() {
+                    continue;
                 }
-                None => {
-                    tracing::debug!(%peer, limit = budget.limit(), "connection refused: all are taken");
-                    if let Ok(place) = Arc::clone(&told_to_go).try_acquire_owned() {
-                        let refused = connection::refuse(Arc::clone(&self), socket, peer);
-                        self.shutdown.spawn(async move {
-                            refused.await;
-                            drop(place);
-                        });
-                    }
-                }
+                ReasonCode::ConnectionRateExceeded
+            } else if let Some(permit) = budget.try_acquire() {
+                let arrived = Box::new((socket, peer));
+                self.shutdown.spawn(connection::run(Arc::clone(&self), arrived, permit));
+                continue;
+            } else {
+                tracing::debug!(%peer, limit = budget.limit(), "connection refused: all are taken");
+                ReasonCode::QuotaExceeded
+            };
+            if let Ok(place) = Arc::clone(&told_to_go).try_acquire_owned() {
+                let refused = connection::refuse(Arc::clone(&self), socket, peer, code);
+                self.shutdown.spawn(async move {
+                    refused.await;
+                    drop(place);
+                });
             }
         }
         drop(listener);
         self.stop();
+    }
+
+    /// Whether who has connected may do so now, as far as that is known.
+    fn admits(&self, peer: Peer) -> bool {
+        match peer {
+            Peer::Tcp(address) if !self.layers.tells_peer() => self.rate.admits(address.ip()),
+            Peer::Tcp(_) | Peer::Unix => true,
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
 use super::buffers::Buffers;
+use crate::counters::Passed;
 
 /// From this size on a payload is shared instead of copied. Below it, copying costs less than one more part of a write.
 pub(super) const SHARED_FROM: usize = 32 << 10;
@@ -26,6 +27,9 @@ pub(super) struct Out {
     copied_out: u64,
     shared_len: usize,
     written: u64,
+    /// Packets that were appended, and bytes that were written, since somebody looked.
+    packets: u32,
+    passed: u32,
 }
 
 impl Out {
@@ -46,6 +50,17 @@ impl Out {
     /// Where the next byte goes.
     pub(super) fn position(&self) -> u64 {
         self.written + self.len() as u64
+    }
+
+    /// Notes that so many packets were appended.
+    pub(super) fn count(&mut self, packets: u32) {
+        self.packets = self.packets.saturating_add(packets);
+    }
+
+    /// Packets that were appended, and bytes that were written, since the last time.
+    pub(super) fn passed(&mut self) -> Passed {
+        let (messages, bytes) = (std::mem::take(&mut self.packets), std::mem::take(&mut self.passed));
+        Passed { messages: messages.into(), bytes: bytes.into() }
     }
 
     /// Where frames are appended.
@@ -116,6 +131,7 @@ impl Out {
 
     fn advance(&mut self, mut count: usize) {
         self.written += count as u64;
+        self.passed = self.passed.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
         while count > 0 {
             let before = match self.shared.front() {
                 Some((place, _)) => usize::try_from(place - self.copied_out).unwrap_or(0),

@@ -24,6 +24,9 @@ pub(super) enum Violation {
     /// A packet that only servers send.
     #[error("{0:?} from a client")]
     FromServersAlone(PacketType),
+    /// A packet that only clients send, or that was not agreed on.
+    #[error("{0:?} from a server")]
+    NotFromServers(PacketType),
     /// More QoS 1 and 2 publishes unacknowledged than were announced.
     #[error("more QoS 1 and 2 publishes unacknowledged than the receive maximum of {0}")]
     ReceiveMaximum(u16),
@@ -100,7 +103,9 @@ impl Violation {
         use ReasonCode as R;
         match self {
             Self::Decode(error) => (error.reason_code(), error.rule()),
-            Self::FromServersAlone(_) => (R::ProtocolError, "3.1.1 and 5: section 2.1, table 2.1"),
+            Self::FromServersAlone(_) | Self::NotFromServers(_) => {
+                (R::ProtocolError, "3.1.1 and 5: section 2.1, table 2.1")
+            }
             Self::ReceiveMaximum(_) => (R::ReceiveMaximumExceeded, "5: [MQTT-3.3.4-7]"),
             Self::TopicAliasAboveMaximum { .. } => (R::TopicAliasInvalid, "5: [MQTT-3.3.2-9]"),
             Self::TopicAliasUnknown(_) => (R::ProtocolError, "5: section 3.3.2.3.4"),

@@ -51,6 +51,11 @@ setup_mosquitto() {
     have openssl || apt_packages openssl || return 1
 }
 
+setup_bridge() {
+    setup_mosquitto || return 1
+    have mosquitto || apt_packages mosquitto || return 1
+}
+
 # Root, and the permission to mount in a namespace of one's own.
 setup_mounts() {
     setup_python || return 1

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod bridge;
 mod call;
 mod certificates;
 mod client_commands;
@@ -16,3 +17,4 @@ mod pubsub;
 mod queue;
 mod recovering;
 mod store;
+mod sys;

@@ -327,6 +327,7 @@ impl Batch {
             }
         }
         sender.fan.offer(self.lots(start..range.end), sender.name);
+        sender.broker.traffic.sent(std::mem::take(&mut sender.fan.sent));
         receipts
     }
 

@@ -24,6 +24,7 @@ use super::route::Target;
 use super::router::RouteCache;
 use super::session::SessionKey;
 use super::{Broker, CoreError};
+use crate::counters::Passed;
 use crate::types::{ClientId, Message, MessageId, Priority, TargetId, UnixMillis, clock};
 use batch::{Batch, Planner};
 use line::Line;
@@ -124,6 +125,7 @@ impl Publisher {
             return;
         }
         let line = &*self.line;
+        line.broker.traffic.received(Passed::of(items.iter().map(|item| item.message.payload.len())));
         let mut batch = mem::take(&mut self.spare);
         batch.items = items;
         let first_stored = Planner {

@@ -22,6 +22,13 @@ pub(crate) struct PubSub {
     pub(crate) dropped: Arc<AtomicU64>,
     /// Connections that were ended because they did not keep up.
     pub(crate) cut: AtomicU64,
+    /// Sessions with a connection, and the most that there were.
+    pub(crate) connected: AtomicU64,
+    pub(crate) connected_most: AtomicU64,
+    /// How often a session was given a connection.
+    pub(crate) opened: AtomicU64,
+    /// Sessions that ended by time.
+    pub(crate) expired: AtomicU64,
     keys: AtomicU64,
 }
 
@@ -33,6 +40,10 @@ impl PubSub {
             groups: Groups::default(),
             dropped: Arc::default(),
             cut: AtomicU64::new(0),
+            connected: AtomicU64::new(0),
+            connected_most: AtomicU64::new(0),
+            opened: AtomicU64::new(0),
+            expired: AtomicU64::new(0),
             keys: AtomicU64::new(1),
         }
     }
@@ -57,10 +68,10 @@ impl Broker {
         self.pubsub.sessions.count()
     }
 
-    /// How many retained values there are.
+    /// How many retained values there are, those of the server's own aside.
     #[must_use]
     pub fn retained_count(&self) -> usize {
-        self.pubsub.retained.count()
+        self.pubsub.retained.size().0
     }
 
     /// What is counted, by the names that operators see; those that end in `_total` since the start. Never waits.
@@ -68,13 +79,25 @@ impl Broker {
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut counters = self.engine.counters();
         counters.extend(self.calls.counters());
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let (received, sent) = self.traffic.totals();
+        let (retained, retained_bytes) = self.pubsub.retained.size();
         counters.extend([
             ("queues", self.queues.count() as u64),
             ("sessions", self.session_count() as u64),
             ("subscriptions", self.routes.count() as u64),
-            ("retained_messages", self.retained_count() as u64),
-            ("deliveries_dropped_total", self.pubsub.dropped.load(Ordering::Relaxed)),
-            ("subscribers_cut_total", self.pubsub.cut.load(Ordering::Relaxed)),
+            ("sessions_connected", load(&self.pubsub.connected)),
+            ("sessions_connected_most", load(&self.pubsub.connected_most)),
+            ("sessions_opened_total", load(&self.pubsub.opened)),
+            ("sessions_expired_total", load(&self.pubsub.expired)),
+            ("retained_messages", retained as u64),
+            ("retained_bytes", retained_bytes as u64),
+            ("publishes_received_total", received.messages),
+            ("publishes_received_bytes_total", received.bytes),
+            ("publishes_sent_total", sent.messages),
+            ("publishes_sent_bytes_total", sent.bytes),
+            ("deliveries_dropped_total", load(&self.pubsub.dropped)),
+            ("subscribers_cut_total", load(&self.pubsub.cut)),
         ]);
         counters
     }

@@ -17,6 +17,7 @@ use crate::core::{Broker, CoreError};
 use crate::engine::{Consumer, ConsumerOptions, LeaseError, LeaseRef, Leased, Nack, Settled, Ticket};
 use crate::types::{Sequence, UnixMillis, clock};
 
+use super::receive::given;
 use super::{QueueEntry, checked_lease, of_queue};
 
 /// How much may be outstanding, or come at once. One message may overdraw the bytes.
@@ -160,6 +161,7 @@ impl QueueConsumer {
         }
         self.inner.take(room.messages, room.bytes, out).map_err(|error| of_queue(&self.queue, error))?;
         self.waiting = out.len() - from < room.messages;
+        self.broker.traffic.sent(given(out.get(from..).unwrap_or_default()));
         for leased in out.get(from..).unwrap_or_default() {
             let bytes = leased.message.weight();
             let Leased { sequence, attempt, lease_expires: expires, .. } = *leased;

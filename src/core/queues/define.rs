@@ -10,10 +10,11 @@ use crate::engine::{Definition, Op, Outcome, QueueSpec, Refusal};
 use crate::types::{QueueName, TopicFilter, UnixMillis};
 
 use super::{QueueEntry, checked_lease, of_queue};
+use crate::core::system::SYSTEM;
 use crate::core::{Broker, CoreError, Limits};
 
-/// Topics that a binding cannot see, since they are commands and not names.
-const COMMANDS: [&str; 3] = ["$queue", "$share", "$delayed"];
+/// What a binding cannot see: commands, and values that are never stored.
+const UNSEEN: [&str; 4] = ["$queue", "$share", "$delayed", SYSTEM];
 /// Beyond it a bound on deliveries bounds nothing.
 const MAX_DELIVERIES: u32 = 10_000;
 /// Labels are words, not documents.
@@ -280,8 +281,8 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
     for (at, filter) in spec.bindings.iter().enumerate() {
         let field = format!("queue.bindings[{at}]");
         limits.check_filter(&field, filter)?;
-        if COMMANDS.contains(&filter.first_level()) {
-            let what = format!("`{}/…` is not a topic that is published to", filter.first_level());
+        if UNSEEN.contains(&filter.first_level()) {
+            let what = format!("`{}/…` is nothing that a queue can be given", filter.first_level());
             return Err(CoreError::invalid(field, what));
         }
     }

@@ -13,6 +13,7 @@ use smallvec::smallvec;
 
 use crate::core::admission::{Admitted, AdmittedTicket};
 use crate::core::{Broker, CoreError};
+use crate::counters::Passed;
 use crate::engine::{EngineError, Op, Outcome, Publish, Refusal};
 use crate::types::{Message, MessageId, Priority, Sequence, UnixMillis, clock};
 
@@ -58,6 +59,7 @@ impl Broker {
         admitted: Admitted,
     ) -> Enqueuing {
         let now = clock::unix_now();
+        self.traffic.received(Passed::of(items.iter().map(|item| item.message.payload.len())));
         let ids = items.iter().map(|item| item.message.id).collect();
         let mut publishes = items.into_iter().map(|Enqueue { mut message, priority, not_before }| {
             let append = queue.append(&message, priority, not_before, now);

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::core::token::{LeaseId, TokenKey};
 use crate::core::{Broker, CoreError};
+use crate::counters::Passed;
 use crate::engine::{ConsumerOptions, LeaseError, LeaseRef, Leased, Nack, Settled};
 
 use super::{QueueEntry, checked_lease, of_queue};
@@ -65,6 +66,7 @@ impl Broker {
                 }
             }
         }
+        self.traffic.sent(given(&messages));
         if receive.auto_ack && !messages.is_empty() {
             let leases: Vec<_> = messages
                 .iter()
@@ -173,6 +175,11 @@ impl Broker {
         }
         (leases, failures)
     }
+}
+
+/// How much these are.
+pub(in crate::core) fn given(messages: &[Leased]) -> Passed {
+    Passed::of(messages.iter().map(|leased| leased.message.payload.len()))
 }
 
 /// Leases and the places that they had in the caller's list.

@@ -25,6 +25,7 @@ use super::delivery::{self, Lot, Offer};
 use super::publisher::batch::Run;
 use super::publisher::{Inbound, Sender};
 use super::route::{self, Target};
+use super::system::may_clear;
 use super::{Broker, CoreError, Limits};
 use crate::engine::{Op, Publish};
 use crate::types::{ClientId, Message, Qos, TopicFilter, TopicName, UnixMillis, clock};
@@ -181,6 +182,18 @@ impl Retained {
         }
     }
 
+    /// Sets a value that is not stored, and offers it to who subscribes to it.
+    pub(crate) fn set_unstored(&self, item: &Inbound, sender: &mut Sender<'_>) {
+        let topic = &item.message.topic;
+        let mut shard = self.shard(topic);
+        // As in `publish`: first the count, then the routing.
+        self.version.fetch_add(1, Ordering::AcqRel);
+        self.set(&mut shard, item.message.clone());
+        let targets = route::targets(&sender.broker.routes.now(), topic, None);
+        let messages = std::slice::from_ref(item);
+        sender.fan.offer(std::iter::once(Lot { messages, targets: &targets }), None);
+    }
+
     /// Sets a value, or removes it if the payload is empty [MQTT-3.3.1-6].
     fn set(&self, shard: &mut Shard, message: Message) {
         self.remove(shard, &message.topic);
@@ -188,22 +201,26 @@ impl Retained {
             return;
         }
         let version = self.version.load(Ordering::Acquire);
-        self.bytes.fetch_add(message.weight() + OVERHEAD, Ordering::Relaxed);
-        self.count.fetch_add(1, Ordering::Relaxed);
+        if !message.topic.is_reserved() {
+            self.bytes.fetch_add(message.weight() + OVERHEAD, Ordering::Relaxed);
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
         shard.values.insert(message.topic.clone(), Kept { message, version });
     }
 
     /// Removes a value. Returns whether there was one.
     fn remove(&self, shard: &mut Shard, topic: &TopicName) -> bool {
         let Some(old) = shard.values.remove(topic) else { return false };
-        self.bytes.fetch_sub(old.message.weight() + OVERHEAD, Ordering::Relaxed);
-        self.count.fetch_sub(1, Ordering::Relaxed);
+        if !topic.is_reserved() {
+            self.bytes.fetch_sub(old.message.weight() + OVERHEAD, Ordering::Relaxed);
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
         true
     }
 
-    /// How many there are.
-    pub(crate) fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
+    /// How many there are, and what they take in memory in bytes; those of the server's own aside.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.count.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 
     fn list(
@@ -326,8 +343,9 @@ impl Broker {
     /// Dropping the future may leave some.
     ///
     /// # Errors
-    /// [`CoreError::Engine`], [`CoreError::LowDisk`].
+    /// [`CoreError::Invalid`] for the server's own values, [`CoreError::Engine`], [`CoreError::LowDisk`].
     pub async fn delete_retained(self: &Arc<Self>, filter: &TopicFilter) -> Result<u64, CoreError> {
+        may_clear(filter)?;
         let mut deleted = 0;
         let mut after: Option<TopicName> = None;
         loop {
@@ -352,6 +370,6 @@ impl Broker {
 
 impl fmt::Debug for Retained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Retained").field("count", &self.count()).finish_non_exhaustive()
+        f.debug_struct("Retained").field("count", &self.size().0).finish_non_exhaustive()
     }
 }

@@ -1,7 +1,7 @@
 //! Opening, taking over, giving back and ending sessions.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -82,6 +82,9 @@ impl Broker {
         let attachment = Attachment::new(open.outbox);
         entry.attached.store(Some(Arc::clone(&attachment)));
         // From here on the handle gives back whatever happens.
+        let connected = self.pubsub.connected.fetch_add(1, Ordering::Relaxed) + 1;
+        self.pubsub.opened.fetch_add(1, Ordering::Relaxed);
+        self.pubsub.connected_most.fetch_max(connected, Ordering::Relaxed);
         let session = Session { broker: Arc::clone(self), entry, attachment };
         if present {
             self.calls.session_came_back();
@@ -293,6 +296,7 @@ impl Drop for Session {
         if self.leave() {
             self.broker.end_session_now(&self.entry);
         }
+        self.broker.pubsub.connected.fetch_sub(1, Ordering::Relaxed);
         self.attachment.released.send_replace(true);
     }
 }

@@ -15,9 +15,10 @@ use tokio::sync::futures::Notified;
 use super::entry::Attachment;
 use super::entry::State;
 use super::{Session, SessionDelivery};
-use crate::core::delivery::Offer;
+use crate::core::delivery::{Offer, passed};
 use crate::core::share::ShareGroup;
 use crate::core::{Broker, CoreError};
+use crate::counters::Passed;
 use crate::engine::{
     Append, Consumer, ConsumerOptions, EngineError, LeaseRef, Leased, Levels, Nack, Op, Outcome, Outgoing,
     Publish, Settled, Ticket,
@@ -162,6 +163,7 @@ impl Session {
     ) -> Result<(), CoreError> {
         let mut room = max.saturating_sub(self.replay(max));
         let mut bytes = max_bytes;
+        let mut given = Passed::default();
         let sources = self.attachment.sources.lock().in_turn();
         if max == 0 && sources.iter().all(|source| matches!(source.kind, Kind::Backlog)) {
             return Ok(());
@@ -182,13 +184,17 @@ impl Session {
             room = room.saturating_sub(taken.len());
             let weight: usize = taken.iter().map(|leased| leased.message.weight()).sum();
             bytes = bytes.saturating_sub(weight);
+            let from = out.len();
             self.tell(source, &mut taken, out);
+            let new = out.get(from..).unwrap_or_default();
+            given += Passed::of(new.iter().map(|delivery| delivery.leased.message.payload.len()));
             if room == 0 || bytes == 0 {
                 // It may be registered from an earlier look.
                 self.pass_on(sources.get(at..).unwrap_or_default());
                 break;
             }
         }
+        self.broker.traffic.sent(given);
         Ok(())
     }
 
@@ -269,7 +275,8 @@ impl Session {
             let (stored, live): (Vec<&Offer<'_>>, Vec<_>) = offers.iter().partition(stored);
             let live: SmallVec<[Offer<'_>; 8]> = live.into_iter().copied().collect();
             if !live.is_empty() {
-                outbox.offer(&live);
+                let taken = live.len().saturating_sub(outbox.offer(&live));
+                self.broker.traffic.sent(passed(&live).part(taken));
                 offered += live.len();
             }
             let target = self.entry.target.filter(|_| !stored.is_empty())?;

@@ -12,6 +12,7 @@ use crate::core::queues::QueueEntry;
 use crate::core::route::{Route, RouteChange, RouteKey};
 use crate::core::router::Change;
 use crate::core::share::ShareGroup;
+use crate::core::system::SYSTEM;
 use crate::core::{Broker, CoreError};
 use crate::engine::{Definition, GroupSpec, Op, Outcome, RetainHandling, SubscribeOptions, Ticket};
 use crate::types::topic::FilterSpec;
@@ -68,8 +69,10 @@ impl Session {
         let mut answers = Vec::with_capacity(filters.len());
         let mut added = Vec::new();
         let mut replays: Vec<(TopicFilter, SubscribeOptions)> = Vec::new();
-        for (spec, options) in filters {
+        for (spec, mut options) in filters {
             let spec = detached(&spec);
+            // At a higher level they would be stored.
+            options.upgrade_qos &= spec.filter().first_level() != SYSTEM;
             let answer = self.add(&spec, options, &mut work).map(|(granted, was_there)| {
                 let replays_for = match options.retain_handling {
                     RetainHandling::Send => true,
@@ -100,6 +103,12 @@ impl Session {
             self.attachment.changed.notify_one();
         }
         answers
+    }
+
+    /// What it is subscribed to.
+    #[must_use]
+    pub fn filters(&self) -> Vec<FilterSpec> {
+        self.entry.state.lock().subscriptions.keys().cloned().collect()
     }
 
     /// Notes one subscription. Returns what it grants and whether it was there before.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -130,6 +131,7 @@ impl Broker {
             }
         } else {
             tracing::debug!(client = %client, "session expired");
+            self.pubsub.expired.fetch_add(1, Ordering::Relaxed);
             if let Err(error) = self.end_session(&entry).await {
                 tracing::debug!(client = %client, %error, "the expired session is not deleted yet");
             }

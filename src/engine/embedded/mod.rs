@@ -419,7 +419,14 @@ impl Engine for Embedded {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.shared.counts.list()
+        let (mut messages, mut bytes) = (0, 0);
+        for target in self.shared.registry.read().iter() {
+            messages += target.messages.load(Ordering::Relaxed);
+            bytes += target.bytes.load(Ordering::Relaxed);
+        }
+        let mut counters = self.shared.counts.list();
+        counters.extend([("messages_stored", messages), ("messages_stored_bytes", bytes)]);
+        counters
     }
 
     fn health(&self) -> watch::Receiver<Health> {

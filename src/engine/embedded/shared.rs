@@ -56,8 +56,12 @@ impl Registry {
         Some(target)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Target>> {
+        self.by_id.values()
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<Target>> {
-        self.by_id.values().cloned().collect()
+        self.iter().cloned().collect()
     }
 }
 

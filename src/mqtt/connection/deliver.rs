@@ -62,6 +62,16 @@ impl Live {
             self.session.take(room.min(TAKE_MESSAGES), TAKE_BYTES, &mut taken)?;
             self.waits = true;
             self.more = !taken.is_empty();
+            if let Some(client) = self.state.client() {
+                let settled = &mut self.effects.settled;
+                taken.retain_mut(|delivery| {
+                    let goes = client.make_out(&mut delivery.leased);
+                    if !goes {
+                        settled.push(stored(delivery));
+                    }
+                    goes
+                });
+            }
             // 3.1.1 and 5: [MQTT-4.4.0-1]: what has a number already comes first, so that no other gets it.
             if taken.iter().any(|delivery| delivery.leased.outgoing.is_some()) {
                 taken.sort_by_key(|delivery| delivery.leased.outgoing.is_none());

@@ -75,6 +75,7 @@ impl Live {
         if form.version == Version::V311 {
             return;
         }
+        let code = self.state.told(code);
         let reason_string = Some(why).filter(|why| !why.is_empty()).map(Into::into);
         let properties = DisconnectProperties { reason_string, ..DisconnectProperties::default() };
         let properties = properties.reason_string.is_some().then(|| Box::new(properties));

@@ -63,7 +63,6 @@ pub(super) struct Live {
     /// The end that comes when this time is over; until then the peer is not read.
     later: Option<Box<Later>>,
     pub(super) expiry: Duration,
-    max_pending: usize,
     _connected: Connected,
 }
 
@@ -119,7 +118,6 @@ impl Live {
             deaf: false,
             later: None,
             expiry,
-            max_pending: limits.publish_pending,
             _connected: door.join(&mailbox),
             mailbox,
         }
@@ -195,7 +193,8 @@ impl Live {
 
     async fn wait(&mut self, door: &Door, wire: &mut Wire, timer: std::pin::Pin<&mut Sleep>) -> Wake {
         let asks = self.errands.as_ref().is_some_and(|errands| errands.asks());
-        let may_read = !asks && self.later.is_none() && self.publisher.pending() < self.max_pending;
+        let may_read =
+            !asks && self.later.is_none() && self.publisher.pending() < door.broker.limits().publish_pending;
         let has_room = may_read && self.publisher.room().now_or_never().is_some();
         self.deaf |= !has_room;
         // A client that does not take its answers is not read either, and that is its own fault.
@@ -275,7 +274,7 @@ impl Live {
         }
         let (now, wall) = (clock::now(), clock::unix_now());
         while !self.effects.halts() {
-            match wire.decoder.decode(&mut wire.input) {
+            match wire.decode() {
                 Ok(Some(packet)) => {
                     self.state.handle(Input::Packet(packet), now, wall, &mut self.effects);
                 }

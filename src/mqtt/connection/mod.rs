@@ -8,6 +8,7 @@
 //! given back before the connection lingers for a slow peer; a peer's fault is logged at debug level.
 
 mod authenticate;
+pub(super) mod client;
 mod deliver;
 mod end;
 mod errands;
@@ -25,6 +26,7 @@ use super::Door;
 use super::aliases::Aliases;
 use super::codec::{ConnAck, Connect, DecodeError, Decoder, Limits, Packet, ReasonCode, Version};
 use super::frames::Form;
+use super::listener::LayerError;
 use super::outbox::Mailbox;
 use super::state::{Hello, Refused, Session};
 use super::stream::Stream;
@@ -45,31 +47,40 @@ const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Serves one connection to its end.
 pub(super) async fn run(door: Arc<Door>, arrived: Box<(Socket, Peer)>, permit: ConnectionPermit) {
-    let (socket, mut peer) = *arrived;
-    let until = clock::now() + door.settings.connect_timeout;
     // What comes before and after takes more room than what lasts: it is given back.
-    let mut wire = if door.layers.is_empty() {
-        new_wire(&door, socket.into())
-    } else {
-        let Some(laid) = Box::pin(lay(&door, socket, peer, until)).await else { return };
-        peer = laid.1;
-        new_wire(&door, laid.0)
-    };
-    let Some(mut live) = Box::pin(begin(&door, &mut wire, peer, until)).await else { return };
+    let Some((mut wire, mut live, peer)) = Box::pin(arrive(&door, *arrived)).await else { return };
     let ending = live.serve(&door, &mut wire).await;
-    Box::pin(end::end(&door, wire, live, *ending, peer)).await;
+    Box::pin(end::end(&door, wire, live, *ending, *peer)).await;
     drop(permit);
 }
 
-/// Tells a peer beyond the budget so, if its CONNECT is there soon.
-pub(super) async fn refuse(door: Arc<Door>, socket: Socket, peer: Peer) {
+/// All that comes before a connection is served.
+async fn arrive(door: &Arc<Door>, (socket, mut peer): (Socket, Peer)) -> Option<(Wire, Live, Box<Peer>)> {
+    let until = clock::now() + door.settings.connect_timeout;
+    let stream = if door.layers.is_empty() {
+        socket.into()
+    } else {
+        let laid = lay(door, socket, peer, until).await?;
+        peer = laid.1;
+        laid.0
+    };
+    let mut wire = new_wire(door, stream);
+    let live = begin(door, &mut wire, peer, until).await?;
+    Some((wire, live, Box::new(peer)))
+}
+
+/// Tells a peer beyond a bound so, if its CONNECT is there soon.
+pub(super) async fn refuse(door: Arc<Door>, socket: Socket, peer: Peer, code: ReasonCode) {
     let until = clock::now() + REFUSED_WITHIN;
     let Some((stream, _)) = lay(&door, socket, peer, until).await else { return };
     let mut wire = new_wire(&door, stream);
     let connect = timeout(REFUSED_WITHIN, read_connect(&door, &mut wire)).await;
     if let Ok(Ok(connect)) = connect {
-        let why = "the server has as many connections as it may".to_owned();
-        let refused = Refused { code: ReasonCode::QuotaExceeded, why };
+        let why = match code {
+            ReasonCode::ConnectionRateExceeded => "this address connects too often",
+            _ => "the server has as many connections as it may",
+        };
+        let refused = Refused { code, why: why.to_owned() };
         refuse_with(&mut wire, refused.connack(connect.version), Form::of(&connect));
         end::linger(&door, &mut wire).await;
     }
@@ -78,10 +89,12 @@ pub(super) async fn refuse(door: Arc<Door>, socket: Socket, peer: Peer) {
 /// Puts what the listener has over the socket. `None`: the peer did not do its part in time.
 async fn lay(door: &Door, socket: Socket, peer: Peer, until: Instant) -> Option<(Stream, Peer)> {
     tokio::select! {
-        laid = door.layers.over(socket, peer) => match laid {
+        laid = door.layers.over(socket, peer, &door.rate) => match laid {
             Ok(laid) => return Some(laid),
             Err(error) => {
-                door.counters.refused();
+                if !matches!(error, LayerError::Rate(_)) {
+                    door.counters.refused();
+                }
                 tracing::debug!(%peer, error = &error as &dyn std::error::Error, "no connection");
             }
         },
@@ -96,7 +109,8 @@ async fn lay(door: &Door, socket: Socket, peer: Peer, until: Instant) -> Option<
 
 fn new_wire(door: &Door, stream: Stream) -> Wire {
     let max_packet_size = door.settings.max_packet().min(CONNECT_BYTES);
-    Wire::new(stream, Decoder::server(Limits { max_packet_size, ..Limits::default() }))
+    let decoder = Decoder::server(Limits { max_packet_size, ..Limits::default() });
+    Wire::new(stream, decoder, Arc::clone(&door.counters.0.traffic))
 }
 
 /// Why there is no CONNECT, or none that counts.
@@ -121,7 +135,7 @@ async fn read_connect(door: &Door, wire: &mut Wire) -> Result<Connect, NoConnect
 /// Writes what waits and reads up to the next packet. Cancel safe.
 async fn read_packet(door: &Door, wire: &mut Wire) -> Result<Packet, NoConnect> {
     loop {
-        match wire.decoder.decode(&mut wire.input) {
+        match wire.decode() {
             Ok(Some(packet)) => return Ok(packet),
             Err(error) => return Err(NoConnect::Bad(error)),
             Ok(None) => {}

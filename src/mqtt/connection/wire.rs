@@ -3,14 +3,16 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use tokio::io::{AsyncBufRead, AsyncReadExt, AsyncWrite};
 
+use crate::counters::{Passed, Traffic};
 use crate::mqtt::buffers::{Buffers, READ_BYTES};
-use crate::mqtt::codec::{Decoder, Packet};
+use crate::mqtt::codec::{DecodeError, Decoder, Packet};
 use crate::mqtt::frames::Form;
 use crate::mqtt::out::Out;
 use crate::mqtt::stream::{Layer, Stream};
@@ -25,6 +27,10 @@ pub(super) struct Wire {
     pub(super) input: BytesMut,
     pub(super) out: Out,
     pub(super) decoder: Decoder,
+    traffic: Arc<Traffic>,
+    /// Packets that were decoded, and bytes that were read, and are not counted yet.
+    decoded: u32,
+    read: u32,
 }
 
 /// What has happened on the socket.
@@ -39,8 +45,24 @@ pub(super) enum Io {
 }
 
 impl Wire {
-    pub(super) fn new(stream: Stream, decoder: Decoder) -> Self {
-        Self { stream, input: BytesMut::new(), out: Out::default(), decoder }
+    pub(super) fn new(stream: Stream, decoder: Decoder, traffic: Arc<Traffic>) -> Self {
+        let (input, out) = (BytesMut::new(), Out::default());
+        Self { stream, input, out, decoder, traffic, decoded: 0, read: 0 }
+    }
+
+    /// The next packet of what was read, if it is whole.
+    pub(super) fn decode(&mut self) -> Result<Option<Packet>, DecodeError> {
+        let packet = self.decoder.decode(&mut self.input)?;
+        self.decoded += u32::from(packet.is_some());
+        Ok(packet)
+    }
+
+    /// Counts what has passed since the last time.
+    fn count(&mut self) {
+        let received = Passed { messages: self.decoded.into(), bytes: self.read.into() };
+        (self.decoded, self.read) = (0, 0);
+        self.traffic.received(received);
+        self.traffic.sent(self.out.passed());
     }
 
     /// Whether something lies over the socket that ends in its own way, not with the socket alone.
@@ -75,6 +97,7 @@ impl Wire {
         if let Poll::Ready(Err(_)) = Pin::new(&mut self.stream).poll_flush(cx) {
             self.out.discard();
         }
+        self.count();
         self.out.release(buffers);
         if reads && let Poll::Ready(io) = self.poll_read(cx, buffers)? {
             return Poll::Ready(Ok(io));
@@ -107,7 +130,10 @@ impl Wire {
             self.stash(buffers);
             return Poll::Pending;
         }
-        read.map_ok(|count| if count == 0 { Io::Eof } else { Io::Read })
+        read.map_ok(|count| {
+            self.read = self.read.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+            if count == 0 { Io::Eof } else { Io::Read }
+        })
     }
 
     /// Gives the buffer back but for a small part of a packet.
@@ -137,6 +163,7 @@ impl Wire {
             tracing::error!(%error, packet = ?packet.packet_type(), "a packet of our own cannot be encoded");
             return false;
         }
+        self.out.count(1);
         true
     }
 
@@ -177,6 +204,12 @@ impl Wire {
                 Err(_) => return,
             }
         }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.count();
     }
 }
 
@@ -234,7 +267,8 @@ mod tests {
         peer.write_all(b"last").await.unwrap();
         drop(peer);
 
-        let mut wire = Wire::new(Socket::Tcp(stream).into(), Decoder::server(Limits::default()));
+        let mut wire =
+            Wire::new(Socket::Tcp(stream).into(), Decoder::server(Limits::default()), Arc::default());
         let buffers = Buffers::default();
         for reads in [false, true] {
             wire.out.bytes().extend_from_slice(b"nobody takes this");

@@ -135,6 +135,33 @@ impl Hello {
         })
     }
 
+    /// What is agreed with a server that we have connected to: `receive_maximum` and `form` are its own.
+    pub(in crate::mqtt) fn to_server(
+        form: Form,
+        receive_maximum: u16,
+        keep_alive: u16,
+        expiry: Duration,
+        settings: &Settings,
+    ) -> Self {
+        let max_inflight = u16::try_from(settings.max_inflight).unwrap_or(u16::MAX);
+        Self {
+            version: form.version,
+            client_id: None,
+            clean_start: expiry.is_zero(),
+            expiry,
+            keep_alive,
+            server_keep_alive: false,
+            receive_maximum: receive_maximum.min(max_inflight),
+            form,
+            topic_alias_maximum: 0,
+            problem_information: true,
+            will: None,
+            login: Login::Anonymous,
+            principal: ByteString::new(),
+            authenticated: None,
+        }
+    }
+
     /// The CONNACK that tells what was agreed. What is not supported is never announced.
     pub(in crate::mqtt) fn accepted(&self, session: &Session<'_>, settings: &Settings) -> ConnAck {
         let mut properties = ConnAckProperties::default();

@@ -11,7 +11,9 @@ use rustc_hash::FxHashMap;
 
 use super::{Effects, State};
 use crate::core::{CoreError, Inbound, Limits, Receipt};
-use crate::mqtt::codec::{self, Ack, AckProperties, Packet, PacketType, ReasonCode, Version};
+use crate::mqtt::codec::{
+    self, Ack, AckProperties, Packet, PacketType, PublishProperties, ReasonCode, Version,
+};
 use crate::mqtt::translate;
 use crate::mqtt::violation::{self, Consequence, Violation};
 use crate::types::{TopicName, UnixMillis};
@@ -125,7 +127,8 @@ impl State {
         effects: &mut Effects,
     ) -> Result<(), Violation> {
         // 5: [MQTT-3.3.4-6].
-        if publish.properties.as_ref().is_some_and(|properties| !properties.subscription_ids.is_empty()) {
+        let identified = |properties: &PublishProperties| !properties.subscription_ids.is_empty();
+        if self.client.is_none() && publish.properties.as_deref().is_some_and(identified) {
             return Err(Violation::SubscriptionIdentifier);
         }
         self.terms.check_publish(&publish)?;
@@ -149,6 +152,19 @@ impl State {
                 self.incoming.ids.insert(id.get(), Arrival::Handed);
             }
         }
+        let topic = match &self.client {
+            None => topic,
+            Some(client) => match client.map().inward(&topic) {
+                Some(topic) => topic,
+                None => {
+                    client.pass_over(&topic);
+                    if let Some(id) = id {
+                        self.acknowledge(qos, id, ReasonCode::Success, effects);
+                    }
+                    return Ok(());
+                }
+            },
+        };
         let asked = translate::delayed(topic).and_then(|(topic, delay)| {
             let message = translate::message(publish, topic, now);
             let wishes = translate::wishes(&message, delay, self.incoming.max_delay, now)?;
@@ -182,7 +198,14 @@ impl State {
             Ok(published) => published,
             Err(error) => return self.refused(qos, id, &error, effects),
         };
-        let ack = Ack::new(id, violation::accepted(&published));
+        // That nobody takes it is a server's to say.
+        let code = if self.client.is_some() { ReasonCode::Success } else { violation::accepted(&published) };
+        self.acknowledge(qos, id, code, effects);
+    }
+
+    /// A publish above QoS 0 was taken.
+    fn acknowledge(&mut self, qos: codec::Qos, id: NonZeroU16, code: ReasonCode, effects: &mut Effects) {
+        let ack = Ack::new(id, code);
         effects.packets.push(if qos == codec::Qos::ExactlyOnce {
             self.incoming.ids.insert(id.get(), Arrival::Received { counted: true });
             Packet::PubRec(ack)
@@ -199,7 +222,29 @@ impl State {
             self.incoming.ids.remove(&id.get());
         }
         self.incoming.uncount(true);
-        match violation::consequence(error) {
+        let consequence = violation::consequence(error);
+        if let Some(client) = &self.client {
+            match consequence {
+                // The other broker keeps it, and sends it again on the next connection.
+                Consequence::Told(later) if !later.is_zero() => {
+                    return effects.end(self.broken(ReasonCode::UnspecifiedError, error.to_string()));
+                }
+                Consequence::Told(_) => {
+                    client.refused(error);
+                    if self.version == Version::V311 {
+                        // It has no word for never.
+                        let ack = Ack::new(id, ReasonCode::Success);
+                        effects.packets.push(match qos {
+                            codec::Qos::ExactlyOnce => Packet::PubRec(ack),
+                            _ => Packet::PubAck(ack),
+                        });
+                        return;
+                    }
+                }
+                Consequence::Closed(_) => {}
+            }
+        }
+        match consequence {
             Consequence::Closed(code) => effects.end(self.broken(code, error.to_string())),
             Consequence::Told(_) if self.version == Version::V5 => {
                 let text = self.problem_information.then(|| error.to_string().into());

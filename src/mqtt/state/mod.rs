@@ -6,6 +6,7 @@
 //! Invariant: after [`Effects::end`] nothing but the end follows.
 
 mod authenticate;
+mod client;
 mod connect;
 mod delivery;
 mod fuzz;
@@ -28,6 +29,7 @@ use crate::engine::{Nack, Outgoing};
 use crate::types::{Qos, TargetId, UnixMillis};
 
 pub(super) use authenticate::{Authenticated, Dialogue, Heard};
+pub(super) use client::Client;
 pub(super) use connect::{Hello, Login, Refused, Session};
 pub(super) use delivery::Start;
 pub use fuzz::fuzz_state;
@@ -128,6 +130,8 @@ pub(super) struct State {
     will: Option<Box<Will>>,
     /// By enhanced authentication.
     authenticated: Option<Box<Authenticated>>,
+    /// The peer is a server, and we are its client.
+    client: Option<Box<Client>>,
 }
 
 impl State {
@@ -159,6 +163,7 @@ impl State {
             ends_with_connection: hello.expiry.is_zero(),
             will: hello.will,
             authenticated: hello.authenticated,
+            client: None,
         }
     }
 
@@ -199,8 +204,13 @@ impl State {
                     .end(Ending { tell: None, ..self.broken(ReasonCode::UnspecifiedError, String::new()) });
                 Ok(())
             }
-            Input::Deadline if self.deadline().is_some_and(|at| at <= now) => Err(Violation::KeepAlive),
-            Input::Deadline => Ok(()),
+            Input::Deadline if self.silent().is_some_and(|at| at <= now) => Err(Violation::KeepAlive),
+            Input::Deadline => {
+                if self.client.as_mut().is_some_and(|client| client.pings(now)) {
+                    effects.packets.push(Packet::PingReq);
+                }
+                Ok(())
+            }
         };
         if let Err(violation) = result {
             effects.end(self.violated(&violation));
@@ -214,6 +224,12 @@ impl State {
 
     /// When [`Input::Deadline`] is due: after one and a half keep alive periods [3.1.1: MQTT-3.1.2-24; 5: MQTT-3.1.2-22].
     pub(super) fn deadline(&self) -> Option<Instant> {
+        let ping = self.client.as_ref().and_then(|client| client.next_ping());
+        [self.silent(), ping].into_iter().flatten().min()
+    }
+
+    /// When the peer has been silent for too long.
+    fn silent(&self) -> Option<Instant> {
         let period = Duration::from_secs(self.keep_alive.into());
         (!period.is_zero()).then(|| self.heard + period * 3 / 2)
     }
@@ -240,6 +256,9 @@ impl State {
     }
 
     fn packet(&mut self, packet: Packet, wall: UnixMillis, effects: &mut Effects) -> Result<(), Violation> {
+        if self.client.is_some() {
+            return self.server_packet(packet, wall, effects);
+        }
         match packet {
             Packet::Publish(publish) => return self.publish(publish, wall, effects),
             Packet::PubAck(ack) => return self.acknowledged(&ack, effects),

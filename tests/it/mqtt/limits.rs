@@ -3,7 +3,7 @@
 use stafett::types::clock;
 
 use super::*;
-use crate::harness::config_file;
+use crate::harness::{config_file, stafett};
 
 /// A broker with these lines under `[mqtt]`.
 async fn broker_with(mqtt: &str) -> (tempfile::TempDir, Broker) {
@@ -254,4 +254,27 @@ async fn reserved_topics_are_not_published() {
     let mut old = Peer::clean(&broker, V311, "").await;
     old.send(Packet::Publish(publish("$SYS/x", QOS1, 1, "x"))).await;
     assert_eq!(old.next_or_end().await, None, "3.1.1 has no word for it");
+}
+
+#[tokio::test]
+async fn an_address_that_connects_too_often_is_refused_and_told() {
+    let (_directory, path) = config_file("[limits]\nconnect_rate = 1\nconnect_burst = 2\n");
+    let broker = Broker::start_with(&["--config", &path]).await;
+    // One second of machine time for each would be a slow machine indeed.
+    for (version, refusal) in
+        [(V5, ReasonCode::ConnectionRateExceeded), (V311, ReasonCode::ServerUnavailable)]
+    {
+        let mut codes = Vec::new();
+        while codes.last() != Some(&refusal) {
+            assert!(codes.iter().all(|code| *code == ReasonCode::Success) && codes.len() < 50, "{codes:?}");
+            codes.push(Peer::greet(&broker, connect(version, "")).await.1.reason);
+        }
+    }
+    // The other door has the same bound.
+    let url = broker.url();
+    let mut asked = 0;
+    while stafett(["info", "--server", &url]).await.code != Some(3) {
+        asked += 1;
+        assert!(asked < 50);
+    }
 }

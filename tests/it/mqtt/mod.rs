@@ -348,6 +348,25 @@ impl Peer {
         self.say_packet(publish(topic, qos, self.next_id, payload.to_owned())).await
     }
 
+    /// The same for a client that is also sent messages: those are for later.
+    pub(super) async fn say_among(&mut self, topic: &str, qos: Qos, payload: &str) {
+        self.next_id += 1;
+        let packet_id = self.next_id;
+        self.send(Packet::Publish(publish(topic, qos, packet_id, payload.to_owned()))).await;
+        let mut before = VecDeque::new();
+        let mut done = qos == QOS0;
+        while !done {
+            match self.next().await {
+                packet @ Packet::Publish(_) => before.push_back(packet),
+                Packet::PubRec(_) => self.send(Packet::PubRel(ack(packet_id))).await,
+                Packet::PubAck(_) | Packet::PubComp(_) => done = true,
+                other => panic!("{other:?} instead of an acknowledgement"),
+            }
+        }
+        before.append(&mut self.held);
+        self.held = before;
+    }
+
     /// A retained message.
     pub(super) async fn say_retained(&mut self, topic: &str, qos: Qos, payload: &str) {
         self.next_id += 1;

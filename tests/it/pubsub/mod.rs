@@ -21,7 +21,7 @@ use crate::queue::got;
 
 /// A client with what the tests say often.
 #[derive(Clone)]
-pub(super) struct Topics(PubSubServiceClient<Channel>);
+pub(super) struct Topics(pub(super) PubSubServiceClient<Channel>);
 
 pub(super) fn message(topic: &str, payload: &str) -> v1::Message {
     v1::Message { topic: topic.to_owned(), ..crate::queue::message(payload) }

@@ -67,3 +67,26 @@ async fn the_header_comes_before_the_handshake() {
     works(stream, V5).await.leave().await;
     broker.process().says("connected peer=203.0.113.9:8081").await;
 }
+
+#[tokio::test]
+async fn the_told_address_is_bounded_and_no_other() {
+    let lines = "proxy_protocol = \"any\"\n[limits]\nconnect_rate = 1\nconnect_burst = 5\n";
+    let broker = broker_with(lines).await;
+    let mut admitted = 0;
+    loop {
+        let mut peer = Peer::over(headed(&broker, V1).await, V5);
+        peer.send(Packet::Connect(Box::new(connect(V5, "")))).await;
+        match peer.next_or_end().await {
+            Some(Packet::ConnAck(_)) => admitted += 1,
+            None => break,
+            other => panic!("{other:?}"),
+        }
+        assert!(admitted < 50);
+    }
+    assert!(admitted >= 5);
+    // Who is behind the same load balancer with another address is not meant, nor is the load balancer.
+    works(headed(&broker, V2).await, V5).await.leave().await;
+    broker.counts("mqtt_connects_rate_refused_total", 1).await;
+    broker.counts("connects_rate_refused_total", 1).await;
+    broker.counts("mqtt_connects_refused_total", 0).await;
+}
