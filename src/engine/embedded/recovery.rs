@@ -58,6 +58,8 @@ struct Reading<'a> {
     /// Every ADD of every head, by target.
     adds: HashMap<u32, Vec<(Entry, Option<u16>)>>,
     last_pack: u64,
+    /// The newest pack that a checkpoint covers. It may be gone; its number must not come again.
+    covered: u64,
     max_target: u32,
     chain: Vec<(u64, usize, Head)>,
     told: Instant,
@@ -75,6 +77,7 @@ impl<'a> Reading<'a> {
             sequences: HashMap::new(),
             adds: HashMap::new(),
             last_pack: 0,
+            covered: 0,
             max_target: format::RETAINED,
             chain: Vec::new(),
             told: now(),
@@ -247,6 +250,9 @@ impl<'a> Reading<'a> {
             if self.ledger.contains(pack) {
                 let done = Done::decode(&value).map_err(|e| self.damaged(format!("pack {pack}: {e}")))?;
                 self.ledger.restore(pack, &done);
+                if done.as_of != u64::MAX {
+                    self.covered = self.covered.max(done.as_of);
+                }
             } else {
                 self.remove(&self.trees.done, &key)?;
             }
@@ -331,7 +337,7 @@ impl<'a> Reading<'a> {
             known.as_deref().and_then(<[u8]>::first_chunk).map_or(1, |bytes| u32::from_be_bytes(*bytes));
         Ok(Recovered {
             registry: self.registry,
-            next_pack: self.last_pack.max(self.ledger.last().unwrap_or(0)) + 1,
+            next_pack: self.last_pack.max(self.ledger.last().unwrap_or(0)).max(self.covered) + 1,
             ledger: self.ledger,
             next_target: known.max(self.max_target + 1),
             retained,

@@ -143,7 +143,10 @@ class Client:
 
     def _on_connect(self, _client, _user, flags, reason, _properties):
         if reason.is_failure:
-            self.ledger.fault("refused", f"{self}: CONNECT: {reason}")
+            if self.is_expected_to_end():
+                self.ledger.events["CONNECTs refused at the end"] += 1
+            else:
+                self.ledger.fault("refused", f"{self}: CONNECT: {reason}")
             return
         fresh = self._anew or not self.lasting
         if fresh and flags.session_present and (self.version == 5 or not self.lasting):
@@ -268,11 +271,15 @@ class Client:
             for stream in self.streams.values():
                 self.ledger.judge(self, stream, stream.gaps())
 
+    def is_expected_to_end(self):
+        """Whether the broker stops, or has stopped, since it began to connect."""
+        return self.generation != self.fleet.generation or self.fleet.is_stopping
+
     def _on_disconnect(self, _client, _user, flags, reason, _properties):
         if self.state is State.AWAY:
             return
         self.note(f"disconnected: {reason}")
-        if self.generation == self.fleet.generation and not self.fleet.is_stopping:
+        if not self.is_expected_to_end():
             who = "said" if flags.is_disconnect_packet_from_server else "without a word"
             self.ledger.fault("disconnected", f"{self}: {self.state.value}, {reason} ({who})")
         self.state = State.AWAY
