@@ -14,10 +14,11 @@ mod protos {
     use std::path::PathBuf;
     use std::{env, error, fs};
 
-    const FILES: [&str; 6] = [
+    const FILES: [&str; 7] = [
         "google/rpc/code.proto",
         "google/rpc/error_details.proto",
         "stafett/v1/admin.proto",
+        "stafett/v1/call.proto",
         "stafett/v1/common.proto",
         "stafett/v1/pubsub.proto",
         "stafett/v1/queue.proto",

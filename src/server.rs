@@ -40,10 +40,10 @@ use futures_util::FutureExt;
 use services::Services;
 use signals::Signals;
 
-/// What works in this build, as `GetServerInfo` lists it.
 /// While a sync takes no longer than this, a caller whose commit is alone may wait for it: one worker of the runtime at most.
 const CALLERS_WAIT: Duration = Duration::from_millis(2);
-const FEATURES: [&str; 6] = ["compression", "health", "mqtt", "pubsub", "queues", "reflection"];
+/// What works in this build, as `GetServerInfo` lists it.
+const FEATURES: [&str; 7] = ["calls", "compression", "health", "mqtt", "pubsub", "queues", "reflection"];
 
 /// Why the server did not start, or ended before it was told to.
 #[derive(Debug, thiserror::Error)]

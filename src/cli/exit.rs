@@ -15,7 +15,7 @@ pub enum Exit {
     Failed,
     /// 2: wrong usage or configuration. (clap ends with the same code.)
     Usage,
-    /// 3: the broker cannot be reached, or the deadline passed.
+    /// 3: the broker cannot be reached, nobody serves what is called, or the deadline passed.
     Unreachable,
     /// 4: there was nothing to receive.
     Nothing,

@@ -3,6 +3,7 @@
 //! Invariant: stdout carries results alone, stderr everything meant for people. Every end has its exit code in
 //! [`exit::Exit`].
 
+mod call;
 mod client;
 pub mod exit;
 mod health;
@@ -14,6 +15,7 @@ mod payload;
 mod publish;
 mod queue;
 mod serve;
+mod serve_with;
 mod store;
 mod subscribe;
 mod taking;
@@ -28,8 +30,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use exit::{Exit, Failure};
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 the operation failed; 2 wrong usage or configuration; 3 the broker cannot be reached, or the \
-deadline passed; 4 nothing to receive; 5 the store is locked, damaged or newer";
+Exit codes: 0 done; 1 the operation failed; 2 wrong usage or configuration; 3 the broker cannot be reached, nobody \
+serves what is called, or the deadline passed; 4 nothing to receive; 5 the store is locked, damaged or newer";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,6 +41,8 @@ Examples:
   stafett info --json
   stafett sub 'sensors/#'
   stafett pub sensors/7 21.5 --retain
+  stafett serve-with text/upper -- tr a-z A-Z
+  stafett call text/upper hello
   stafett queue create orders
   stafett queue send orders 'hello'
   stafett queue receive orders --ack
@@ -99,6 +103,10 @@ enum Command {
     Pub(Box<publish::Publish>),
     /// Subscribe, and print what comes
     Sub(subscribe::Subscribe),
+    /// Call a service, and print the reply
+    Call(Box<call::Call>),
+    /// Serve a service with a program that runs per request
+    ServeWith(serve_with::ServeWith),
     /// Make queues, put messages in, take them out, look after them
     Queue(Box<queue::Queue>),
     /// Give a user of MQTT a password, or take the user away
@@ -150,6 +158,8 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Health(health) => client::block_on(health::run(&health, &cli.client)),
         Command::Pub(publish) => client::block_on(publish.run(&cli.client)),
         Command::Sub(subscribe) => client::block_on(subscribe.run(&cli.client)),
+        Command::Call(call) => client::block_on(call.run(&cli.client)),
+        Command::ServeWith(serve) => client::block_on(serve.run(&cli.client)),
         Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
         Command::Passwd(passwd) => passwd::run(&passwd),
         Command::Store(store) => store::run(store, cli.client.json),

@@ -53,7 +53,7 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 68] = [
+pub static ENTRIES: [Entry; 77] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -144,6 +144,17 @@ pub static ENTRIES: [Entry; 68] = [
     entry("limits.max_session_expiry", |s| {
         Slot::Duration(&mut s.limits.core.max_session_expiry, SECOND..=3650 * DAY)
     }),
+    entry("limits.max_calls", |s| Slot::count(&mut s.limits.core.max_calls, 1..=100_000_000)),
+    entry("limits.call_bytes", |s| Slot::bytes(&mut s.limits.core.call_bytes, MIB..=1024 * GIB)),
+    entry("limits.call_reply_bytes", |s| Slot::bytes(&mut s.limits.core.call_reply_bytes, KIB..=1024 * GIB)),
+    entry("limits.calls_waiting", |s| Slot::count(&mut s.limits.core.calls_waiting, 0..=100_000_000)),
+    entry("limits.call_tries", |s| Slot::count(&mut s.limits.core.call_tries, 1..=100)),
+    entry("limits.max_responders", |s| Slot::count(&mut s.limits.core.max_responders, 1..=10_000_000)),
+    entry("limits.device_calls", |s| Slot::count(&mut s.limits.core.device_calls, 1..=65_535)),
+    entry("limits.call_timeout", |s| {
+        Slot::Duration(&mut s.limits.core.call_timeout, Duration::from_millis(1)..=DAY)
+    }),
+    entry("limits.device_topics", |s| Slot::TopicPairs(&mut s.limits.core.device_topics)),
     entry("limits.publish_pending", |s| Slot::count(&mut s.limits.core.publish_pending, 1..=1_000_000)),
     entry("limits.commit_pending_bytes", |s| {
         Slot::bytes(&mut s.limits.core.commit_pending_bytes, MIB..=16 * GIB)

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::listeners::{Transport, UnknownTransport};
+use crate::core::calls::{NotAPair, TopicPair};
 use crate::engine::Durability;
 use crate::mqtt::bridge::{Direction, NotARemote, Remote, UnknownDirection};
 use crate::mqtt::codec::Version;
@@ -137,6 +138,8 @@ pub enum Slot<'a> {
     Versions(&'a mut Versions),
     /// Topic filters, each with or without `=` before it.
     DeniedFilters(&'a mut Vec<DeniedFilter>),
+    /// Pairs of topics.
+    TopicPairs(&'a mut Vec<TopicPair>),
     /// Texts, any number of them.
     Texts(&'a mut Vec<String>),
     /// Where a listener is.
@@ -239,6 +242,10 @@ impl<'a> Slot<'a> {
                 let parsed: Result<_, _> = parse_texts(text)?.iter().map(|text| text.parse()).collect();
                 *filters = parsed.map_err(|error: TopicError| error.to_string())?;
             }
+            Self::TopicPairs(pairs) => {
+                let parsed: Result<_, _> = parse_texts(text)?.iter().map(|text| text.parse()).collect();
+                *pairs = parsed.map_err(|error: NotAPair| error.to_string())?;
+            }
             Self::Texts(texts) => *texts = parse_texts(text)?,
             Self::Address(address) => {
                 *address = text.parse().map_err(|error: socket::NotAnAddress| error.to_string())?
@@ -319,6 +326,7 @@ impl<'a> Slot<'a> {
             Self::AutoSwitch(switch) => switch.map_or_else(|| "auto".to_owned(), |switch| switch.to_string()),
             Self::Versions(versions) => show_texts(versions.names()),
             Self::DeniedFilters(filters) => show_texts(filters.iter().map(ToString::to_string).collect()),
+            Self::TopicPairs(pairs) => show_texts(pairs.iter().map(ToString::to_string).collect()),
             Self::Texts(texts) => show_texts((*texts).clone()),
             Self::Address(address) => address.to_string(),
             Self::FileMode(mode) => format!("{mode:03o}"),
@@ -351,6 +359,7 @@ impl<'a> Slot<'a> {
             | Self::AutoSwitch(Some(_))
             | Self::Versions(_)
             | Self::DeniedFilters(_)
+            | Self::TopicPairs(_)
             | Self::Texts(_)
             | Self::OptionalCount(Some(_), _) => self.show(),
             _ => toml::Value::String(self.show()).to_string(),

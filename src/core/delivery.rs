@@ -31,6 +31,11 @@ pub trait Outbox: Send + Sync {
     /// nothing.
     fn close(&self, reason: CloseReason);
 
+    /// How the peer answers when it is called.
+    fn answers(&self) -> Answers {
+        Answers::Never
+    }
+
     /// How many deliveries wait or are unacknowledged: of a share group's members the one with the least is chosen.
     fn backlog(&self) -> usize {
         0
@@ -53,6 +58,17 @@ pub struct Offer<'a> {
     pub share: Option<&'a Arc<ShareGroup>>,
     /// Who published, where it has a name.
     pub publisher: Option<&'a ClientId>,
+}
+
+/// How a subscriber answers when it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// Not at all.
+    Never,
+    /// It knows response topics and correlation data.
+    ByProperties,
+    /// It does not; a pair of topics says where it answers.
+    ByTopic,
 }
 
 /// Why the core ends a connection.
@@ -125,21 +141,26 @@ fn live<'a>(
 
 /// Hands deliveries to the connection of a session, if it has one. Returns how many it took.
 pub(crate) fn offer(entry: &SessionEntry, offers: &[Offer<'_>]) -> usize {
-    let Some(attached) = &*entry.attached.load() else { return 0 };
     if offers.is_empty() {
         return 0;
     }
-    let dropped = attached.outbox.offer(offers);
-    if dropped > 0 {
-        entry.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
-        entry.all_dropped.fetch_add(dropped as u64, Ordering::Relaxed);
-    }
-    offers.len().saturating_sub(dropped)
+    offered(entry, offers).map_or(0, |dropped| offers.len().saturating_sub(dropped))
 }
 
 /// How much these deliveries are.
 pub(crate) fn passed(offers: &[Offer<'_>]) -> Passed {
     Passed::of(offers.iter().map(|offer| offer.message.payload.len()))
+}
+
+/// The same; tells how many were dropped, or that there is no connection.
+pub(crate) fn offered(entry: &SessionEntry, offers: &[Offer<'_>]) -> Option<usize> {
+    let attached = entry.attached.load();
+    let dropped = attached.as_ref()?.outbox.offer(offers);
+    if dropped > 0 {
+        entry.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
+        entry.all_dropped.fetch_add(dropped as u64, Ordering::Relaxed);
+    }
+    Some(dropped)
 }
 
 impl FanOut {

@@ -9,8 +9,9 @@ use crate::types::topic::TopicError;
 /// A caller decides from the variant: mend the request ([`Invalid`](Self::Invalid), [`TooLarge`](Self::TooLarge),
 /// [`Unsupported`](Self::Unsupported)), mend the state ([`NotFound`](Self::NotFound),
 /// [`AlreadyExists`](Self::AlreadyExists), [`Precondition`](Self::Precondition), [`Lease`](Self::Lease)),
-/// wait ([`Full`](Self::Full), [`Limit`](Self::Limit), [`LowDisk`](Self::LowDisk),
-/// [`Draining`](Self::Draining)), or give up ([`Engine`](Self::Engine)).
+/// wait ([`Full`](Self::Full), [`Limit`](Self::Limit), [`LowDisk`](Self::LowDisk), [`NoResponders`](Self::NoResponders),
+/// [`Draining`](Self::Draining)), find out what has happened ([`ResponderLost`](Self::ResponderLost),
+/// [`BadReply`](Self::BadReply)), or give up ([`Engine`](Self::Engine)).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CoreError {
@@ -94,6 +95,28 @@ pub enum CoreError {
         free_bytes: u64,
         /// What is kept.
         watermark_bytes: u64,
+    },
+    /// Nobody can answer a call.
+    #[error("nobody serves `{service}`")]
+    NoResponders {
+        /// What was called.
+        service: String,
+    },
+    /// Who was to answer a call is gone; whether it has carried the request out is not known.
+    #[error("the responder `{responder}` of `{service}` was lost with the request in hand")]
+    ResponderLost {
+        /// What was called.
+        service: String,
+        /// Who was asked.
+        responder: String,
+    },
+    /// What a responder said cannot be passed on.
+    #[error("the reply of `{responder}` was refused: {what}")]
+    BadReply {
+        /// Who was asked.
+        responder: String,
+        /// What is wrong with it.
+        what: String,
     },
     /// The server is about to stop.
     #[error("the server is shutting down")]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::CoreError;
+use super::calls::TopicPair;
 use crate::types::{Message, TopicFilter, TopicName};
 
 /// The bounds of the core. Beyond a bound the request is refused with an error that names it.
@@ -38,6 +39,24 @@ pub struct Limits {
     pub session_bytes: u64,
     /// The longest that a session outlives its connection.
     pub max_session_expiry: Duration,
+    /// Calls that wait for their answer, over all services.
+    pub max_calls: usize,
+    /// Bytes of their requests, and of replies that their callers have not read.
+    pub call_bytes: usize,
+    /// Bytes of replies to one call that its caller has not read; beyond it the call ends. One reply may overdraw.
+    pub call_reply_bytes: usize,
+    /// Calls of one service that wait for a responder with room.
+    pub calls_waiting: usize,
+    /// How many responders are asked at most when each is lost with an idempotent call in hand.
+    pub call_tries: usize,
+    /// Responders of all services, subscribers that were called included.
+    pub max_responders: usize,
+    /// Requests that one subscriber has in hand, of one service; beyond it calls wait.
+    pub device_calls: usize,
+    /// How long a call that is published waits for its answer when it does not say.
+    pub call_timeout: Duration,
+    /// Where clients answer that know no response topics.
+    pub device_topics: Vec<TopicPair>,
     /// Messages of one publisher connection whose tickets are open; beyond it the connection is not read.
     pub publish_pending: usize,
     /// Bytes of all messages that wait for the writer; beyond it publishers wait.
@@ -123,6 +142,15 @@ impl Default for Limits {
             session_messages: 100_000,
             session_bytes: 256 << 20,
             max_session_expiry: DAY * 365,
+            max_calls: 100_000,
+            call_bytes: 256 << 20,
+            call_reply_bytes: 4 << 20,
+            calls_waiting: 10_000,
+            call_tries: 3,
+            max_responders: 100_000,
+            device_calls: 16,
+            call_timeout: Duration::from_secs(30),
+            device_topics: Vec::new(),
             publish_pending: 4096,
             commit_pending_bytes: 64 << 20,
             default_lease: Duration::from_secs(30),

@@ -6,6 +6,7 @@
 //! lock is held across an await, except the one that puts changes of definitions in a line.
 
 pub mod admission;
+pub mod calls;
 pub mod delivery;
 pub mod error;
 pub mod limits;
@@ -31,12 +32,13 @@ use crate::engine::{Engine, EngineError};
 use crate::types::MessageIds;
 
 use admission::Admission;
+use calls::Calls;
 use pubsub::PubSub;
 use queues::Queues;
 use route::Routes;
 use token::TokenKey;
 
-pub use delivery::{CloseReason, Offer, Outbox};
+pub use delivery::{Answers, CloseReason, Offer, Outbox};
 pub use error::CoreError;
 pub use limits::Limits;
 pub use publisher::{Inbound, Published, Publisher, PublisherInfo, Receipt};
@@ -52,6 +54,7 @@ pub struct Broker {
     admission: Admission,
     queues: Queues,
     routes: Routes,
+    calls: Arc<Calls>,
     pubsub: PubSub,
     /// What publishers sent, and what connections were given, in payload bytes.
     traffic: Traffic,
@@ -73,6 +76,7 @@ impl Broker {
             admission: Admission::new(limits.commit_pending_bytes, tasks.clone()),
             queues: Queues::restore(stored.queues)?,
             routes: Routes::default(),
+            calls: Calls::new(&limits),
             pubsub: PubSub::new(&limits),
             traffic: Traffic::default(),
             draining: CancellationToken::new(),

@@ -226,11 +226,21 @@ pub(super) fn duration_of(duration: Duration) -> prost_types::Duration {
 
 /// A message as a delivery repeats it, at `qos`.
 pub(super) fn message(message: Message, qos: Qos, now: UnixMillis) -> v1::Message {
+    v1::Message {
+        topic: message.topic.as_str().to_owned(),
+        qos: qos_of(qos).into(),
+        retain: message.retain,
+        ttl: message.expires_at.map(|at| duration_of(at.since(now))),
+        ..content(message)
+    }
+}
+
+/// What a message says, without where it was published and how.
+pub(super) fn content(message: Message) -> v1::Message {
     let Extras { payload_is_utf8, content_type, reply_to, correlation_data, properties, .. } =
         message.extras.map_or_else(Extras::default, |extras| *extras);
     let text = |text: Option<ByteString>| text.map(String::from).unwrap_or_default();
     v1::Message {
-        topic: message.topic.as_str().to_owned(),
         payload: message.payload,
         properties: properties
             .into_iter()
@@ -238,13 +248,9 @@ pub(super) fn message(message: Message, qos: Qos, now: UnixMillis) -> v1::Messag
             .collect(),
         content_type: text(content_type),
         payload_is_utf8,
-        qos: qos_of(qos).into(),
-        retain: message.retain,
-        ttl: message.expires_at.map(|at| duration_of(at.since(now))),
         reply_to: reply_to.map(|topic| topic.as_str().to_owned()).unwrap_or_default(),
         correlation_data: correlation_data.unwrap_or_else(Bytes::new),
-        priority: None,
-        schedule: None,
+        ..v1::Message::default()
     }
 }
 

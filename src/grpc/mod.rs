@@ -9,6 +9,7 @@
 mod acks;
 mod admin;
 mod bounds;
+mod call;
 mod convert;
 mod deadline;
 mod deliveries;
@@ -44,9 +45,11 @@ pub use admin::{AdminService, BridgeSource, ServerFacts};
 pub use deliveries::DeliveryBatch;
 pub use health::HealthBoard;
 
+use call::CallService;
 use deadline::DeadlineLayer;
 use gate::Gate;
 use proto::v1::admin_service_server::AdminServiceServer;
+use proto::v1::call_service_server::CallServiceServer;
 use proto::v1::pub_sub_service_server::PubSubServiceServer;
 use proto::v1::queue_service_server::QueueServiceServer;
 use pubsub::PubSubService;
@@ -114,8 +117,9 @@ pub enum Error {
 }
 
 /// The services that are registered with health and listed by reflection, beside those two themselves.
-pub const SERVED: [&str; 3] = [
+pub const SERVED: [&str; 4] = [
     proto::v1::admin_service_server::SERVICE_NAME,
+    proto::v1::call_service_server::SERVICE_NAME,
     proto::v1::pub_sub_service_server::SERVICE_NAME,
     proto::v1::queue_service_server::SERVICE_NAME,
 ];
@@ -174,9 +178,11 @@ impl Door {
             },
         };
         let pubsub = PubSubService::new(Arc::clone(&broker), streams);
+        let calls = CallService::new(Arc::clone(&broker), streams);
         let routes = self.early.clone();
         let routes = routes
             .add_service(tuned!(AdminServiceServer, admin, settings))
+            .add_service(tuned!(CallServiceServer, calls, settings))
             .add_service(tuned!(PubSubServiceServer, pubsub, settings))
             .add_service(tuned!(QueueServiceServer, QueueService::new(broker, streams), settings));
         self.gate.open(routes);

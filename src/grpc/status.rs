@@ -11,6 +11,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt, pb};
 
 use crate::core::CoreError;
+use crate::core::calls::{CallError, Fault};
 use crate::engine::{EngineError, LeaseError, OpenProgress};
 
 /// The domain of every `ErrorInfo`.
@@ -39,6 +40,16 @@ pub(super) fn of_status(status: &Status) -> pb::Status {
     match pb::Status::decode(status.details()) {
         Ok(full) if !status.details().is_empty() => full,
         _ => plain(status.code(), status.message()),
+    }
+}
+
+/// Why a call has no answer, as its status.
+pub(super) fn of_call(error: &CallError) -> Status {
+    match error {
+        CallError::Broker(error) => status(error),
+        CallError::Responder(Fault { code, message, details }) => {
+            Status::with_details(Code::from(*code), message.to_string(), details.clone())
+        }
     }
 }
 
@@ -115,6 +126,18 @@ fn code_and_details(error: &CoreError) -> (Code, ErrorDetails) {
             info(&mut details, "DISK_NEARLY_FULL", []);
             Code::ResourceExhausted
         }
+        CoreError::NoResponders { service } => {
+            info(&mut details, "NO_RESPONDERS", [("service", service)]);
+            Code::Unavailable
+        }
+        CoreError::ResponderLost { service, responder } => {
+            info(&mut details, "RESPONDER_LOST", [("service", service), ("responder", responder)]);
+            Code::Aborted
+        }
+        CoreError::BadReply { responder, .. } => {
+            info(&mut details, "BAD_REPLY", [("responder", responder)]);
+            Code::Internal
+        }
         CoreError::Draining => {
             details.set_retry_info(Some(RESTART_RETRY));
             Code::Unavailable
@@ -143,6 +166,7 @@ mod tests {
 
     /// Every variant with what clients rely on; a new variant makes the count below fail.
     fn all() -> Vec<(CoreError, Code, Option<&'static str>)> {
+        let text = || "x".to_owned();
         let full = CoreError::Full { queue: "q".to_owned(), bound: "max_messages 1".to_owned() };
         let large = CoreError::TooLarge { field: "payload".to_owned(), len: 2, max: 1, unit: "bytes" };
         let exists =
@@ -170,6 +194,13 @@ mod tests {
                 Code::ResourceExhausted,
                 Some("DISK_NEARLY_FULL"),
             ),
+            (CoreError::NoResponders { service: text() }, Code::Unavailable, Some("NO_RESPONDERS")),
+            (
+                CoreError::ResponderLost { service: text(), responder: text() },
+                Code::Aborted,
+                Some("RESPONDER_LOST"),
+            ),
+            (CoreError::BadReply { responder: text(), what: text() }, Code::Internal, Some("BAD_REPLY")),
             (CoreError::Draining, Code::Unavailable, None),
             (CoreError::Engine(EngineError::Failed("x".to_owned())), Code::Unavailable, None),
             (CoreError::Engine(EngineError::Stopped), Code::Unavailable, None),

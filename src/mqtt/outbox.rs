@@ -15,10 +15,10 @@ use tokio::sync::Notify;
 
 use super::aliases::Aliases;
 use super::buffers::Buffers;
-use super::codec::ReasonCode;
+use super::codec::{ReasonCode, Version};
 use super::frames::{Form, Frames};
 use super::violation;
-use crate::core::{CloseReason, Offer, Outbox};
+use crate::core::{Answers, CloseReason, Offer, Outbox};
 use crate::types::Qos;
 
 /// How much may wait.
@@ -154,6 +154,13 @@ impl Outbox for Mailbox {
 
     fn close(&self, reason: CloseReason) {
         self.end(violation::closed(reason));
+    }
+
+    fn answers(&self) -> Answers {
+        match self.form.version {
+            Version::V5 => Answers::ByProperties,
+            Version::V311 => Answers::ByTopic,
+        }
     }
 
     fn backlog(&self) -> usize {

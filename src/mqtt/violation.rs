@@ -144,7 +144,10 @@ pub(super) fn refusal(error: &CoreError, packet: PacketType) -> ReasonCode {
             "topic" | "filter" | "reply_to" => topic,
             _ => R::QuotaExceeded,
         },
-        CoreError::Unsupported(_) => R::ImplementationSpecificError,
+        CoreError::Unsupported(_)
+        | CoreError::NoResponders { .. }
+        | CoreError::ResponderLost { .. }
+        | CoreError::BadReply { .. } => R::ImplementationSpecificError,
         CoreError::AlreadyExists { .. } | CoreError::Lease(_) => R::UnspecifiedError,
         // A client's: its session is another principal's.
         CoreError::Precondition { .. } if matches!(packet, PacketType::ConnAck) => {
@@ -191,6 +194,9 @@ pub(super) fn consequence(error: &CoreError) -> Consequence {
         | CoreError::AlreadyExists { .. }
         | CoreError::Precondition { .. }
         | CoreError::Denied(_)
+        | CoreError::NoResponders { .. }
+        | CoreError::ResponderLost { .. }
+        | CoreError::BadReply { .. }
         | CoreError::Lease(_) => Consequence::Told(Duration::ZERO),
     }
 }
@@ -239,6 +245,9 @@ mod tests {
             (CoreError::Full { queue: text(), bound: text() }, [0x97, 0x97, 0x80, 0x97], 'l'),
             (CoreError::Limit { what: text(), max: 1 }, [0x97, 0x97, 0x80, 0x97], 'l'),
             (CoreError::LowDisk { free_bytes: 1, watermark_bytes: 2 }, [0x97, 0x97, 0x80, 0x97], 'l'),
+            (CoreError::NoResponders { service: text() }, [0x83; 4], 'n'),
+            (CoreError::ResponderLost { service: text(), responder: text() }, [0x83; 4], 'n'),
+            (CoreError::BadReply { responder: text(), what: text() }, [0x83; 4], 'n'),
             (CoreError::Draining, [0x80, 0x80, 0x80, 0x88], 'e'),
             (CoreError::Engine(EngineError::Failed(text())), [0x80; 4], 'e'),
             (CoreError::Engine(EngineError::Stopped), [0x80; 4], 'e'),

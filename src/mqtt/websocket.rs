@@ -1,7 +1,7 @@
 //! MQTT over WebSocket (RFC 6455): binary messages as a stream of bytes.
 //!
 //! Invariant: where one message ends and the next begins means nothing to the packets in them [MQTT-6.0.0-2]; what is not
-//! yet taken is one message at most, and what is not yet written is one frame.
+//! yet taken is one message at most, and what is not yet written is no more than one frame, answers to pings included.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -24,6 +24,8 @@ const PROTOCOL: &str = "mqtt";
 const READ_BUFFER: usize = 4 << 10;
 /// Payload of one frame to the client.
 const FRAME: usize = 64 << 10;
+/// Most that waits to be written: a frame with its header. Answers to pings that do not fit give way to the last one.
+const WRITE_BUFFER: usize = FRAME + 16;
 
 /// What the operator decides about the WebSockets of one listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +56,7 @@ where
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(0)
-        .max_write_buffer_size(usize::MAX)
+        .max_write_buffer_size(WRITE_BUFFER)
         .max_message_size(Some(largest))
         .max_frame_size(Some(largest));
     #[expect(clippy::result_large_err, reason = "the library says what it looks like")]
@@ -232,8 +234,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocket<S> {
         if this.reads == Reads::Rest {
             return Poll::Ready(Ok(all)); // After the close nothing can be sent.
         }
-        // What was written before has left.
-        ready!(Pin::new(&mut this.inner).poll_ready(cx)).map_err(into_io)?;
+        // What was written before has left, answers to pings among it.
+        ready!(Pin::new(&mut this.inner).poll_flush(cx)).map_err(into_io)?;
         let mut payload = BytesMut::with_capacity(all.min(FRAME));
         for part in bufs {
             let room = FRAME - payload.len();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod bridge;
+mod call;
 mod certificates;
 mod client_commands;
 mod configuration;

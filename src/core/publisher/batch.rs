@@ -10,6 +10,7 @@ use super::super::route::{self, Routing, Target};
 use super::super::router::{Epoch, RouteCache};
 use super::super::session::SessionKey;
 use super::{Inbound, Published, Receipt, Sender};
+use crate::core::calls::By;
 use crate::core::{Broker, CoreError};
 use crate::engine::{Append, Op, Outcome, Publish, Refusal};
 use crate::types::{ClientId, Message, Qos, QueueName, TargetId, UnixMillis};
@@ -58,7 +59,8 @@ pub(crate) struct Run {
 
 /// Decides what becomes of publishes.
 pub(crate) struct Planner<'a> {
-    pub(crate) broker: &'a Broker,
+    pub(crate) broker: &'a Arc<Broker>,
+    pub(crate) name: Option<&'a ClientId>,
     pub(crate) cache: &'a mut RouteCache<Target>,
     pub(crate) no_local: Option<SessionKey>,
     /// Whether the publisher has a session that outlives its connection.
@@ -77,8 +79,8 @@ impl Planner<'_> {
             let Some(item) = rest.first_mut() else { break };
             item.message.id = self.broker.ids.next(self.now);
             let same = before.last().is_some_and(|last| last.message.topic == item.message.topic);
-            if item.message.topic.as_str().starts_with(QUEUE_PREFIX) {
-                item.message.retain = false; // A queue has no retained value.
+            if item.message.topic.is_reserved() {
+                item.message.retain = false; // Neither queues nor calls have a retained value.
             }
             let fate = match self.route(&routing, item, same, at + 1, runs) {
                 Ok(stored) => {
@@ -107,6 +109,18 @@ impl Planner<'_> {
         end: usize,
         runs: &mut Vec<Run>,
     ) -> Result<bool, CoreError> {
+        let by = By { session: self.no_local, name: self.name };
+        if item.message.topic.is_reserved()
+            && let Some(said) = self.broker.published_call(&item.message, by)
+        {
+            let mut run = Run::new(end, Arc::default(), routing, &item.message, true);
+            run.subscribers = u32::from(said.is_ok());
+            runs.push(run);
+            return said.map(|()| item.incoming.is_some() && self.durable_session);
+        }
+        if let Some(session) = self.no_local {
+            self.broker.published_on(session, &item.message);
+        }
         match runs.last_mut() {
             // An empty direct run stands for what could not be routed: each says for itself why.
             Some(run) if same && !(run.direct && run.targets.is_empty()) => run.end = end,

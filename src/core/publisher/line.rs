@@ -117,6 +117,10 @@ impl Line {
         state.wake();
     }
 
+    pub(crate) fn name(&self) -> Option<&ClientId> {
+        self.name.as_ref()
+    }
+
     fn session_target(&self) -> Option<crate::types::TargetId> {
         self.session.as_ref().and_then(|session| session.target)
     }

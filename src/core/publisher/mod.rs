@@ -130,6 +130,7 @@ impl Publisher {
         batch.items = items;
         let first_stored = Planner {
             broker: &line.broker,
+            name: line.name(),
             cache: &mut self.cache,
             no_local: line.no_local,
             durable_session: line.session.is_some(),

@@ -78,6 +78,7 @@ impl Broker {
     #[must_use]
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut counters = self.engine.counters();
+        counters.extend(self.calls.counters());
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let (received, sent) = self.traffic.totals();
         let (retained, retained_bytes) = self.pubsub.retained.size();

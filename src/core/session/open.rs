@@ -86,6 +86,9 @@ impl Broker {
         self.pubsub.opened.fetch_add(1, Ordering::Relaxed);
         self.pubsub.connected_most.fetch_max(connected, Ordering::Relaxed);
         let session = Session { broker: Arc::clone(self), entry, attachment };
+        if present {
+            self.calls.session_came_back();
+        }
         let outgoing = session.begin(present).await?;
         let incoming = session.entry.incoming.all().await;
         Ok(Opened { session, present, expiry, incoming, outgoing })
@@ -101,6 +104,7 @@ impl Broker {
             tracing::warn!(client = %entry.client_id, "a connection does not end: its session is taken from it");
             entry.detach(&attached);
             attached.give_back();
+            self.calls.session_left(entry.key);
         }
     }
 
@@ -159,6 +163,7 @@ impl Broker {
             attached.outbox.close(CloseReason::Deleted);
             attached.give_back();
         }
+        self.calls.session_left(entry.key);
         let work = self.end_subscriptions(entry);
         sessions.forget(entry);
         if entry.target.is_some() {
@@ -268,6 +273,7 @@ impl Session {
         if !entry.detach(&self.attachment) {
             return false;
         }
+        broker.calls.session_left(entry.key);
         if self.ends_with_its_connection() {
             return true;
         }

@@ -94,6 +94,12 @@ def test_a_publisher_that_begins_anew_may_be_overtaken():
     assert take(stream(), [1, 0]) == [None, "out of order"]
 
 
+def test_what_was_missed_at_qos_0_may_be_published_again():
+    made = stream(qos=0, published=1)
+    assert take(made, [5, 3]) == [None, "sent again"]
+    assert take(stream(qos=0, published=2), [5, 3]) == [None, "out of order"]
+
+
 def test_a_connection_that_ends_has_no_gap():
     made = stream(lasting=False)
     take(made, [0, 1, 3])

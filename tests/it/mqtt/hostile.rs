@@ -1,19 +1,24 @@
 //! Peers that mean ill: the right answer, bounded memory, and the others undisturbed.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::*;
+use crate::harness::config_file;
 
 /// A broker with someone who behaves, and what it had in memory before the others came.
-struct Scene {
-    broker: Broker,
+pub(super) struct Scene {
+    pub(super) broker: Broker,
     witness: Peer,
     before_kib: u64,
 }
 
 impl Scene {
     async fn new() -> Self {
-        let broker = Broker::start().await;
+        Self::of(Broker::start().await).await
+    }
+
+    pub(super) async fn of(broker: Broker) -> Self {
         let witness = Peer::subscribed(&broker, V5, "witness", QOS1).await;
         let before_kib = broker.resident_kib();
         Self { broker, witness, before_kib }
@@ -24,12 +29,38 @@ impl Scene {
     }
 
     /// Who behaves is served, and no more than `mib` have come into memory.
-    async fn holds(&mut self, mib: u64) {
+    pub(super) async fn holds(&mut self, mib: u64) {
         self.witness.say("witness", QOS1, "x").await;
         assert_eq!(text(&self.witness.receive().await), "x");
         let grown = self.broker.resident_kib().saturating_sub(self.before_kib);
         assert!(grown < mib << 10, "{grown} KiB more in memory");
     }
+}
+
+/// What is sent bit by bit, each bit before long silence would end: the broker closes. What it said, and how much of the
+/// bytes it took.
+pub(super) async fn drips(peer: &mut Peer, bytes: &[u8]) -> (Option<ReasonCode>, usize) {
+    let mut told = None;
+    for (sent, byte) in bytes.iter().enumerate() {
+        match tokio::time::timeout(Duration::from_millis(50), peer.next_or_end()).await {
+            Ok(Some(Packet::Disconnect(disconnect))) => told = Some(disconnect.reason),
+            Ok(Some(other)) => panic!("{other:?}"),
+            Ok(None) => return (told, sent),
+            Err(_) => drop(peer.try_send_bytes(&[*byte]).await),
+        }
+    }
+    panic!("all of it was taken");
+}
+
+/// Bytes in all files below.
+fn stored(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|entry| match entry.file_type().unwrap() {
+            kind if kind.is_dir() => stored(&entry.path()),
+            _ => entry.metadata().map_or(0, |data| data.len()),
+        })
+        .sum()
 }
 
 /// `[first byte][remaining length][bytes]`.
@@ -166,6 +197,26 @@ async fn property_bombs_are_refused() {
         let mut peer = Peer::clean(&scene.broker, V5, "").await;
         peer.send_bytes(&frame(0x30, &[&string(b"a")[..], &bomb, b"x"].concat())).await;
         assert_eq!(peer.told().await, Some(ReasonCode::QuotaExceeded));
+        for (first, before, after) in [
+            (0x40, &[0, 1, 0][..], &[][..]),
+            (0x50, &[0, 1, 0], &[]),
+            (0x62, &[0, 1, 0], &[]),
+            (0x70, &[0, 1, 0], &[]),
+            (0x82, &[0, 1], b"\0\x01a\0"),
+            (0xa2, &[0, 1], b"\0\x01a"),
+            (0xe0, &[0], &[]),
+            (0xf0, &[0x18], &[]),
+        ] {
+            let mut peer = Peer::clean(&scene.broker, V5, "").await;
+            peer.send_bytes(&frame(first, &[before, &bomb, after].concat())).await;
+            assert_eq!(peer.told().await, Some(ReasonCode::QuotaExceeded), "{first:02x}");
+        }
+        // In a will.
+        let mut peer = Peer::open(scene.address(), V5).await;
+        let will = [&b"\x00\x04MQTT\x05\x06\x00\x00\x00\x00\x00"[..], &bomb, &string(b"t"), &string(b"x")];
+        peer.send_bytes(&frame(0x10, &will.concat())).await;
+        let Packet::ConnAck(connack) = peer.next().await else { panic!() };
+        assert_eq!(connack.reason, ReasonCode::QuotaExceeded);
         // Many filters in one packet.
         let mut peer = Peer::clean(&scene.broker, V5, "").await;
         let filters = [&string(b"a")[..], &[0]].concat().repeat(20_000);
@@ -200,6 +251,7 @@ async fn who_asks_without_listening_is_not_heard_for_ever() {
     let mut scene = Scene::new().await;
     for (version, first, request) in [
         (V311, 0xd0, vec![0xc0, 0]),
+        (V311, 0x70, frame(0x62, &[0, 9])),
         (V5, 0x70, frame(0x62, &[0, 9])),
         (V5, 0x90, frame(0x82, &[&[0, 1, 0][..], &string(b"asked"), &[0]].concat())),
     ] {
@@ -256,18 +308,86 @@ async fn packet_ids_run_out_without_harm() {
 #[tokio::test]
 async fn a_receiver_that_acknowledges_nothing_is_bounded() {
     let mut scene = Scene::new().await;
-    let mut deaf = Peer::subscribed(&scene.broker, V311, "deaf", QOS2).await;
-    let mut publisher = Peer::clean(&scene.broker, V5, "").await;
-    for n in 0..3000 {
-        publisher.say("deaf", if n % 2 == 0 { QOS1 } else { QOS2 }, "x").await;
+    for version in BOTH {
+        let mut deaf = Peer::subscribed(&scene.broker, version, "deaf", QOS2).await;
+        let mut publisher = Peer::clean(&scene.broker, V5, "").await;
+        for n in 0..3000 {
+            publisher.say("deaf", if n % 2 == 0 { QOS1 } else { QOS2 }, "x").await;
+        }
+        // The broker's own bound holds where the client gives none.
+        let mut ids = std::collections::HashSet::new();
+        for _ in 0..1024 {
+            assert!(ids.insert(deaf.publish().await.packet_id), "an id twice");
+        }
+        deaf.nothing_came().await;
     }
-    // The broker's own bound holds where the client gives none.
-    let mut ids = std::collections::HashSet::new();
-    for _ in 0..1024 {
-        assert!(ids.insert(deaf.publish().await.packet_id), "an id twice");
-    }
-    deaf.nothing_came().await;
     scene.holds(32).await;
+}
+
+#[tokio::test]
+async fn a_flood_of_pubrels_is_answered_and_leaves_nothing() {
+    let mut scene = Scene::new().await;
+    let data = scene.broker.data();
+    let before = stored(data.path());
+    for version in BOTH {
+        let mut peer = Peer::connected(&scene.broker, kept(version, &format!("flood-{version:?}"))).await;
+        // 5: [MQTT-4.3.3-11]: an id that is not in use is answered, too.
+        let expected = match version {
+            V311 => ack(1),
+            V5 => Ack::new(id(1), ReasonCode::PacketIdentifierNotFound),
+        };
+        let flood = frame(0x62, &[0, 1]).repeat(1000);
+        for _ in 0..100 {
+            peer.send_bytes(&flood).await;
+            for _ in 0..1000 {
+                assert_eq!(peer.next().await, Packet::PubComp(expected.clone()));
+            }
+        }
+    }
+    scene.holds(32).await;
+    let grown = stored(data.path()).saturating_sub(before);
+    assert!(grown < 1 << 20, "{grown} bytes more are stored");
+}
+
+#[tokio::test]
+async fn drops_of_a_packet_are_no_packet() {
+    let (_directory, path) = config_file("[mqtt]\nconnect_timeout = \"1s\"\n");
+    let mut scene = Scene::of(Broker::start_with(&["--config", &path]).await).await;
+    let mut watch = Peer::subscribed(&scene.broker, V5, "drips", QOS0).await;
+    for version in BOTH {
+        let mut bytes = BytesMut::new();
+        let hello = connect(version, &"x".repeat(100));
+        Packet::Connect(Box::new(hello)).encode(version, &mut bytes).unwrap();
+        let mut peer = Peer::open(scene.address(), version).await;
+        drips(&mut peer, &bytes).await;
+        // [MQTT-3.1.2-24], 5: [MQTT-3.1.2-22]: it is packets that keep a connection alive.
+        let dripping = Connect { keep_alive: 1, will: Some(will("drips", "gone")), ..connect(version, "") };
+        let mut peer = Peer::connected(&scene.broker, dripping).await;
+        let (told, _) = drips(&mut peer, &frame(0x30, &[&string(b"a")[..], &[0; 500]].concat())).await;
+        assert_eq!(told, (version == V5).then_some(ReasonCode::KeepAliveTimeout));
+        assert_eq!(text(&watch.receive().await), "gone");
+    }
+    scene.holds(32).await;
+}
+
+#[tokio::test]
+async fn who_neither_reads_nor_speaks_is_let_go() {
+    // As one whose network is gone: what is sent to it stays with us, and nothing tells of its end.
+    let mut scene = Scene::new().await;
+    for version in BOTH {
+        let mut watch = Peer::subscribed(&scene.broker, V5, "lost", QOS0).await;
+        let lost = Connect { keep_alive: 1, will: Some(will("lost", "gone")), ..connect(version, "lost") };
+        let mut peer = Peer::connected(&scene.broker, lost).await;
+        peer.subscribe("flood", QOS0).await;
+        let mut publisher = Peer::clean(&scene.broker, V5, "").await;
+        for _ in 0..400 {
+            publisher.say("flood", QOS0, &"x".repeat(50_000)).await;
+        }
+        publisher.nothing_came().await;
+        assert_eq!(text(&watch.receive().await), "gone");
+        drop(peer);
+    }
+    scene.holds(64).await;
 }
 
 #[tokio::test]

@@ -115,6 +115,18 @@ async fn a_silent_client_is_closed_after_one_and_a_half_keep_alives() {
 }
 
 #[tokio::test]
+async fn a_session_expiry_that_is_cut_short_is_told() {
+    // 5: section 3.2.2.3.2.
+    let (_directory, broker) = broker_with("\n[limits]\nmax_session_expiry = \"1h\"\n").await;
+    for (asked, told) in [(u32::MAX, Some(3600)), (3601, Some(3600)), (3600, None), (60, None)] {
+        let mut connect = kept(V5, &asked.to_string());
+        connect.properties.session_expiry = Some(asked);
+        let (_, connack) = Peer::greet(&broker, connect).await;
+        assert_eq!(connack.properties.session_expiry, told, "{asked}");
+    }
+}
+
+#[tokio::test]
 async fn a_packet_that_is_too_large_is_refused_unread() {
     let (_directory, broker) = broker_with("max_packet_bytes = \"4KiB\"\n").await;
     let (mut peer, connack) = Peer::greet(&broker, connect(V5, "")).await;

@@ -4,6 +4,7 @@
 //! asked of a client that somebody else wrote is in `rumqtt`.
 
 mod auth;
+mod calls;
 mod cases;
 mod conformance;
 mod cross;
@@ -60,6 +61,17 @@ pub(super) fn losses() -> impl Iterator<Item = (Version, bool, Cut)> {
 pub(super) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<C: AsyncRead + AsyncWrite + Send + Unpin> Carrier for C {}
+
+/// Returns when so many seconds have passed by the broker's clock: it is told by a will that has to wait so long.
+pub(super) async fn seconds_pass(broker: &Broker, seconds: u32) {
+    let mut watch = Peer::subscribed(broker, V5, "timer", QOS0).await;
+    let mut timer = kept(V5, "timer");
+    let mut later = will("timer", "over");
+    later.properties.delay = Some(seconds);
+    timer.will = Some(later);
+    Peer::connected(broker, timer).await.vanish();
+    assert_eq!(text(&watch.receive().await), "over");
+}
 
 /// A client that does what it is told.
 pub(super) struct Peer {

@@ -60,16 +60,49 @@ async fn what_is_left_of_the_time_is_told() {
     publisher.say_packet(with(publish("e/long", QOS1, 2, "x"), expires(100))).await;
     let left = properties_of(&live.receive().await).message_expiry;
     assert!(matches!(left, Some(99..=100)), "{left:?}");
-    // The first one's time is over when this will comes.
-    let mut timer = connect(V5, "timer");
-    let mut later = will("e/timer", "over");
-    later.properties.delay = Some(2);
-    timer.will = Some(later);
-    timer.properties.session_expiry = Some(60);
-    Peer::connected(&broker, timer).await.vanish();
-    assert_eq!(&*live.receive().await.topic, "e/timer");
+    // The first one's time is over.
+    seconds_pass(&broker, 2).await;
     let mut away = Peer::connected(&broker, kept(V5, "away")).await;
     assert_eq!(&*away.receive().await.topic, "e/long");
+}
+
+#[tokio::test]
+async fn time_goes_on_while_the_broker_is_away() {
+    // 5: [MQTT-3.3.2-5], [MQTT-3.3.2-6], section 3.1.2.11.2.
+    let broker = Broker::start().await;
+    let data = broker.data();
+    for (client_id, expiry) in [("short", 3), ("long", 3600)] {
+        let mut away = kept(V5, client_id);
+        away.properties.session_expiry = Some(expiry);
+        let mut away = Peer::connected(&broker, away).await;
+        away.subscribe("e/#", QOS1).await;
+        away.leave().await;
+    }
+    let mut publisher = Peer::clean(&broker, V5, "").await;
+    for (n, seconds) in [(1, 3), (2, 100)] {
+        let expires = PublishProperties { message_expiry: Some(seconds), ..Default::default() };
+        publisher.say_packet(with(publish("e/x", QOS1, n, seconds.to_string()), expires.clone())).await;
+        let kept = Publish { retain: true, ..publish(&format!("kept/{seconds}"), QOS1, n, "x") };
+        publisher.say_packet(with(kept, expires)).await;
+    }
+    seconds_pass(&broker, 2).await;
+    broker.terminate().await;
+    let broker = Broker::start_in(data, &[]).await;
+    // Counted anew, all would be there still.
+    seconds_pass(&broker, 2).await;
+    assert!(!Peer::greet(&broker, kept(V5, "short")).await.1.session_present);
+    let (mut long, connack) = Peer::greet(&broker, kept(V5, "long")).await;
+    assert!(connack.session_present);
+    let left = |publish: &Publish| properties_of(publish).message_expiry;
+    let message = long.receive().await;
+    assert_eq!(text(&message), "100");
+    assert!(matches!(left(&message), Some(..=96)), "{:?}", left(&message));
+    let mut late = Peer::clean(&broker, V5, "").await;
+    late.subscribe("kept/#", QOS1).await;
+    let message = late.receive().await;
+    assert_eq!(&*message.topic, "kept/100");
+    assert!(matches!(left(&message), Some(..=96)), "{:?}", left(&message));
+    late.nothing_came().await;
 }
 
 #[tokio::test]
@@ -93,15 +126,8 @@ async fn what_was_begun_at_qos_2_is_carried_to_its_end_though_its_time_is_over()
     }
     peer.send(Packet::PubComp(ack(1))).await;
     peer.vanish();
-    // Their time is over when this will comes.
-    let mut watch = Peer::subscribed(&broker, V5, "timer", QOS0).await;
-    let mut timer = connect(V5, "timer");
-    let mut later = will("timer", "over");
-    later.properties.delay = Some(4);
-    timer.will = Some(later);
-    timer.properties.session_expiry = Some(60);
-    Peer::connected(&broker, timer).await.vanish();
-    watch.receive().await;
+    // Their time is over.
+    seconds_pass(&broker, 4).await;
     let mut peer = Peer::connected(&broker, kept(V5, "c")).await;
     let (mut released, mut again) = (false, false);
     while !released || !again {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use stafett::mqtt::codec::DisconnectProperties;
 use stafett::types::clock;
 use tokio::task::JoinSet;
 
@@ -128,4 +129,73 @@ async fn the_end_of_the_session_publishes_a_delayed_will() {
     watcher.nothing_came().await;
     Peer::clean(&broker, V5, "c").await.leave().await;
     assert_eq!(text(&watcher.receive().await), "lost");
+}
+
+#[tokio::test]
+async fn a_delayed_will_comes_at_its_time_whatever_ends_the_connection() {
+    // 5: [MQTT-3.1.2-8], section 3.1.3.2.2.
+    let broker = Broker::start().await;
+    let mut watcher = watcher(&broker).await;
+    let goodbye = |reason, session_expiry: Option<u32>| {
+        let properties = session_expiry
+            .map(|_| Box::new(DisconnectProperties { session_expiry, ..DisconnectProperties::default() }));
+        Packet::Disconnect(Disconnect { reason, properties })
+    };
+    let asked = || goodbye(ReasonCode::DisconnectWithWill, None);
+    let ends = || goodbye(ReasonCode::DisconnectWithWill, Some(0));
+    // A delay, the session's expiry, what the client says last, and whether the will waits a second.
+    for (name, delay, expiry, last, waits) in [
+        ("the session ends first", 3600, 1, None, true),
+        ("the delay is over first", 1, 3600, None, true),
+        ("the client asks for it", 1, 3600, Some(asked()), true),
+        ("the client asks, the session ends first", 3600, 1, Some(asked()), true),
+        ("the client ends its session", 3600, 3600, Some(ends()), false),
+        ("a fault", 1, 3600, Some(Packet::PingResp), true),
+        ("a fault, no delay", 0, 3600, Some(Packet::PingResp), false),
+    ] {
+        let mut connect = with_will(connect(V5, "c"), Some(delay));
+        connect.properties.session_expiry = Some(expiry);
+        let mut peer = Peer::connected(&broker, connect).await;
+        let since = clock::now();
+        match last {
+            Some(packet) => {
+                peer.send(packet).await;
+                peer.told().await;
+            }
+            None => peer.vanish(),
+        }
+        assert_eq!(text(&watcher.receive().await), "lost", "{name}");
+        assert!(!waits || since.elapsed() >= Duration::from_millis(900), "{name}: {:?}", since.elapsed());
+    }
+    // Neither comes: the client takes its leave, or comes back by taking over.
+    let mut peer = Peer::connected(&broker, with_will(kept(V5, "c"), Some(1))).await;
+    peer.send(goodbye(ReasonCode::Success, None)).await;
+    peer.told().await;
+    let old = Peer::connected(&broker, with_will(kept(V5, "k"), Some(1))).await;
+    let (_new, connack) = Peer::greet(&broker, kept(V5, "k")).await;
+    assert!(connack.session_present);
+    assert_eq!(old.told().await, Some(ReasonCode::SessionTakenOver));
+    seconds_pass(&broker, 2).await;
+    watcher.nothing_came().await;
+    // A will without a delay does not wait for that.
+    let old = Peer::connected(&broker, with_will(kept(V5, "n"), None)).await;
+    let _new = Peer::connected(&broker, kept(V5, "n")).await;
+    old.told().await;
+    assert_eq!(text(&watcher.receive().await), "lost");
+}
+
+#[tokio::test]
+async fn a_will_that_waits_is_published_when_the_broker_stops() {
+    let broker = Broker::start().await;
+    let data = broker.data();
+    let mut watcher = Peer::connected(&broker, kept(V5, "watcher")).await;
+    watcher.subscribe("will/#", QOS1).await;
+    watcher.leave().await;
+    Peer::connected(&broker, with_will(kept(V5, "c"), Some(3600))).await.vanish();
+    // One that is connected still.
+    let _there = Peer::connected(&broker, with_will(connect(V5, "d"), None)).await;
+    broker.terminate().await;
+    let broker = Broker::start_in(data, &[]).await;
+    let mut watcher = Peer::connected(&broker, kept(V5, "watcher")).await;
+    assert_eq!(watcher.receive_texts(2).await, ["lost", "lost"]);
 }

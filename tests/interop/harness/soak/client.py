@@ -297,6 +297,11 @@ class Client:
         if self.state is not State.AWAY:
             self._paho.loop_misc()
 
+    def behind(self):
+        """How many acknowledged messages it has still to get, about."""
+        streams = (stream for stream in self.streams.values() if stream.qos and stream.base is not None)
+        return sum(max(0, stream.topic.newest - stream.high) for stream in streams)
+
     def unsettled(self):
         """How much is still owed to this client, and by it."""
         return len(self.pending) + sum(len(stream.lost()) for stream in self.streams.values())

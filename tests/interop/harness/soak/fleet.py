@@ -16,6 +16,9 @@ PATIENCE = 60.0
 SILENCE = 8.0
 # Clients that subscribe to everything.
 COLLECTORS = 2
+# While one of them has so many messages above QoS 0 still to get, nobody publishes: far from what a session may keep, where
+# the broker drops, and so that the load is what the machine carries.
+BEHIND = 5_000
 WAYS = (("cut", 5), ("reset", 3), ("silent", 3), ("goodbye", 2))
 # Of a hundred payloads: most are small, some do not fit into one row of the store.
 LENGTHS = ((0, 40), (60, 40), (700, 15), (5_000, 4), (30_000, 1))
@@ -55,6 +58,8 @@ class Fleet:
         self._ready = []
         self._place = {}
         self._published_until = None
+        self._look_behind = 0.0
+        self._waits = False
         # The longest time that the loop took for one step, in seconds: how long the clients stood still.
         self.stood = 0.0
 
@@ -218,6 +223,14 @@ class Fleet:
 
     def _publish(self, now):
         if self._published_until is None:
+            return
+        if now >= self._look_behind:
+            self._look_behind = now + 0.5
+            behind = max(client.behind() for client in self.clients[:COLLECTORS])
+            self._waits = behind > BEHIND
+            self.ledger.events["half seconds that publishers waited"] += self._waits
+        if self._waits:
+            self._published_until = now
             return
         # What the loop could not do in a second is not made up for.
         self._published_until = max(self._published_until, now - 1.0)

@@ -28,6 +28,8 @@ class Topic:
         self.next = 0
         # Sent above QoS 0 and not acknowledged: may have arrived, or not.
         self.open = set()
+        # The newest that is acknowledged.
+        self.newest = -1
 
     def send(self):
         """The number of one more message."""
@@ -40,6 +42,7 @@ class Topic:
     def acked(self, number):
         """That message is acknowledged."""
         self.open.discard(number)
+        self.newest = max(self.newest, number)
 
 
 class Stream:
@@ -86,6 +89,9 @@ class Stream:
             return None
         if number in self.missed:
             self.missed.discard(number)
+            if self.qos == 0 and self.topic.qos == 1 and self.topic.resent:
+                # Missed at QoS 0, and published again later.
+                return "sent again"
             return "out of order" if stretch >= self.stretch else None
         return self._again()
 

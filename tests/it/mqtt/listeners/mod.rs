@@ -1,5 +1,6 @@
 //! Listeners beside the first: TLS, WebSocket, unix sockets, PROXY headers, each with its own limits.
 
+mod hostile;
 mod proxy;
 mod terms;
 mod tls;

@@ -1,0 +1,310 @@
+//! Responders that are subscribers: a session that answers what it is sent on a topic.
+//!
+//! A service is called by its name, which is a topic. Who subscribes to exactly that topic answers, and of each share group
+//! that it matches every member; what has a wildcard alone only listens. A request is a message on the service's topic with
+//! [`REPLY_TOPIC`] as its response topic; the correlation data names the request:
+//!
+//! ```text
+//! [responder: u64 BE][number: u64 BE]
+//! ```
+//!
+//! A client of 3.1.1 knows neither: see [`topics`](super::topics).
+//!
+//! Invariant: an answer is taken from the session that was asked alone.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use super::service::Service;
+use super::{Answer, Calls, Counts, ReplyRefused, Request, Said, Serve};
+use crate::core::delivery::{Answers, Offer, offered};
+use crate::core::route::{Route, Routing};
+use crate::core::router::Epoch;
+use crate::core::session::{SessionEntry, SessionKey};
+use crate::core::{Broker, CoreError};
+use crate::types::topic::FilterSpec;
+use crate::types::{Message, Qos, TopicFilter, TopicName};
+
+/// Where devices answer.
+pub(crate) const REPLY_TOPIC: &str = "$reply";
+
+/// A session that may be asked.
+#[derive(Debug, Clone)]
+pub(super) struct Device {
+    session: Arc<SessionEntry>,
+    /// What it has subscribed to.
+    filter: FilterSpec,
+    answers: Answers,
+    /// Where it answers.
+    reply_to: TopicName,
+}
+
+/// Why a device was not asked.
+#[derive(Debug)]
+pub(super) enum NotAsked {
+    /// It does not answer for this service any more.
+    Left,
+    /// Too much waits for it.
+    Full,
+}
+
+impl Device {
+    pub(super) fn key(&self) -> SessionKey {
+        self.session.key
+    }
+
+    /// Whether it knows no correlation data: what it says next is its answer.
+    pub(super) fn says_no_number(&self) -> bool {
+        self.answers == Answers::ByTopic
+    }
+
+    /// Whether it is there and still subscribes.
+    pub(super) fn answers(&self) -> bool {
+        answers(&self.session) == self.answers
+            && self.session.state.lock().subscriptions.contains_key(&self.filter)
+    }
+
+    /// Sends it a request.
+    pub(super) fn ask(&self, key: u64, number: u64, request: &Request) -> Result<(), NotAsked> {
+        if !self.answers() {
+            return Err(NotAsked::Left);
+        }
+        let mut message = request.message.clone();
+        message.expires_at = request.deadline;
+        let mut correlation = [0; 16];
+        correlation[..8].copy_from_slice(&key.to_be_bytes());
+        correlation[8..].copy_from_slice(&number.to_be_bytes());
+        let extras = message.extras_mut();
+        extras.reply_to = Some(self.reply_to.clone());
+        extras.correlation_data = Some(Bytes::copy_from_slice(&correlation));
+        let offer = Offer {
+            message: &message,
+            qos: Qos::AtMostOnce,
+            retain: false,
+            identifiers: &[],
+            share: None,
+            publisher: request.caller.client_id.as_ref(),
+        };
+        match offered(&self.session, &[offer]) {
+            Some(0) => Ok(()),
+            Some(_) => Err(NotAsked::Full),
+            None => Err(NotAsked::Left),
+        }
+    }
+}
+
+/// How a session answers now.
+fn answers(session: &SessionEntry) -> Answers {
+    session.attached.load().as_ref().map_or(Answers::Never, |attached| attached.outbox.answers())
+}
+
+/// A device and what it offers.
+pub(super) type Candidate = (Device, Serve);
+/// When those who answer for a service may have changed.
+pub(super) type Seen = (Epoch, u64);
+
+/// Where the devices that were found are.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    places: Mutex<Places>,
+}
+
+/// A device's place.
+#[derive(Debug, Clone)]
+struct Known {
+    session: SessionKey,
+    /// Where it answers.
+    reply_to: TopicName,
+    service: Arc<Service>,
+    at: usize,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    by_key: FxHashMap<u64, Known>,
+    by_session: FxHashMap<SessionKey, SmallVec<[u64; 2]>>,
+}
+
+impl Index {
+    pub(super) fn add(&self, key: u64, device: &Device, service: &Arc<Service>, at: usize) {
+        let session = device.key();
+        let (reply_to, service) = (device.reply_to.clone(), Arc::clone(service));
+        let mut places = self.places.lock();
+        places.by_key.insert(key, Known { session, reply_to, service, at });
+        places.by_session.entry(session).or_default().push(key);
+    }
+
+    pub(super) fn remove(&self, key: u64, session: SessionKey) {
+        let mut places = self.places.lock();
+        places.by_key.remove(&key);
+        if let Some(keys) = places.by_session.get_mut(&session) {
+            keys.retain(|other| *other != key);
+            if keys.is_empty() {
+                places.by_session.remove(&session);
+            }
+        }
+    }
+
+    fn get(&self, key: u64) -> Option<Known> {
+        self.places.lock().by_key.get(&key).cloned()
+    }
+
+    fn of_session(&self, session: SessionKey) -> Vec<(u64, Known)> {
+        let places = self.places.lock();
+        let keys = places.by_session.get(&session).into_iter().flatten();
+        keys.filter_map(|key| Some((*key, places.by_key.get(key)?.clone()))).collect()
+    }
+}
+
+impl Calls {
+    /// A session has no connection any more: what it has in hand goes to another or fails.
+    pub(crate) fn session_left(&self, session: SessionKey) {
+        for (key, Known { service, at, .. }) in self.devices.of_session(session) {
+            service.leave(at, key);
+        }
+    }
+
+    /// Takes what a session publishes as the answer of a device that knows no correlation data, if it has one in hand.
+    pub(crate) fn answer_on(&self, session: SessionKey, topic: &TopicName, said: impl Fn() -> Said) {
+        for (key, Known { reply_to, service, at, .. }) in self.devices.of_session(session) {
+            if reply_to == *topic {
+                service.reply_next(at, key, &said);
+            }
+        }
+    }
+
+    /// Passes the answer of a device on. `correlation` is what it repeats of the request.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`] when that is nothing of ours, [`CoreError::Denied`] when another was asked,
+    /// [`CoreError::Precondition`] when nobody waits.
+    pub(crate) fn answer(
+        &self,
+        session: Option<SessionKey>,
+        correlation: Option<&[u8]>,
+        said: Said,
+    ) -> Result<(), CoreError> {
+        let parts = correlation.and_then(|data| data.split_first_chunk::<8>());
+        let parts = parts.and_then(|(key, rest)| Some((*key, rest.try_into().ok()?)));
+        let Some((key, number)) =
+            parts.map(|(key, number)| (u64::from_be_bytes(key), u64::from_be_bytes(number)))
+        else {
+            Counts::add(&self.counts.replies_unknown);
+            return Err(CoreError::invalid("correlation data", "is not that of a request"));
+        };
+        let Some(Known { session: asked, service, at, .. }) = self.devices.get(key) else {
+            Counts::add(&self.counts.replies_unknown);
+            return Err(CoreError::invalid("correlation data", "is not that of a request in hand"));
+        };
+        if session != Some(asked) {
+            Counts::add(&self.counts.replies_forged);
+            return Err(CoreError::Denied("the request was sent to another client".to_owned()));
+        }
+        let refused = service.reply(at, key, vec![Answer { number, said }]).pop();
+        match refused {
+            None => Ok(()),
+            Some(ReplyRefused::Wrong { error, .. }) => Err(error),
+            Some(why) => Err(CoreError::Precondition { reason: why.reason(), what: why.to_string() }),
+        }
+    }
+}
+
+impl Broker {
+    /// Brings what is known of the devices that answer for a service up to date.
+    ///
+    /// # Errors
+    /// [`CoreError::Limit`] when there are too many responders.
+    pub(super) fn find_devices(&self, name: &TopicName) -> Result<(), CoreError> {
+        let routing = self.routes.now();
+        let seen = (routing.epoch(name.first_level()), self.calls.reconnects());
+        let service = self.calls.service(name);
+        if service.as_ref().is_some_and(|service| service.has_seen(seen)) {
+            return Ok(());
+        }
+        let candidates = self.candidates(&routing, name);
+        if service.is_none() && candidates.is_empty() {
+            return Ok(());
+        }
+        let refreshed = self.calls.service_with(name, |service| service.refresh(seen, candidates));
+        if let Some(service) = self.calls.service(name).filter(|service| service.is_empty()) {
+            self.calls.forget(&service);
+        }
+        refreshed
+    }
+
+    fn candidates(&self, routing: &Routing, name: &TopicName) -> Vec<Candidate> {
+        let (Ok(exact), Ok(reply_to)) =
+            (TopicFilter::parse(name.to_byte_string()), TopicName::parse(REPLY_TOPIC.into()))
+        else {
+            return Vec::new();
+        };
+        let exact = FilterSpec::Plain(exact);
+        let mut found = Vec::new();
+        let pairs = &self.limits.device_topics;
+        let mut add = |session: &Arc<SessionEntry>, filter: &FilterSpec, group: ByteString| {
+            let answers = answers(session);
+            let (reply_to, credit) = match answers {
+                Answers::Never => return,
+                Answers::ByProperties => (reply_to.clone(), self.limits.device_calls),
+                Answers::ByTopic => match pairs.iter().find_map(|pair| pair.reply_to(name)) {
+                    Some(reply_to) => (reply_to, 1),
+                    None => return,
+                },
+            };
+            let device = Device { session: Arc::clone(session), filter: filter.clone(), answers, reply_to };
+            let serve = Serve {
+                service: name.detached(),
+                group,
+                id: Some(session.client_id.to_byte_string()),
+                credit,
+                metadata: Vec::new(),
+            };
+            found.push((device, serve));
+        };
+        routing.matches(name, &mut |_, route| match route {
+            Route::Session(session, _) => {
+                let subscribed = || session.state.lock().subscriptions.contains_key(&exact);
+                if subscribed() {
+                    add(session, &exact, ByteString::new());
+                }
+            }
+            Route::Share(group) => {
+                let named = ByteString::from(group.spec.to_string());
+                for session in &group.members() {
+                    add(session, &group.spec, named.clone());
+                }
+            }
+            Route::Queue(_) => {}
+        });
+        // One session may be there on several ways; it is one responder.
+        let mut sessions = std::collections::HashSet::new();
+        found.retain(|(device, _)| sessions.insert(device.key()));
+        found
+    }
+}
+
+/// The answer as the contract of devices has it: the user property [`ERROR`] makes an error of it.
+pub(super) fn said(mut message: Message) -> Said {
+    message.expires_at = None;
+    message.retain = false;
+    let Some(extras) = &mut message.extras else { return Said::Last(message) };
+    extras.reply_to = None;
+    extras.correlation_data = None;
+    let error = extras.properties.iter().find(|(key, _)| *key == *ERROR).map(|(_, value)| value.clone());
+    match error {
+        None => Said::Last(message),
+        Some(word) => Said::Fault(super::Fault {
+            code: super::published::code_of(&word),
+            message: super::published::error_text(&message.payload),
+            details: Bytes::new(),
+        }),
+    }
+}
+
+/// The user property of an answer that says that it is an error, and which.
+pub(super) const ERROR: &str = "stafett-error";

@@ -1,0 +1,427 @@
+//! Remote calls: a request goes to one responder of a service, its answer to whoever waits for it.
+//!
+//! ```text
+//! Broker::call ─▶ Service: chooses ─▶ Responder (its inbox) ─▶ door
+//!      Calling ◀─ parts, end ◀─────── Responder::reply ◀────── door
+//! ```
+//!
+//! `call` is one request with its answer, `service` and `state` decide who is asked, `responder` is the handle of who
+//! answers, `device` a subscriber that answers, `topics` where one of 3.1.1 does, `published` what of this comes and goes
+//! as a publish.
+//!
+//! Invariants: a call is with one responder, waits for one, or is over; whoever waits hears of each of these ends at once;
+//! what a responder says reaches only calls that it was asked for. Lock order: the services, one service, one call. With
+//! a service's lock held a session's state, its outbox or the index of devices may be locked, and nothing else. None is held
+//! across an await.
+
+mod call;
+mod device;
+mod published;
+mod responder;
+mod service;
+mod state;
+#[cfg(test)]
+mod tests;
+mod topics;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use parking_lot::RwLock;
+
+use super::{Broker, CoreError, Limits};
+use crate::types::{ClientId, Message, TopicName, UnixMillis};
+
+pub use call::Calling;
+pub use responder::{Asked, Cancelled, Responder};
+pub use topics::{NotAPair, TopicPair};
+
+pub(crate) use published::By;
+
+use call::Call;
+use device::Index;
+use service::Service;
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The request; its topic is the name of the service.
+    pub message: Message,
+    /// When nobody waits any more. Told to the responder; whoever waits keeps it.
+    pub deadline: Option<UnixMillis>,
+    /// Who asks.
+    pub caller: Caller,
+    /// What the caller's protocol says beside the message.
+    pub metadata: Vec<(ByteString, ByteString)>,
+    /// Another responder may be asked when one is lost with it.
+    pub idempotent: bool,
+    /// The answer may come in parts.
+    pub takes_parts: bool,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Default)]
+pub struct Caller {
+    /// Its name, if it has one.
+    pub client_id: Option<ClientId>,
+    /// Where its connection comes from.
+    pub address: Option<SocketAddr>,
+}
+
+/// An answer, or a part of it.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// Who said it.
+    pub responder: ByteString,
+    /// What was said; its topic has no meaning.
+    pub message: Message,
+    /// Whether further parts follow.
+    pub more: bool,
+    /// From the request's arrival.
+    pub latency: Duration,
+}
+
+/// A responder's error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// As `google.rpc.Code` counts them; not 0.
+    pub code: i32,
+    /// For people.
+    pub message: ByteString,
+    /// What else it says, in the form of its door; may be empty.
+    pub details: Bytes,
+}
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallError {
+    /// The broker says so.
+    Broker(CoreError),
+    /// The responder says so.
+    Responder(Fault),
+}
+
+/// What a responder says to one request.
+#[derive(Debug)]
+pub struct Answer {
+    /// As the request was numbered.
+    pub number: u64,
+    /// What it says.
+    pub said: Said,
+}
+
+/// See [`Answer`].
+#[derive(Debug)]
+pub enum Said {
+    /// A part; further ones follow.
+    Part(Message),
+    /// The last part, or the only one.
+    Last(Message),
+    /// An error.
+    Fault(Fault),
+    /// Something that cannot be passed on, and why: the call fails.
+    Wrong(CoreError),
+}
+
+/// Why nobody got what a responder said.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReplyRefused {
+    /// The request was never sent to this responder.
+    #[error("there was no request {0} on this stream")]
+    Unknown(u64),
+    /// The caller has left, or its deadline has passed.
+    #[error("the request {0} is over: its caller waits no more")]
+    Over(u64),
+    /// It was answered for good before.
+    #[error("the request {0} is answered already")]
+    Answered(u64),
+    /// A part where one reply is due; the call still waits.
+    #[error("the request {0} takes one reply, not parts")]
+    OneReply(u64),
+    /// It cannot be passed on, and the call has failed.
+    #[error("the reply to the request {number}: {error}")]
+    Wrong {
+        /// The request.
+        number: u64,
+        /// What is wrong.
+        error: CoreError,
+    },
+}
+
+/// What a responder offers.
+#[derive(Debug, Clone)]
+pub struct Serve {
+    /// The service.
+    pub service: TopicName,
+    /// Its group; may be empty.
+    pub group: ByteString,
+    /// Its name; none: one is made up.
+    pub id: Option<ByteString>,
+    /// How many requests it takes at the same time.
+    pub credit: usize,
+    /// Shown to those who look.
+    pub metadata: Vec<(ByteString, ByteString)>,
+}
+
+/// A responder as it is shown.
+#[derive(Debug, Clone)]
+pub struct ResponderFacts {
+    /// Ascending over all responders of the process.
+    pub key: u64,
+    /// What it offers, with its name.
+    pub serve: Serve,
+    /// Requests in hand.
+    pub in_flight: usize,
+    /// Answered, errors included.
+    pub served: u64,
+    /// Answered with an error.
+    pub errors: u64,
+    /// Of all that it answered together.
+    pub busy: Duration,
+    /// It gets no more requests.
+    pub draining: bool,
+    /// It is a subscriber.
+    pub device: bool,
+}
+
+/// All calls and those who answer them.
+#[derive(Debug)]
+pub(crate) struct Calls {
+    bounds: Bounds,
+    /// The names come from peers.
+    services: RwLock<HashMap<TopicName, Arc<Service>>>,
+    next_key: AtomicU64,
+    devices: Index,
+    /// How often a session came back with its subscriptions.
+    reconnects: AtomicU64,
+    pub(super) counts: Counts,
+}
+
+/// What of [`Limits`] bounds calls.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    calls: usize,
+    bytes: usize,
+    reply_bytes: usize,
+    waiting: usize,
+    tries: usize,
+    responders: usize,
+    late: Duration,
+}
+
+/// What is counted.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    in_flight: AtomicUsize,
+    /// Of requests, and of replies that are not read.
+    bytes: AtomicUsize,
+    responders: AtomicUsize,
+    /// Answers that are on their way to be published.
+    answering: AtomicUsize,
+    begun: AtomicU64,
+    no_responders: AtomicU64,
+    refused: AtomicU64,
+    retried: AtomicU64,
+    lost: AtomicU64,
+    cancelled: AtomicU64,
+    replies_unknown: AtomicU64,
+    replies_over: AtomicU64,
+    replies_again: AtomicU64,
+    replies_wrong: AtomicU64,
+    replies_forged: AtomicU64,
+}
+
+impl Counts {
+    fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl ReplyRefused {
+    /// A word for programs; none if the reply itself was wrong.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unknown(_) => "UNKNOWN_REQUEST",
+            Self::Over(_) => "REQUEST_OVER",
+            Self::Answered(_) => "ANSWERED_ALREADY",
+            Self::OneReply(_) => "ONE_REPLY",
+            Self::Wrong { .. } => "",
+        }
+    }
+}
+
+impl Calls {
+    pub(crate) fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Self {
+            bounds: Bounds {
+                calls: limits.max_calls,
+                bytes: limits.call_bytes,
+                reply_bytes: limits.call_reply_bytes,
+                waiting: limits.calls_waiting,
+                tries: limits.call_tries,
+                responders: limits.max_responders,
+                late: limits.call_timeout,
+            },
+            services: RwLock::default(),
+            next_key: AtomicU64::new(1),
+            devices: Index::default(),
+            reconnects: AtomicU64::new(0),
+            counts: Counts::default(),
+        })
+    }
+
+    /// Hands a request to a responder, or lets it wait for one.
+    pub(crate) fn call(self: &Arc<Self>, request: Request) -> Result<Calling, CoreError> {
+        let Some(service) = self.service(&request.message.topic) else {
+            Counts::add(&self.counts.no_responders);
+            return Err(no_responders(&request.message.topic));
+        };
+        let call = Arc::new(Call::new(self, request)?);
+        service.take_in(&call)?;
+        Counts::add(&self.counts.begun);
+        Ok(Calling::new(service, call))
+    }
+
+    /// Adds a responder.
+    pub(crate) fn serve(self: &Arc<Self>, mut serve: Serve) -> Result<Responder, CoreError> {
+        let key = self.next_key()?;
+        serve.id.get_or_insert_with(|| format!("responder-{key}").into());
+        let name = serve.service.clone();
+        Ok(self.service_with(&name, |service| service.join(key, serve)))
+    }
+
+    /// A place for a responder more.
+    fn next_key(&self) -> Result<u64, CoreError> {
+        let max = self.bounds.responders;
+        let more = |count: usize| (count < max).then_some(count + 1);
+        match self.counts.responders.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
+            Ok(_) => Ok(self.next_key.fetch_add(1, Ordering::Relaxed)),
+            Err(_) => Err(CoreError::Limit { what: "too many responders".to_owned(), max: max as u64 }),
+        }
+    }
+
+    fn service(&self, name: &TopicName) -> Option<Arc<Service>> {
+        self.services.read().get(name).cloned()
+    }
+
+    /// Does something with a service, which is made if there is none; nobody forgets it meanwhile.
+    fn service_with<T>(self: &Arc<Self>, name: &TopicName, act: impl FnOnce(&Arc<Service>) -> T) -> T {
+        let mut services = self.services.write();
+        match services.get(name) {
+            Some(service) => act(service),
+            None => act(services
+                .entry(name.detached())
+                .or_insert_with_key(|name| Service::new(self, name.clone()))),
+        }
+    }
+
+    fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Acquire)
+    }
+
+    /// A session came back with its subscriptions: it may be asked again.
+    pub(crate) fn session_came_back(&self) {
+        self.reconnects.fetch_add(1, Ordering::Release);
+    }
+
+    /// Forgets a service that nobody serves.
+    fn forget(&self, service: &Arc<Service>) {
+        let mut services = self.services.write();
+        let is_there = services.get(service.name()).is_some_and(|there| Arc::ptr_eq(there, service));
+        if is_there && service.is_empty() {
+            services.remove(service.name());
+        }
+    }
+
+    /// Responders with a key above `after`, in the order in which they came; at most `max`.
+    pub(crate) fn responders(
+        &self,
+        service: Option<&TopicName>,
+        after: u64,
+        max: usize,
+    ) -> Vec<ResponderFacts> {
+        let services: Vec<Arc<Service>> = match service {
+            Some(name) => self.service(name).into_iter().collect(),
+            None => self.services.read().values().cloned().collect(),
+        };
+        let mut facts = Vec::new();
+        for service in services {
+            service.facts(after, &mut facts);
+        }
+        facts.sort_unstable_by_key(|facts| facts.key);
+        facts.truncate(max);
+        facts
+    }
+
+    /// By the names that operators see.
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 15] {
+        let counts = &self.counts;
+        let now = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) as u64;
+        let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        [
+            ("calls_in_flight", now(&counts.in_flight)),
+            ("call_bytes", now(&counts.bytes)),
+            ("services", self.services.read().len() as u64),
+            ("responders", now(&counts.responders)),
+            ("calls_total", total(&counts.begun)),
+            ("calls_no_responders_total", total(&counts.no_responders)),
+            ("calls_refused_total", total(&counts.refused)),
+            ("calls_retried_total", total(&counts.retried)),
+            ("calls_lost_total", total(&counts.lost)),
+            ("calls_cancelled_total", total(&counts.cancelled)),
+            ("call_replies_unknown_total", total(&counts.replies_unknown)),
+            ("call_replies_over_total", total(&counts.replies_over)),
+            ("call_replies_again_total", total(&counts.replies_again)),
+            ("call_replies_wrong_total", total(&counts.replies_wrong)),
+            ("call_replies_forged_total", total(&counts.replies_forged)),
+        ]
+    }
+}
+
+fn no_responders(service: &TopicName) -> CoreError {
+    CoreError::NoResponders { service: service.as_str().to_owned() }
+}
+
+impl Broker {
+    /// Begins a call: it is with a responder, or waits for one, when this returns. Never waits. The request is within
+    /// [`Limits`], as the door has checked.
+    ///
+    /// # Errors
+    /// [`CoreError::NoResponders`], [`CoreError::Limit`] when there are too many calls, [`CoreError::Draining`].
+    pub fn call(&self, request: Request) -> Result<Calling, CoreError> {
+        if self.draining.is_cancelled() {
+            return Err(CoreError::Draining);
+        }
+        self.find_devices(&request.message.topic)?;
+        self.calls.call(request)
+    }
+
+    /// Serves a service from its return on, until the handle is dropped. Never waits.
+    ///
+    /// # Errors
+    /// [`CoreError::Limit`] when there are too many responders, [`CoreError::Draining`].
+    pub fn serve(&self, serve: Serve) -> Result<Responder, CoreError> {
+        if self.draining.is_cancelled() {
+            return Err(CoreError::Draining);
+        }
+        self.calls.serve(serve)
+    }
+
+    /// Responders of `service`, or of all, whose key is above `after`, in the order in which they came; at most `max`. Of
+    /// subscribers that answer, those of all services are there when they were looked for once.
+    #[must_use]
+    pub fn responders(&self, service: Option<&TopicName>, after: u64, max: usize) -> Vec<ResponderFacts> {
+        if let Some(name) = service
+            && let Err(error) = self.find_devices(name)
+        {
+            tracing::debug!(%error, "not every responder is listed");
+        }
+        self.calls.responders(service, after, max)
+    }
+}

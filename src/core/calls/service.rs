@@ -1,0 +1,338 @@
+//! One service: its responders, the calls that they have in hand, and those that wait for one of them.
+//!
+//! Invariants, under its lock: a call waits only while no responder has room; a call in hand is in its responder's table
+//! and nowhere else; without a responder that takes requests nothing waits.
+
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use tokio::sync::Notify;
+
+use super::call::{Call, Place};
+use super::device::{Candidate, Seen};
+use super::responder::Responder;
+use super::state::{Door, Entry, Held, State, Wakes};
+use super::{Answer, CallError, Calls, Counts, ReplyRefused, ResponderFacts, Said, Serve, no_responders};
+use crate::core::CoreError;
+use crate::core::session::SessionKey;
+use crate::types::{TopicName, clock};
+
+/// Calls that were given up stay in the line until so many, or half of it, are there.
+const DEAD: usize = 64;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Service {
+    name: TopicName,
+    calls: Weak<Calls>,
+    state: Mutex<State>,
+}
+
+impl Service {
+    pub(super) fn new(calls: &Arc<Calls>, name: TopicName) -> Arc<Self> {
+        Arc::new(Self { name, calls: Arc::downgrade(calls), state: Mutex::default() })
+    }
+
+    pub(super) fn name(&self) -> &TopicName {
+        &self.name
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.state.lock().places.iter().all(Option::is_none)
+    }
+
+    /// Hands a call to a responder, or puts it in the line.
+    pub(super) fn take_in(&self, call: &Arc<Call>) -> Result<(), CoreError> {
+        let Some(calls) = self.calls.upgrade() else { return Err(CoreError::Draining) };
+        let mut wakes = Wakes::default();
+        let mut state = self.state.lock();
+        let nobody_waits = state.waiting.len() == state.dead;
+        while let Some(at) = if nobody_waits { state.choose() } else { None } {
+            if state.assign(at, call, &mut wakes) {
+                drop(state);
+                wakes.run();
+                return Ok(());
+            }
+        }
+        if state.takers == 0 {
+            Counts::add(&calls.counts.no_responders);
+            return Err(no_responders(&self.name));
+        }
+        if state.waiting.len() - state.dead >= calls.bounds.waiting {
+            Counts::add(&calls.counts.refused);
+            let max = calls.bounds.waiting as u64;
+            let what = format!("too many calls wait for a responder of `{}`", self.name);
+            return Err(CoreError::Limit { what, max });
+        }
+        call.put(Place::Waiting);
+        state.waiting.push_back(Arc::clone(call));
+        drop(state);
+        wakes.run();
+        Ok(())
+    }
+
+    /// Gives a call up. False if it is over.
+    pub(super) fn cancel(&self, call: &Arc<Call>) -> bool {
+        let mut wakes = Wakes::default();
+        let mut state = self.state.lock();
+        match call.place() {
+            Place::Over => return false,
+            Place::Waiting => {
+                call.put(Place::Over);
+                state.dead += 1;
+                if state.dead >= DEAD && state.dead > state.waiting.len() / 2 {
+                    state.waiting.retain(|call| call.place() != Place::Over);
+                    state.dead = 0;
+                }
+            }
+            Place::With(at, number) => {
+                call.put(Place::Over);
+                state.give_up(at, number, &mut wakes);
+                self.hand_out(&mut state, &mut wakes);
+            }
+        }
+        drop(state);
+        wakes.run();
+        true
+    }
+
+    /// Adds a responder, and hands it what waits.
+    pub(super) fn join(self: &Arc<Self>, key: u64, serve: Serve) -> Responder {
+        let wake = Arc::new(Notify::new());
+        let mut wakes = Wakes::default();
+        let mut state = self.state.lock();
+        let at = state.add(key, serve.clone(), Door::Stream(Arc::clone(&wake)));
+        self.hand_out(&mut state, &mut wakes);
+        drop(state);
+        wakes.run();
+        Responder::new(Arc::clone(self), (at, key), serve, wake)
+    }
+
+    /// Whether the devices that answer are known as of `seen`.
+    pub(super) fn has_seen(&self, seen: Seen) -> bool {
+        self.state.lock().seen == Some(seen)
+    }
+
+    /// These devices answer, and no others.
+    ///
+    /// # Errors
+    /// [`CoreError::Limit`] when there are too many responders: those that have room are there.
+    pub(super) fn refresh(self: &Arc<Self>, seen: Seen, candidates: Vec<Candidate>) -> Result<(), CoreError> {
+        let Some(calls) = self.calls.upgrade() else { return Ok(()) };
+        let mut wakes = Wakes::default();
+        let mut state = self.state.lock();
+        let mut known: FxHashMap<SessionKey, usize> = FxHashMap::default();
+        for (at, entry) in state.places.iter().enumerate() {
+            if let Some(Entry { door: Door::Device(device), .. }) = entry {
+                known.insert(device.key(), at);
+            }
+        }
+        for (device, serve) in candidates {
+            let session = device.key();
+            let at = match known.remove(&session) {
+                Some(at) => {
+                    state.renew(at, device, serve);
+                    at
+                }
+                None => {
+                    let key = calls.next_key()?;
+                    let at = state.add(key, serve, Door::Device(device.clone()));
+                    calls.devices.add(key, &device, self, at);
+                    at
+                }
+            };
+            // Had it left before it was noted, nobody would say so.
+            if state.entry(at).is_some_and(|entry| !entry.answers()) {
+                state.stop(at);
+            }
+        }
+        for at in known.into_values() {
+            state.stop(at);
+            if let Some(entry) =
+                state.places.get_mut(at).and_then(|entry| entry.take_if(|it| it.in_hand.is_empty()))
+            {
+                state.forget(&entry);
+                calls.gone(&entry);
+            }
+        }
+        state.seen = Some(seen);
+        self.hand_out(&mut state, &mut wakes);
+        drop(state);
+        wakes.run();
+        Ok(())
+    }
+
+    /// Gives it no more requests.
+    pub(super) fn drain(&self, at: usize) {
+        let mut wakes = Wakes::default();
+        let mut state = self.state.lock();
+        state.stop(at);
+        self.hand_out(&mut state, &mut wakes);
+        drop(state);
+        wakes.run();
+    }
+
+    /// Takes a responder away with what it has in hand.
+    pub(super) fn leave(self: &Arc<Self>, at: usize, key: u64) {
+        let Some(calls) = self.calls.upgrade() else { return };
+        let mut wakes = Wakes::default();
+        let mut state = self.state.lock();
+        let entry = state.places.get_mut(at).and_then(|entry| entry.take_if(|entry| entry.key == key));
+        let Some(entry) = entry else { return };
+        state.forget(&entry);
+        calls.gone(&entry);
+        let id = entry.serve.id.unwrap_or_default();
+        let mut held: Vec<(u64, Held)> = entry.in_hand.into_iter().collect();
+        held.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
+        for (_, Held { call, taken, .. }) in held {
+            if !taken || call.may_retry(calls.bounds.tries) {
+                Counts::add(&calls.counts.retried);
+                call.put(Place::Waiting);
+                state.waiting.push_front(call);
+            } else {
+                Counts::add(&calls.counts.lost);
+                let (service, responder) = (self.name.as_str().to_owned(), id.to_string());
+                let lost = CoreError::ResponderLost { service, responder };
+                wakes.callers.extend(call.fail(CallError::Broker(lost)));
+            }
+        }
+        self.hand_out(&mut state, &mut wakes);
+        let empty = state.places.iter().all(Option::is_none);
+        drop(state);
+        wakes.run();
+        if empty {
+            calls.forget(self);
+        }
+    }
+
+    /// Hands out what waits while there is room. Without a responder that takes requests it ends.
+    fn hand_out(&self, state: &mut State, wakes: &mut Wakes) {
+        state.dispatch(wakes);
+        if state.takers > 0 {
+            return;
+        }
+        state.dead = 0;
+        for call in std::mem::take(&mut state.waiting) {
+            if call.place() == Place::Waiting {
+                if let Some(calls) = self.calls.upgrade() {
+                    Counts::add(&calls.counts.no_responders);
+                }
+                wakes.callers.extend(call.fail(CallError::Broker(no_responders(&self.name))));
+            }
+        }
+    }
+
+    /// Moves requests that the responder has not seen to `requests`, at most `messages` and, beyond the first, `bytes`
+    /// of them; and the numbers of those that were given up to `cancelled`.
+    pub(super) fn take(
+        &self,
+        at: usize,
+        (messages, bytes): (usize, usize),
+        mut request: impl FnMut(u64, Arc<Call>),
+        cancelled: &mut Vec<u64>,
+    ) {
+        let mut state = self.state.lock();
+        let Some(entry) = state.entry(at) else { return };
+        cancelled.append(&mut entry.cancelled);
+        let (mut count, mut weight) = (0, 0);
+        while count < messages && weight < bytes {
+            let Some(number) = entry.inbox.pop_front() else { return };
+            let Some(held) = entry.in_hand.get_mut(&number) else { continue };
+            held.taken = true;
+            held.call.seen();
+            count += 1;
+            weight += held.call.request.message.weight();
+            request(number, Arc::clone(&held.call));
+        }
+        if let Door::Stream(wake) = &entry.door
+            && !entry.inbox.is_empty()
+        {
+            wake.notify_one();
+        }
+    }
+
+    /// Passes answers on, in their order. Returns those that nobody got.
+    pub(super) fn reply(&self, at: usize, key: u64, answers: Vec<Answer>) -> Vec<ReplyRefused> {
+        let Some(calls) = self.calls.upgrade() else { return Vec::new() };
+        let mut wakes = Wakes::default();
+        let mut refused = Vec::new();
+        let mut state = self.state.lock();
+        let is_there = state.entry(at).is_some_and(|entry| entry.key == key);
+        for Answer { number, said } in answers {
+            let result = if is_there {
+                state.answer(at, number, said, &mut wakes)
+            } else {
+                Err(ReplyRefused::Unknown(number))
+            };
+            if let Err(why) = result {
+                Counts::add(match why {
+                    ReplyRefused::Unknown(_) => &calls.counts.replies_unknown,
+                    ReplyRefused::Over(_) => &calls.counts.replies_over,
+                    ReplyRefused::Answered(_) => &calls.counts.replies_again,
+                    ReplyRefused::OneReply(_) | ReplyRefused::Wrong { .. } => &calls.counts.replies_wrong,
+                });
+                refused.push(why);
+            }
+        }
+        self.hand_out(&mut state, &mut wakes);
+        drop(state);
+        wakes.run();
+        refused
+    }
+
+    /// Passes the answer of a device on that does not say to what it is one: to what was given up not long ago, or else to
+    /// what it has in hand. What it says unasked is nothing.
+    pub(super) fn reply_next(&self, at: usize, key: u64, said: impl FnOnce() -> Said) {
+        let Some(calls) = self.calls.upgrade() else { return };
+        let number = {
+            let mut state = self.state.lock();
+            let Some(entry) = state.entry(at).filter(|entry| entry.key == key && entry.says_no_number())
+            else {
+                return;
+            };
+            let now = clock::now();
+            entry.owed.retain(|given_up| now.saturating_duration_since(*given_up) < calls.bounds.late);
+            if entry.owed.pop_front().is_some() {
+                Counts::add(&calls.counts.replies_over);
+                return;
+            }
+            entry.in_hand.keys().next().copied()
+        };
+        if let Some(number) = number {
+            self.reply(at, key, vec![Answer { number, said: said() }]);
+        }
+    }
+
+    /// Whether the responder has nothing in hand.
+    pub(super) fn is_idle(&self, at: usize) -> bool {
+        let mut state = self.state.lock();
+        state.entry(at).is_none_or(|entry| entry.in_hand.is_empty())
+    }
+
+    /// Shows the responders with a key above `after`.
+    pub(super) fn facts(&self, after: u64, facts: &mut Vec<ResponderFacts>) {
+        let state = self.state.lock();
+        let shown = state.places.iter().flatten().filter(|entry| entry.key > after);
+        facts.extend(shown.map(|entry| ResponderFacts {
+            key: entry.key,
+            serve: entry.serve.clone(),
+            in_flight: entry.in_hand.len(),
+            served: entry.served,
+            errors: entry.errors,
+            busy: entry.busy,
+            draining: entry.draining,
+            device: matches!(entry.door, Door::Device(_)),
+        }));
+    }
+}
+
+impl Calls {
+    /// A responder is not there any more.
+    fn gone(&self, entry: &Entry) {
+        self.counts.responders.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        if let Door::Device(device) = &entry.door {
+            self.devices.remove(entry.key, device.key());
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! What a service decides under its lock: who is asked, what each has in hand, what becomes of an answer.
+//!
+//! Whoever has it wakes nobody himself: [`Wakes`] is for when the lock is let go.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use bytestring::ByteString;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+use tokio::sync::Notify;
+
+use super::call::{Call, Place};
+use super::device::{Device, NotAsked, Seen};
+use super::{CallError, ReplyRefused, Said, Serve};
+use crate::core::CoreError;
+use crate::types::clock;
+
+/// Of so many responders with room the one with the least in hand is chosen; asking all would cost more than it gains.
+const ASKED: usize = 32;
+/// Of so many requests that were given up a responder's late reply is known as such.
+const REMEMBERED: usize = 1024;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// When the devices among the responders were looked for.
+    pub(super) seen: Option<Seen>,
+    pub(super) places: Vec<Option<Entry>>,
+    /// How many take requests: there, and not draining.
+    pub(super) takers: usize,
+    pub(super) groups: Vec<Group>,
+    /// Where the next choice begins.
+    pub(super) turn: usize,
+    pub(super) waiting: VecDeque<Arc<Call>>,
+    /// Those of them that are over.
+    pub(super) dead: usize,
+}
+
+/// Responders that do the same.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) name: ByteString,
+    pub(super) members: usize,
+    pub(super) in_hand: usize,
+}
+
+/// A responder.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) key: u64,
+    pub(super) serve: Serve,
+    pub(super) group: usize,
+    pub(super) draining: bool,
+    pub(super) in_hand: FxHashMap<u64, Held>,
+    pub(super) next: u64,
+    /// Numbers that it has not taken yet; those that are not in its hand any more are passed over.
+    pub(super) inbox: VecDeque<u64>,
+    /// To tell it.
+    pub(super) cancelled: Vec<u64>,
+    /// The last ones that were given up.
+    pub(super) over: VecDeque<u64>,
+    /// When those were given up that a device that says no number may still answer.
+    pub(super) owed: VecDeque<Instant>,
+    pub(super) door: Door,
+    pub(super) served: u64,
+    pub(super) errors: u64,
+    pub(super) busy: Duration,
+}
+
+/// How a responder is asked.
+#[derive(Debug)]
+pub(super) enum Door {
+    /// It takes what is in its inbox.
+    Stream(Arc<Notify>),
+    /// It is sent each request at once.
+    Device(Device),
+}
+
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) call: Arc<Call>,
+    pub(super) since: Instant,
+    /// The responder has seen it.
+    pub(super) taken: bool,
+}
+
+/// Who is to be woken when no lock is held.
+#[derive(Default)]
+pub(super) struct Wakes {
+    pub(super) callers: SmallVec<[Waker; 4]>,
+    pub(super) responders: SmallVec<[Arc<Notify>; 4]>,
+}
+
+impl Wakes {
+    pub(super) fn run(self) {
+        for waker in self.callers {
+            waker.wake();
+        }
+        for notify in self.responders {
+            notify.notify_one();
+        }
+    }
+}
+
+impl Entry {
+    /// Whether it is a device that says no number with its answer.
+    pub(super) fn says_no_number(&self) -> bool {
+        matches!(&self.door, Door::Device(device) if device.says_no_number())
+    }
+
+    pub(super) fn answers(&self) -> bool {
+        match &self.door {
+            Door::Stream(_) => true,
+            Door::Device(device) => device.answers(),
+        }
+    }
+}
+
+impl State {
+    /// A new responder's place.
+    pub(super) fn add(&mut self, key: u64, serve: Serve, door: Door) -> usize {
+        let group = self.group(&serve.group);
+        let entry = Entry {
+            key,
+            serve,
+            group,
+            draining: false,
+            in_hand: FxHashMap::default(),
+            next: 1,
+            inbox: VecDeque::new(),
+            cancelled: Vec::new(),
+            over: VecDeque::new(),
+            owed: VecDeque::new(),
+            door,
+            served: 0,
+            errors: 0,
+            busy: Duration::ZERO,
+        };
+        let free = self.places.iter().position(Option::is_none);
+        let at = free.unwrap_or(self.places.len());
+        match self.places.get_mut(at) {
+            Some(place) => *place = Some(entry),
+            None => self.places.push(Some(entry)),
+        }
+        self.takers += 1;
+        at
+    }
+
+    /// A device is subscribed as before, or in another way, and takes requests.
+    pub(super) fn renew(&mut self, at: usize, device: Device, serve: Serve) {
+        let group = self.group(&serve.group);
+        let Some(Some(entry)) = self.places.get_mut(at) else { return };
+        let old = std::mem::replace(&mut entry.group, group);
+        let in_hand = entry.in_hand.len();
+        (entry.serve, entry.door) = (serve, Door::Device(device));
+        self.takers += usize::from(std::mem::take(&mut entry.draining));
+        if let Some(group) = self.groups.get_mut(old) {
+            group.members -= 1;
+            group.in_hand -= in_hand;
+        }
+        if let Some(group) = self.groups.get_mut(group) {
+            group.in_hand += in_hand;
+        }
+    }
+
+    /// Gives a responder no more requests.
+    pub(super) fn stop(&mut self, at: usize) {
+        if let Some(entry) = self.entry(at).filter(|entry| !entry.draining) {
+            entry.draining = true;
+            self.takers -= 1;
+        }
+    }
+
+    /// A responder has left its place.
+    pub(super) fn forget(&mut self, entry: &Entry) {
+        self.takers -= usize::from(!entry.draining);
+        if let Some(group) = self.groups.get_mut(entry.group) {
+            group.members -= 1;
+            group.in_hand -= entry.in_hand.len();
+        }
+    }
+
+    pub(super) fn entry(&mut self, at: usize) -> Option<&mut Entry> {
+        self.places.get_mut(at)?.as_mut()
+    }
+
+    /// The group of this name, with one member more.
+    pub(super) fn group(&mut self, name: &ByteString) -> usize {
+        let there = self.groups.iter().position(|group| group.members > 0 && group.name == *name);
+        let at = there.or_else(|| self.groups.iter().position(|group| group.members == 0));
+        match at.and_then(|at| Some((at, self.groups.get_mut(at)?))) {
+            Some((at, group)) => {
+                if group.members == 0 {
+                    group.name = name.clone();
+                }
+                group.members += 1;
+                at
+            }
+            None => {
+                self.groups.push(Group { name: name.clone(), members: 1, in_hand: 0 });
+                self.groups.len() - 1
+            }
+        }
+    }
+
+    /// The responder that gets the next call: of the group with the least in hand the one with the least, in turn among
+    /// equals.
+    pub(super) fn choose(&mut self) -> Option<usize> {
+        self.turn = (self.turn + 1) % self.places.len().max(1);
+        let mut best: Option<((usize, usize), usize)> = None;
+        let mut asked = 0;
+        for at in (self.turn..self.places.len()).chain(0..self.turn) {
+            let Some(Some(entry)) = self.places.get(at) else { continue };
+            if entry.draining || entry.in_hand.len() >= entry.serve.credit {
+                continue;
+            }
+            let group = self.groups.get(entry.group).map_or(0, |group| group.in_hand);
+            let load = (group, entry.in_hand.len());
+            if best.is_none_or(|(least, _)| load < least) {
+                best = Some((load, at));
+            }
+            asked += 1;
+            if load == (0, 0) || asked == ASKED {
+                break;
+            }
+        }
+        best.map(|(_, at)| at)
+    }
+
+    /// Hands a call to the responder. False if it takes none any more.
+    pub(super) fn assign(&mut self, at: usize, call: &Arc<Call>, wakes: &mut Wakes) -> bool {
+        let Some(Some(entry)) = self.places.get_mut(at) else { return false };
+        let number = entry.next;
+        let mut held = Held { call: Arc::clone(call), since: clock::now(), taken: false };
+        match &entry.door {
+            Door::Stream(wake) => {
+                if entry.inbox.is_empty() {
+                    wakes.responders.push(Arc::clone(wake));
+                }
+                entry.inbox.push_back(number);
+            }
+            Door::Device(device) => match device.ask(entry.key, number, &call.request) {
+                Ok(()) => {
+                    held.taken = true;
+                    call.seen();
+                }
+                Err(NotAsked::Left) => {
+                    self.stop(at);
+                    return false;
+                }
+                Err(NotAsked::Full) => {
+                    let what = "too much waits for the responder to read".to_owned();
+                    let max = entry.serve.credit as u64;
+                    let full = CallError::Broker(CoreError::Limit { what, max });
+                    wakes.callers.extend(call.fail(full));
+                    return true;
+                }
+            },
+        }
+        entry.next += 1;
+        call.put(Place::With(at, number));
+        entry.in_hand.insert(number, held);
+        if let Some(group) = self.groups.get_mut(entry.group) {
+            group.in_hand += 1;
+        }
+        true
+    }
+
+    /// Hands out what waits while there is room.
+    pub(super) fn dispatch(&mut self, wakes: &mut Wakes) {
+        while let Some(next) = self.waiting.front() {
+            if next.place() == Place::Over {
+                self.waiting.pop_front();
+                self.dead -= 1;
+                continue;
+            }
+            let Some(at) = self.choose() else { return };
+            let Some(call) = self.waiting.pop_front() else { return };
+            if !self.assign(at, &call, wakes) {
+                self.waiting.push_front(call);
+            }
+        }
+    }
+
+    /// Takes a request out of a responder's hand.
+    pub(super) fn release(&mut self, at: usize, number: u64) -> Option<Held> {
+        let entry = self.places.get_mut(at)?.as_mut()?;
+        let held = entry.in_hand.remove(&number)?;
+        if let Some(group) = self.groups.get_mut(entry.group) {
+            group.in_hand -= 1;
+        }
+        Some(held)
+    }
+
+    /// Takes a request that nobody waits for out of a responder's hand, and tells it if it has seen the request.
+    pub(super) fn give_up(&mut self, at: usize, number: u64, wakes: &mut Wakes) {
+        let Some(Held { taken: true, .. }) = self.release(at, number) else { return };
+        let Some(entry) = self.entry(at) else { return };
+        if let Door::Stream(wake) = &entry.door {
+            if entry.cancelled.is_empty() {
+                wakes.responders.push(Arc::clone(wake));
+            }
+            entry.cancelled.push(number);
+        }
+        if entry.says_no_number() {
+            if entry.owed.len() == REMEMBERED {
+                entry.owed.pop_front();
+            }
+            entry.owed.push_back(clock::now());
+        }
+        if entry.over.len() == REMEMBERED {
+            entry.over.pop_front();
+        }
+        entry.over.push_back(number);
+    }
+
+    pub(super) fn answer(
+        &mut self,
+        at: usize,
+        number: u64,
+        said: Said,
+        wakes: &mut Wakes,
+    ) -> Result<(), ReplyRefused> {
+        let Some(entry) = self.entry(at) else { return Err(ReplyRefused::Unknown(number)) };
+        let held = match entry.in_hand.get(&number) {
+            Some(held) if held.taken => held,
+            Some(_) => return Err(ReplyRefused::Unknown(number)),
+            None if number == 0 || number >= entry.next => return Err(ReplyRefused::Unknown(number)),
+            None if entry.over.contains(&number) => return Err(ReplyRefused::Over(number)),
+            None => return Err(ReplyRefused::Answered(number)),
+        };
+        let id = entry.serve.id.clone().unwrap_or_default();
+        if let Said::Part(message) = said {
+            if !held.call.request.takes_parts {
+                return Err(ReplyRefused::OneReply(number));
+            }
+            let call = Arc::clone(&held.call);
+            match call.say(&id, message, true) {
+                Ok(waker) => wakes.callers.extend(waker),
+                Err(error) => {
+                    self.give_up(at, number, wakes);
+                    wakes.callers.extend(call.fail(CallError::Broker(error)));
+                }
+            }
+            return Ok(());
+        }
+        let Some(Held { call, since, .. }) = self.release(at, number) else {
+            return Err(ReplyRefused::Unknown(number));
+        };
+        if let Some(entry) = self.entry(at) {
+            entry.served += 1;
+            entry.errors += u64::from(!matches!(said, Said::Last(_)));
+            entry.busy += clock::now().saturating_duration_since(since);
+        }
+        let mut refused = Ok(());
+        let ended = match said {
+            Said::Part(_) => None,
+            Said::Last(message) => match call.say(&id, message, false) {
+                Ok(waker) => waker,
+                Err(error) => call.fail(CallError::Broker(error)),
+            },
+            Said::Fault(fault) => call.fail(CallError::Responder(fault)),
+            Said::Wrong(error) => {
+                let responder = id.to_string();
+                let bad = CoreError::BadReply { responder, what: error.to_string() };
+                refused = Err(ReplyRefused::Wrong { number, error });
+                call.fail(CallError::Broker(bad))
+            }
+        };
+        wakes.callers.extend(ended);
+        refused
+    }
+}

@@ -1,0 +1,204 @@
+//! `CallService`.
+//!
+//! `serve` is the stream of a responder, `stream` that of a caller who takes parts; the unary methods are here.
+//! Invariant: nothing is kept here but the broker.
+
+mod serve;
+mod stream;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytestring::ByteString;
+use futures_util::Stream;
+use tonic::metadata::{KeyAndValueRef, MetadataMap};
+use tonic::transport::server::TcpConnectInfo;
+use tonic::{Extensions, Request, Response, Status, Streaming};
+
+use crate::core::calls::{self, Caller, Calling, Reply, ResponderFacts};
+use crate::core::{Broker, CoreError};
+use crate::types::{Message, TopicName, UnixMillis, clock};
+
+use super::bounds::{Answer, answer, intake, page_size};
+use super::convert::{Intake, at_most, content, duration_of};
+use super::deadline::Deadline;
+use super::proto::v1;
+use super::status::{of_call, status};
+use super::stream::Bounds;
+
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct CallService {
+    broker: Arc<Broker>,
+    streams: Bounds,
+}
+
+impl CallService {
+    /// Serves the calls of `broker`.
+    pub(super) fn new(broker: Arc<Broker>, streams: Bounds) -> Self {
+        Self { broker, streams }
+    }
+
+    fn begin(
+        &self,
+        (metadata, extensions): (&MetadataMap, &Extensions),
+        service: String,
+        message: Option<v1::Message>,
+        (idempotent, takes_parts): (bool, bool),
+    ) -> Result<Calling, CoreError> {
+        let service = service_named(&self.broker, "service", service)?;
+        let message = said(intake(&self.broker, clock::unix_now()), message, &service);
+        let address = extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+        self.broker.call(calls::Request {
+            message: message.map_err(|error| error.within("request"))?,
+            deadline: deadline(extensions),
+            caller: Caller { client_id: None, address },
+            metadata: carried(metadata),
+            idempotent,
+            takes_parts,
+        })
+    }
+
+    fn list(&self, request: v1::ListRespondersRequest) -> Result<v1::ListRespondersResponse, CoreError> {
+        let size = page_size(request.page_size)?;
+        let service = match request.service {
+            service if service.is_empty() => None,
+            service => Some(service_named(&self.broker, "service", service)?),
+        };
+        let after = match request.page_token.as_str() {
+            "" => 0,
+            token => token.parse().map_err(|_| CoreError::invalid("page_token", "is not one"))?,
+        };
+        let mut page = self.broker.responders(service.as_ref(), after, size + 1);
+        let more = page.len() > size;
+        page.truncate(size);
+        let last = page.last().filter(|_| more).map(|last| last.key.to_string());
+        Ok(v1::ListRespondersResponse {
+            responders: page.into_iter().map(responder_of).collect(),
+            next_page_token: last.unwrap_or_default(),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl v1::call_service_server::CallService for CallService {
+    async fn call(&self, request: Request<v1::CallRequest>) -> Answer<v1::CallResponse> {
+        let (metadata, extensions, request) = request.into_parts();
+        let v1::CallRequest { service, request, idempotent } = request;
+        let begun = self.begin((&metadata, &extensions), service, request, (idempotent, false));
+        let mut calling = begun.map_err(|error| status(&error))?;
+        match calling.reply().await {
+            Ok(reply) => Ok(Response::new(v1::CallResponse { reply: Some(reply_of(reply)) })),
+            Err(error) => Err(of_call(&error)),
+        }
+    }
+
+    type CallStreamStream = Events<v1::CallStreamResponse>;
+
+    async fn call_stream(&self, request: Request<v1::CallStreamRequest>) -> Answer<Self::CallStreamStream> {
+        let (metadata, extensions, request) = request.into_parts();
+        let v1::CallStreamRequest { service, request, idempotent } = request;
+        let begun = self.begin((&metadata, &extensions), service, request, (idempotent, true));
+        let calling = begun.map_err(|error| status(&error))?;
+        Ok(Response::new(stream::serve(calling, &extensions)))
+    }
+
+    type ServeStream = Events<v1::ServeResponse>;
+
+    async fn serve(&self, request: Request<Streaming<v1::ServeRequest>>) -> Answer<Self::ServeStream> {
+        Ok(Response::new(serve::serve(&self.broker, self.streams, request)))
+    }
+
+    async fn list_responders(
+        &self,
+        request: Request<v1::ListRespondersRequest>,
+    ) -> Answer<v1::ListRespondersResponse> {
+        answer(self.list(request.into_inner()))
+    }
+}
+
+/// The name of a service.
+///
+/// # Errors
+/// [`CoreError::Invalid`] and [`CoreError::TooLarge`] naming `field`.
+fn service_named(broker: &Broker, field: &str, name: String) -> Result<TopicName, CoreError> {
+    at_most(field, name.len(), broker.limits().max_topic_bytes)?;
+    let service =
+        TopicName::parse(ByteString::from(name)).map_err(|error| CoreError::topic(field, &error))?;
+    if service.is_reserved() {
+        let what = format!("`{service}`: names that begin with `$` are the server's");
+        return Err(CoreError::invalid(field, what));
+    }
+    broker.limits().check_topic(field, &service)?;
+    Ok(service)
+}
+
+/// The message of a request or a reply.
+///
+/// # Errors
+/// [`CoreError::Invalid`] and [`CoreError::TooLarge`] with the field's path below the message.
+fn said(intake: Intake<'_>, message: Option<v1::Message>, service: &TopicName) -> Result<Message, CoreError> {
+    let message = message.unwrap_or_default();
+    let given = [
+        ("topic", !message.topic.is_empty()),
+        ("qos", message.qos() != v1::Qos::Unspecified),
+        ("retain", message.retain),
+        ("ttl", message.ttl.is_some()),
+        ("reply_to", !message.reply_to.is_empty()),
+        ("correlation_data", !message.correlation_data.is_empty()),
+        ("priority", message.priority.is_some()),
+        ("schedule", message.schedule.is_some()),
+    ];
+    if let Some((field, _)) = given.into_iter().find(|(_, given)| *given) {
+        return Err(CoreError::invalid(field, "has no meaning in a call"));
+    }
+    Ok(intake.message(message, Some(service))?.message)
+}
+
+/// When the caller stops waiting, by the wall clock.
+fn deadline(extensions: &Extensions) -> Option<UnixMillis> {
+    let Deadline(at) = extensions.get()?;
+    Some(clock::unix_now().after(at.saturating_duration_since(clock::now().into())))
+}
+
+/// The headers of a call that its responder gets.
+fn carried(metadata: &MetadataMap) -> Vec<(ByteString, ByteString)> {
+    let carried = metadata.iter().filter_map(|pair| {
+        let KeyAndValueRef::Ascii(key, value) = pair else { return None };
+        let key = key.as_str();
+        let wanted = key.starts_with("x-") || matches!(key, "traceparent" | "tracestate" | "baggage");
+        let value = value.to_str().ok().filter(|_| wanted)?;
+        Some((key.into(), value.into()))
+    });
+    carried.collect()
+}
+
+fn reply_of(reply: Reply) -> v1::Reply {
+    let Reply { responder, message, latency, more: _ } = reply;
+    v1::Reply {
+        responder_id: responder.into(),
+        message: Some(content(message)),
+        latency: Some(duration_of(latency)),
+    }
+}
+
+fn responder_of(facts: ResponderFacts) -> v1::Responder {
+    let ResponderFacts { key: _, serve, in_flight, served, errors, busy, draining, device } = facts;
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let mean = u32::try_from(served).ok().and_then(|served| busy.checked_div(served));
+    v1::Responder {
+        responder_id: serve.id.unwrap_or_default().into(),
+        service: serve.service.as_str().to_owned(),
+        group: serve.group.into(),
+        in_flight: number(in_flight),
+        max_concurrent_requests: number(serve.credit),
+        served,
+        errors,
+        average_latency: mean.map(duration_of),
+        metadata: serve.metadata.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
+        draining,
+        device,
+    }
+}

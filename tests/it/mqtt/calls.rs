@@ -1,0 +1,456 @@
+//! Calls between both doors: devices that are called, devices that call.
+
+use std::time::Duration;
+
+use stafett::grpc::proto::v1;
+use stafett::grpc::proto::v1::pub_sub_service_client::PubSubServiceClient;
+use tonic::Code;
+
+use super::*;
+use crate::call::text as payload_of;
+use crate::call::{
+    Begun, Calls, Serving, answered, asking, failed, named, opening, reason_of, reply, within_time,
+};
+
+/// The answer to a request, as a device gives it.
+fn answer(request: &Publish, packet_id: u16, payload: &str) -> Publish {
+    let asked = properties_of(request);
+    let properties = PublishProperties { correlation_data: asked.correlation_data, ..Default::default() };
+    let to = asked.response_topic.unwrap();
+    Publish { properties: Some(Box::new(properties)), ..publish(&to, QOS1, packet_id, payload.to_owned()) }
+}
+
+/// A request that a device makes.
+fn request(
+    service: &str,
+    packet_id: u16,
+    payload: &str,
+    change: impl FnOnce(&mut PublishProperties),
+) -> Publish {
+    let mut properties = PublishProperties {
+        response_topic: Some("answers/1".into()),
+        correlation_data: Some(Bytes::from_static(b"mine")),
+        ..PublishProperties::default()
+    };
+    change(&mut properties);
+    let to = format!("$call/{service}");
+    Publish { properties: Some(Box::new(properties)), ..publish(&to, QOS1, packet_id, payload.to_owned()) }
+}
+
+fn property(key: &str, value: &str) -> (ByteString, ByteString) {
+    (key.into(), value.into())
+}
+
+/// A device that serves `filter`.
+async fn device(broker: &Broker, client_id: &str, filter: &str) -> Peer {
+    let mut device = Peer::clean(broker, V5, client_id).await;
+    device.subscribe(filter, QOS1).await;
+    device
+}
+
+/// A device that waits for the answers to its calls.
+async fn caller(broker: &Broker) -> Peer {
+    device(broker, "caller", "answers/#").await
+}
+
+/// The error that an answer tells, and its text.
+fn error_of(answer: &Publish) -> (String, String) {
+    let properties = properties_of(answer).user_properties;
+    let error = properties.iter().find(|(key, _)| *key == *"stafett-error").unwrap();
+    (error.1.to_string(), text(answer).to_owned())
+}
+
+#[tokio::test]
+async fn a_device_is_called_and_answers() {
+    let broker = Broker::start().await;
+    let mut calls = Calls::of(&broker).await;
+    let mut lamp = device(&broker, "lamp-7", "lamps/7/set").await;
+    let asked = v1::Message {
+        payload: Bytes::from_static(b"on"),
+        content_type: "text/plain".to_owned(),
+        properties: vec![v1::Property { key: "k".to_owned(), value: "v".to_owned() }],
+        ..Default::default()
+    };
+    let asked = v1::CallRequest { request: Some(asked), ..asking("lamps/7/set", "") };
+    let call = calls.begin(within_time(asked, Duration::from_secs(20)));
+    let heard = lamp.receive().await;
+    let said = properties_of(&heard);
+    assert_eq!((&*heard.topic, text(&heard), heard.retain), ("lamps/7/set", "on", false));
+    assert_eq!(said.content_type.as_deref(), Some("text/plain"));
+    assert_eq!(said.user_properties, [property("k", "v")]);
+    assert!(said.response_topic.is_some() && said.correlation_data.is_some());
+    assert!((1..=20).contains(&said.message_expiry.unwrap()), "{said:?}");
+
+    let mut answer = answer(&heard, 1, "it is on");
+    let properties = answer.properties.as_mut().unwrap();
+    properties.user_properties = vec![property("p", "q")];
+    assert_eq!(lamp.say_packet(answer).await, ReasonCode::Success);
+    let said = within("an answer", call).await.unwrap().unwrap().into_inner().reply.unwrap();
+    assert_eq!((payload_of(said.message.as_ref()), &*said.responder_id), ("it is on".to_owned(), "lamp-7"));
+    assert_eq!(
+        said.message.unwrap().properties,
+        [v1::Property { key: "p".to_owned(), value: "q".to_owned() }]
+    );
+    let shown = calls.responders("lamps/7/set").await.remove(0);
+    assert_eq!((&*shown.responder_id, shown.device, shown.served, shown.in_flight), ("lamp-7", true, 1, 0));
+    lamp.leave().await;
+    assert_eq!(reason_of(&calls.refused(asking("lamps/7/set", "on")).await), "NO_RESPONDERS");
+    assert_eq!(calls.responders("lamps/7/set").await, []);
+}
+
+#[tokio::test]
+async fn only_the_answer_of_the_device_that_was_asked_counts() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let mut lamp = device(&broker, "lamp", "lamp").await;
+    let mut thief = Peer::clean(&broker, V5, "thief").await;
+    let call = calls.begin(asking("lamp", "on"));
+    let heard = lamp.receive().await;
+    let forged = answer(&heard, 1, "forged");
+    assert_eq!(thief.say_packet(forged).await, ReasonCode::NotAuthorized);
+    // Nor that of a publisher without a session.
+    let mut topics = PubSubServiceClient::new(broker.grpc().await);
+    let forged = v1::Message {
+        topic: "$reply".to_owned(),
+        correlation_data: properties_of(&heard).correlation_data.unwrap(),
+        ..Default::default()
+    };
+    let refused = topics.publish(v1::PublishRequest { message: Some(forged) });
+    assert_eq!(within("an answer", refused).await.unwrap_err().code(), Code::PermissionDenied);
+    broker.counts("call_replies_forged_total", 2).await;
+
+    let mut unknown = answer(&heard, 2, "");
+    unknown.properties.as_mut().unwrap().correlation_data = Some(Bytes::from_static(b"not one"));
+    assert_eq!(lamp.say_packet(unknown).await, ReasonCode::TopicNameInvalid);
+    let mut next = properties_of(&heard).correlation_data.unwrap().to_vec();
+    *next.last_mut().unwrap() += 1;
+    let mut unknown = answer(&heard, 3, "");
+    unknown.properties.as_mut().unwrap().correlation_data = Some(next.into());
+    assert_eq!(lamp.say_packet(unknown).await, ReasonCode::UnspecifiedError);
+    broker.counts("call_replies_unknown_total", 2).await;
+
+    assert_eq!(lamp.say_packet(answer(&heard, 4, "mine")).await, ReasonCode::Success);
+    assert_eq!(answered(call).await, "mine");
+    assert_eq!(lamp.say_packet(answer(&heard, 5, "twice")).await, ReasonCode::UnspecifiedError);
+    broker.counts("call_replies_again_total", 1).await;
+
+    let call = calls.begin(within_time(asking("lamp", ""), Duration::from_millis(200)));
+    let heard = lamp.receive().await;
+    failed(call).await;
+    broker.counts("calls_in_flight", 0).await;
+    assert_eq!(lamp.say_packet(answer(&heard, 6, "late")).await, ReasonCode::UnspecifiedError);
+    broker.counts("call_replies_over_total", 1).await;
+}
+
+#[tokio::test]
+async fn a_device_that_is_lost_is_told_or_another_is_asked() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let mut first = device(&broker, "first", "$share/g/+/set").await;
+    let once = calls.begin(asking("a/set", "once"));
+    first.receive().await;
+    let again = calls.begin(v1::CallRequest { idempotent: true, ..asking("a/set", "again") });
+    first.receive().await;
+    let mut second = device(&broker, "second", "$share/g/+/set").await;
+    // What was there before is known as of the next call.
+    let third = calls.begin(asking("a/set", "third"));
+    let heard = second.receive().await;
+    assert_eq!(text(&heard), "third");
+    first.vanish();
+    let status = failed(once).await;
+    assert_eq!((status.code(), &*reason_of(&status)), (Code::Aborted, "RESPONDER_LOST"));
+    let taken = second.receive().await;
+    assert_eq!(text(&taken), "again");
+    second.say_packet(answer(&taken, 1, "2")).await;
+    second.say_packet(answer(&heard, 2, "3")).await;
+    assert_eq!((answered(again).await, answered(third).await), ("2".to_owned(), "3".to_owned()));
+}
+
+#[tokio::test]
+async fn members_of_a_share_are_balanced_and_listeners_are_not_asked() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let mut listener = device(&broker, "listener", "#").await;
+    let mut old = Peer::subscribed(&broker, V311, "job", QOS1).await;
+    let mut members =
+        [device(&broker, "a", "$share/g/job").await, device(&broker, "b", "$share/g/job").await];
+    let mut stream = Serving::open(&calls, named("job", "stream", 0)).await;
+    let begun: Vec<_> = (0..8).map(|_| calls.begin(asking("job", ""))).collect();
+    // Two groups, and the two members of the one.
+    for request in stream.take(4).await {
+        stream.reply(vec![reply(request.request_id, "stream")]).await;
+    }
+    for (at, member) in members.iter_mut().enumerate() {
+        for heard in [member.receive().await, member.receive().await] {
+            member.say_packet(answer(&heard, 1, &format!("member {at}"))).await;
+        }
+    }
+    for call in begun {
+        answered(call).await;
+    }
+    listener.nothing_came().await;
+    old.nothing_came().await;
+}
+
+#[tokio::test]
+async fn a_device_answers_with_an_error() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let mut lamp = device(&broker, "lamp", "lamp").await;
+    for (word, code) in [("NOT_FOUND", Code::NotFound), ("broken", Code::Unknown)] {
+        let call = calls.begin(asking("lamp", ""));
+        let heard = lamp.receive().await;
+        let mut fault = answer(&heard, 1, "no bulb");
+        fault.properties.as_mut().unwrap().user_properties = vec![property("stafett-error", word)];
+        lamp.say_packet(fault).await;
+        let status = failed(call).await;
+        assert_eq!((status.code(), status.message()), (code, "no bulb"));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_ends_its_call() {
+    let (_directory, path) = crate::harness::config_file("[limits]\nmax_payload_bytes = \"1KiB\"\n");
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let mut lamp = device(&broker, "lamp", "lamp").await;
+    let call = calls.begin(asking("lamp", ""));
+    let heard = lamp.receive().await;
+    let large = answer(&heard, 1, &"x".repeat(1025));
+    assert_eq!(lamp.say_packet(large).await, ReasonCode::QuotaExceeded);
+    assert_eq!(reason_of(&failed(call).await), "BAD_REPLY");
+    broker.counts("call_replies_wrong_total", 1).await;
+}
+
+#[tokio::test]
+async fn a_device_is_callable_as_long_as_it_is_there_and_subscribed() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let serves = async |device: &mut Peer| {
+        let call = calls.begin(asking("lamp", ""));
+        let heard = device.receive().await;
+        device.say_packet(answer(&heard, 1, "here")).await;
+        assert_eq!(answered(call).await, "here");
+    };
+    let mut lamp = Peer::connected(&broker, kept(V5, "lamp")).await;
+    lamp.subscribe("lamp", QOS1).await;
+    serves(&mut lamp).await;
+    lamp.leave().await;
+    let away = calls.clone().refused(asking("lamp", "")).await;
+    assert_eq!(reason_of(&away), "NO_RESPONDERS");
+    let mut lamp = Peer::connected(&broker, kept(V5, "lamp")).await;
+    serves(&mut lamp).await;
+    lamp.unsubscribe("lamp").await;
+    let gone = calls.clone().refused(asking("lamp", "")).await;
+    assert_eq!(reason_of(&gone), "NO_RESPONDERS");
+    // Nothing is kept of it.
+    broker.counts("services", 0).await;
+    broker.counts("responders", 0).await;
+    lamp.subscribe("lamp", QOS1).await;
+    serves(&mut lamp).await;
+    // Taken over by another connection, with a call in hand.
+    let call = calls.begin(asking("lamp", ""));
+    lamp.receive().await;
+    let mut again = Peer::connected(&broker, kept(V5, "lamp")).await;
+    assert_eq!(reason_of(&failed(call).await), "RESPONDER_LOST");
+    serves(&mut again).await;
+}
+
+/// A lamp that takes one request at a time has one, and another waits.
+async fn two_calls_to_one_lamp() -> (Broker, Peer, Publish, [Begun; 2]) {
+    let (_directory, path) = crate::harness::config_file("[limits]\ndevice_calls = 1\n");
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let mut lamp = device(&broker, "lamp", "lamp").await;
+    let begun = ["1", "2"].map(|payload| calls.begin(asking("lamp", payload)));
+    broker.counts("calls_in_flight", 2).await;
+    let first = lamp.receive().await;
+    (broker, lamp, first, begun)
+}
+
+#[tokio::test]
+async fn a_device_has_no_more_in_hand_than_it_may() {
+    let (_broker, mut lamp, first, begun) = two_calls_to_one_lamp().await;
+    lamp.nothing_came().await;
+    lamp.send(Packet::Publish(answer(&first, 1, "x"))).await;
+    let mut second = None;
+    for _ in 0..2 {
+        match lamp.next().await {
+            Packet::Publish(publish) => second = Some(publish),
+            Packet::PubAck(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    lamp.say_packet(answer(&second.unwrap(), 2, "x")).await;
+    for call in begun {
+        assert_eq!(answered(call).await, "x");
+    }
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_device_that_unsubscribes() {
+    let (_broker, mut lamp, first, begun) = two_calls_to_one_lamp().await;
+    lamp.unsubscribe("lamp").await;
+    // What it has in hand it may still answer; the other has nobody to wait for.
+    lamp.say_packet(answer(&first, 1, "x")).await;
+    let mut reasons = Vec::new();
+    for call in begun {
+        match within("an answer", call).await.unwrap() {
+            Ok(_) => reasons.push("answered".to_owned()),
+            Err(status) => reasons.push(reason_of(&status)),
+        }
+    }
+    reasons.sort();
+    assert_eq!(reasons, ["NO_RESPONDERS", "answered"]);
+}
+
+#[tokio::test]
+async fn a_device_calls_a_stream() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let mut serving = Serving::open(&calls, opening("math/square")).await;
+    let mut device = caller(&broker).await;
+    let asks = request("math/square", 1, "7", |properties| {
+        properties.user_properties = vec![property("k", "v")];
+        properties.message_expiry = Some(20);
+    });
+    assert_eq!(device.say_packet(asks).await, ReasonCode::Success);
+    let heard = serving.one().await;
+    assert_eq!((payload_of(heard.message.as_ref()), &*heard.caller_id), ("7".to_owned(), "caller"));
+    assert_eq!((&*heard.caller_address, heard.deadline.is_some()), ("", true));
+    assert_eq!(heard.message.unwrap().properties[0].key, "k");
+    serving.reply(vec![reply(1, "49")]).await;
+    let answer = device.receive().await;
+    assert_eq!((&*answer.topic, text(&answer), answer.qos), ("answers/1", "49", QOS1));
+    assert_eq!(properties_of(&answer).correlation_data.as_deref(), Some(&b"mine"[..]));
+    assert_eq!(properties_of(&answer).response_topic, None);
+}
+
+#[tokio::test]
+async fn a_device_that_calls_hears_why_there_is_no_answer() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let mut device = caller(&broker).await;
+    device.send(Packet::Publish(request("nobody", 1, "", |_| {}))).await;
+    let hear = async |device: &mut Peer| loop {
+        match device.next().await {
+            Packet::Publish(publish) => {
+                device.send(Packet::PubAck(ack(publish.packet_id.unwrap().get()))).await;
+                assert_eq!(properties_of(&publish).correlation_data.as_deref(), Some(&b"mine"[..]));
+                return error_of(&publish);
+            }
+            Packet::PubAck(ack) => assert_eq!(ack.reason, ReasonCode::Success),
+            other => panic!("{other:?}"),
+        }
+    };
+    let nobody = ("NO_RESPONDERS".to_owned(), "nobody serves `nobody`".to_owned());
+    assert_eq!(hear(&mut device).await, nobody);
+
+    let mut serving = Serving::open(&calls, opening("s")).await;
+    device.send(Packet::Publish(request("s", 2, "", |_| {}))).await;
+    serving.one().await;
+    let error = tonic_types::pb::Status { code: 9, message: "not now".to_owned(), details: vec![] };
+    serving.reply(vec![v1::ServeReply { request_id: 1, error: Some(error), ..Default::default() }]).await;
+    assert_eq!(hear(&mut device).await, ("FAILED_PRECONDITION".to_owned(), "not now".to_owned()));
+
+    device.send(Packet::Publish(request("s", 3, "", |it| it.message_expiry = Some(1)))).await;
+    serving.one().await;
+    assert_eq!(hear(&mut device).await.0, "DEADLINE_EXCEEDED");
+    assert_eq!(serving.cancelled().await, [2]);
+
+    device.send(Packet::Publish(request("s", 4, "", |_| {}))).await;
+    serving.one().await;
+    drop(serving);
+    assert_eq!(hear(&mut device).await.0, "RESPONDER_LOST");
+}
+
+#[tokio::test]
+async fn a_wrong_request_of_a_device_is_refused() {
+    let broker = Broker::start().await;
+    let mut device = caller(&broker).await;
+    let without = request("s", 1, "", |properties| properties.response_topic = None);
+    assert_eq!(device.say_packet(without).await, ReasonCode::TopicNameInvalid);
+    for (service, answers) in [("$queue/q", "a"), ("", "a"), ("s", "$queue/q")] {
+        let wrong = request(service, 1, "", |properties| properties.response_topic = Some(answers.into()));
+        assert_eq!(device.say_packet(wrong).await, ReasonCode::TopicNameInvalid, "{service} {answers}");
+    }
+}
+
+#[tokio::test]
+async fn devices_call_each_other_at_every_level() {
+    let broker = Broker::start().await;
+    let mut lamp = device(&broker, "lamp", "lamp").await;
+    let mut device = caller(&broker).await;
+    for qos in [QOS0, QOS1, QOS2] {
+        let asks = request("lamp", 1, "on", |_| {});
+        let asks = Publish { qos, packet_id: (qos != QOS0).then(|| id(1)), ..asks };
+        device.say_packet(asks).await;
+        let heard = lamp.receive().await;
+        lamp.say_packet(answer(&heard, 1, "is on")).await;
+        assert_eq!(text(&device.receive().await), "is on");
+    }
+    // An idempotent call goes to another device.
+    let mut other = self::device(&broker, "other", "$share/g/lamp").await;
+    let idempotent = |it: &mut PublishProperties| {
+        it.user_properties = vec![property("stafett-idempotent", "true")];
+    };
+    for packet_id in 2..4 {
+        device.say_packet(request("lamp", packet_id, "again", idempotent)).await;
+    }
+    lamp.receive().await;
+    other.receive().await;
+    lamp.vanish();
+    let heard = other.receive().await;
+    assert_eq!(text(&heard), "again");
+    other.say_packet(answer(&heard, 1, "done")).await;
+    assert_eq!(text(&device.receive().await), "done");
+}
+
+#[tokio::test]
+async fn a_device_of_3_1_1_answers_on_the_topic_of_its_pair() {
+    let config = "[limits]\ndevice_topics = [\"lamps/+/set -> lamps/+/state\"]\ncall_timeout = \"1day\"\n";
+    let (_directory, path) = crate::harness::config_file(config);
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let mut calls = Calls::of(&broker).await;
+    let mut lamp = Peer::clean(&broker, V311, "lamp-7").await;
+    lamp.subscribe("lamps/7/set", QOS1).await;
+    let mut listener = Peer::subscribed(&broker, V311, "lamps/+/state", QOS0).await;
+    // What it says unasked is a publish and nothing else.
+    lamp.say("lamps/7/state", QOS1, "off").await;
+    assert_eq!(text(&listener.receive().await), "off");
+
+    let begun = ["on", "off"].map(|payload| calls.begin(asking("lamps/7/set", payload)));
+    broker.counts("calls_in_flight", 2).await;
+    let heard = lamp.receive().await;
+    assert_eq!(heard.topic, "lamps/7/set");
+    lamp.nothing_came().await;
+    // Another client's is not the answer, nor what it says elsewhere.
+    Peer::clean(&broker, V311, "other").await.say("lamps/7/state", QOS1, "forged").await;
+    lamp.say("lamps/8/state", QOS1, "elsewhere").await;
+    lamp.send(Packet::Publish(publish("lamps/7/state", QOS0, 0, "first"))).await;
+    lamp.receive().await;
+    lamp.say("lamps/7/state", QOS1, "second").await;
+    let mut said = Vec::new();
+    for call in begun {
+        said.push(answered(call).await);
+    }
+    said.sort();
+    assert_eq!(said, ["first", "second"]);
+    // Subscribers hear all of it.
+    assert_eq!(listener.receive_texts(4).await, ["forged", "elsewhere", "first", "second"]);
+
+    // The answer to what was given up is not that to what comes next.
+    let late = calls.begin(within_time(asking("lamps/7/set", "slow"), Duration::from_millis(200)));
+    lamp.receive().await;
+    failed(late).await;
+    broker.counts("calls_in_flight", 0).await;
+    let call = calls.begin(asking("lamps/7/set", "next"));
+    lamp.receive().await;
+    lamp.say("lamps/7/state", QOS1, "late").await;
+    lamp.say("lamps/7/state", QOS1, "next").await;
+    assert_eq!(answered(call).await, "next");
+    broker.counts("call_replies_over_total", 1).await;
+    assert_eq!(reason_of(&calls.refused(asking("fans/7/set", "")).await), "NO_RESPONDERS");
+    let shown = calls.responders("lamps/7/set").await.remove(0);
+    assert_eq!((&*shown.responder_id, shown.max_concurrent_requests, shown.served), ("lamp-7", 1, 3));
+}
