@@ -9,9 +9,8 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::ClientConfig;
-use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, crypto};
 
 pub use tokio_rustls::client::TlsStream;
 
@@ -44,7 +43,7 @@ impl ClientTls {
     pub fn load(settings: &Settings, alpn: &[&str]) -> Result<Self, TlsError> {
         let Settings { ca, own } = settings;
         let unusable = |source| TlsError::Unusable { setting: "tls.ca", file: ca.clone(), source };
-        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let builder = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(unusable)?
             .with_root_certificates(roots("tls.ca", ca)?);

@@ -11,16 +11,16 @@
 //! `$SYS/broker/connection/<name>/state`.
 
 mod mapping;
+mod pause;
 mod settings;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -50,12 +50,11 @@ pub use mapping::{Direction, Mapping, Topic, UnknownDirection};
 pub use settings::{NotARemote, Password, Remote, Settings};
 
 use mapping::Outward;
+use pause::Pause;
 use settings::NoPassword;
 
 /// Whose the sessions of bridges are: no client can take them, as no user has a colon in its name.
 const PRINCIPAL: ByteString = ByteString::from_static("bridge:");
-/// A connection that lasted so long was a success: the next one is tried soon.
-const LASTED: Duration = Duration::from_secs(30);
 
 /// Why a bridge cannot be had: its configuration is wrong.
 #[derive(Debug, thiserror::Error)]
@@ -480,53 +479,4 @@ fn describe(error: &BridgeError) -> String {
         cause = error.source();
     }
     text
-}
-
-/// How long to wait before the next connection: twice as long each time, less up to a half by chance, so that bridges that
-/// were cut off together do not come back together.
-#[derive(Debug)]
-struct Pause {
-    min: Duration,
-    max: Duration,
-    next: Duration,
-    chance: RandomState,
-    tries: u64,
-}
-
-impl Pause {
-    fn new(settings: &Settings) -> Self {
-        let (min, max) = (settings.reconnect_min, settings.reconnect_max.max(settings.reconnect_min));
-        Self { min, max, next: min, chance: RandomState::new(), tries: 0 }
-    }
-
-    /// After a connection that was begun at `began`.
-    fn next(&mut self, began: Instant) -> Duration {
-        if clock::now().duration_since(began) >= LASTED {
-            self.next = self.min;
-        }
-        let whole = self.next;
-        self.next = (whole * 2).min(self.max);
-        self.tries += 1;
-        let part = u32::try_from(self.chance.hash_one(self.tries) % 512).unwrap_or(0);
-        whole - whole * part / 1024
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_their_bound_and_vary() {
-        let mut settings = Settings::new("b".to_owned(), "mqtt://a".parse().unwrap());
-        settings.reconnect_max = Duration::from_secs(5);
-        let mut pause = Pause::new(&settings);
-        for whole in [1, 2, 4, 5, 5] {
-            let whole = Duration::from_secs(whole);
-            let wait = pause.next(clock::now());
-            assert!(wait > whole / 2 && wait <= whole, "{wait:?} of {whole:?}");
-        }
-        let lasted = clock::now().checked_sub(LASTED).unwrap();
-        assert!(pause.next(lasted) <= Duration::from_secs(1));
-    }
 }

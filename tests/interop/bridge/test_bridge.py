@@ -1,9 +1,9 @@
 """The broker as a bridge to Debian's mosquitto: in 3.1.1 and 5, over TCP and TLS, over losses of either side."""
 
 import pytest
-from mosquitto.test_listeners import certify, openssl
 
 from harness.broker import free_port
+from harness.certificates import certify
 from harness.tools import Mosquitto, Tool, got
 
 VERSIONS = ("3.1.1", "5")
@@ -184,23 +184,17 @@ def test_a_password_is_asked_for_and_a_wrong_one_is_told(start_broker, tmp_path,
 @pytest.mark.parametrize("version", VERSIONS)
 def test_over_tls_with_a_certificate(start_broker, tmp_path, tools, version):
     certify(tmp_path)
-    # A server's certificate that an authority has signed: one that signs itself is no server's to everyone.
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl(tmp_path, "req", "-new", *key, "-subj", "/CN=house", "-keyout", "house.key", "-out", "house.csr")
-    (tmp_path / "house.ext").write_text("basicConstraints=CA:FALSE\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    authority = ("-CA", "clients.pem", "-CAkey", "clients.key", "-CAcreateserial", "-days", "2")
-    openssl(tmp_path, "x509", "-req", "-in", "house.csr", "-extfile", "house.ext", *authority, "-out", "house.pem")
     remote = Remote(
         tmp_path,
-        f"allow_anonymous true\ncertfile {tmp_path}/house.pem\nkeyfile {tmp_path}/house.key\n"
+        f"allow_anonymous true\ncertfile {tmp_path}/server.pem\nkeyfile {tmp_path}/server.key\n"
         f"cafile {tmp_path}/clients.pem\nrequire_certificate true",
     )
-    lines = f'tls = {{ ca = "{tmp_path}/clients.pem", cert = "{tmp_path}/device.pem", key = "{tmp_path}/device.key" }}'
+    lines = f'tls = {{ ca = "{tmp_path}/authority.pem", cert = "{tmp_path}/device.pem", key = "{tmp_path}/device.key" }}'
     try:
         broker = joined(start_broker, tmp_path, remote, version, "mqtts", lines)
         here, there = tools(broker.mqtt_port), tools(remote.port)
         connected(here)
-        own = ("--cafile", tmp_path / "clients.pem", "--cert", tmp_path / "device.pem", "--key", tmp_path / "device.key")
+        own = ("--cafile", tmp_path / "authority.pem", "--cert", tmp_path / "device.pem", "--key", tmp_path / "device.key")
         far = there.subscribe(*own, "-q", 1, "-t", "out/#")
         here.publish("out/a", "secret", "-q", 1)
         assert got(far, 1) == ["1 0 out/a secret"]
