@@ -350,3 +350,65 @@ impl<'a> Reading<'a> {
 fn target_key(key: &[u8]) -> Option<TargetId> {
     key.first_chunk().map(|bytes| TargetId(u32::from_be_bytes(*bytes)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::Embedded;
+    use super::*;
+    use crate::engine::settings::EngineSettings;
+    use crate::engine::{Append, Engine, GroupSpec, Op, Publish};
+    use crate::types::topic::FilterSpec;
+    use crate::types::{Message, MessageIds, Qos};
+
+    /// Starts the engine, stores a message for a share group, and closes it.
+    async fn start_and_store(data_dir: &Path, known: Option<TargetId>) -> TargetId {
+        let settings = EngineSettings {
+            data_dir: data_dir.to_owned(),
+            ballast_bytes: 0,
+            watermark_free_bytes: 1 << 20,
+            ..EngineSettings::default()
+        };
+        let engine = Embedded::open(settings).unwrap();
+        let id = match known {
+            Some(id) => id,
+            None => {
+                let filter = FilterSpec::parse(&"$share/g/t".into()).unwrap();
+                let spec = GroupSpec { filter, max_messages: u64::MAX, max_bytes: u64::MAX };
+                let id = engine.next_target();
+                engine.commit(vec![Op::Define(id, Definition::Group(spec))]).await.unwrap();
+                id
+            }
+        };
+        let message = Message {
+            id: MessageIds::new().next_now(),
+            topic: TopicName::parse("t".into()).unwrap(),
+            payload: "m".into(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            expires_at: None,
+            extras: None,
+        };
+        let targets = [Append::to(id)].into_iter().collect();
+        let publish = Publish { message, targets, retain: false, newest_only: false, incoming: None };
+        engine.commit(vec![Op::Publish(publish)]).await.unwrap();
+        engine.close().unwrap();
+        id
+    }
+
+    #[tokio::test]
+    async fn numbers_of_packs_go_on_behind_what_a_checkpoint_covers() {
+        let directory = tempfile::tempdir().unwrap();
+        let group = start_and_store(directory.path(), None).await;
+        let newest = |disk: &Disk| disk.trees.head.last().unwrap().unwrap().0;
+        let disk = Disk::open_existing(directory.path(), 1 << 20).unwrap();
+        let done = Done { as_of: 1000, settled: vec![0], marks: Vec::new() };
+        disk.trees.done.insert(newest(&disk), done.encode()).unwrap();
+        disk.sync().unwrap();
+        drop(disk);
+        start_and_store(directory.path(), Some(group)).await;
+        let disk = Disk::open_existing(directory.path(), 1 << 20).unwrap();
+        assert!(format::key_pack(&newest(&disk)).unwrap() > 1000, "a number came again");
+    }
+}

@@ -78,7 +78,7 @@ async fn what_was_lost_with_two_streams_comes_alone_and_its_neighbours_are_not_b
 
     let mut consumer = Consumer::open(&mut queues, opening("q", 10)).await;
     for (number, payload) in [(1, "a"), (2, "b")] {
-        assert_eq!(payloads(&consumer.take(1).await), [payload]);
+        assert_eq!(payloads(&consumer.take_past_results(1).await), [payload]);
         consumer.ask(Ask::Ack(which(number, &[number]))).await;
     }
     assert!(queues.is_empty("dead").await);

@@ -112,11 +112,22 @@ impl Consumer {
 
     /// So many messages, however many frames they come in.
     pub(super) async fn take(&mut self, count: usize) -> Vec<v1::LeasedMessage> {
+        self.take_among(count, |told| panic!("not messages: {told:?}")).await
+    }
+
+    /// The same where acknowledgements are under way: their results come when they are stored, between the messages.
+    pub(super) async fn take_past_results(&mut self, count: usize) -> Vec<v1::LeasedMessage> {
+        let results =
+            |told| assert!(matches!(told, Told::Results(_)), "neither messages nor results: {told:?}");
+        self.take_among(count, results).await
+    }
+
+    async fn take_among(&mut self, count: usize, mut other: impl FnMut(Told)) -> Vec<v1::LeasedMessage> {
         let mut messages = Vec::new();
         while messages.len() < count {
             match self.hear().await {
                 Told::Messages(frame) => messages.extend(frame.messages),
-                other => panic!("not messages: {other:?}"),
+                told => other(told),
             }
         }
         assert_eq!(messages.len(), count);
