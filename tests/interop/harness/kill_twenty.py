@@ -281,7 +281,7 @@ class Outgoing:
         with self._changed:
             if not self._draining:
                 self._draining = True
-                self._items.append(queue_pb2.ConsumeRequest(drain=queue_pb2.Drain()))
+                self._items.append(queue_pb2.ConsumeRequest(drain=common_pb2.Drain()))
                 self._changed.notify()
 
     def end(self):

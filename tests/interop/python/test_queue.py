@@ -234,7 +234,7 @@ def test_produce_and_consume_streams(broker):
         received = received + pending
     assert payloads_of(received) == [str(number).encode() for number in range(total)]
     assert [message.origin.message_id for message in received] == stored
-    stream.send(queue_pb2.ConsumeRequest(drain=queue_pb2.Drain()))
+    stream.send(queue_pb2.ConsumeRequest(drain=common_pb2.Drain()))
     deliveries.acked_through(ack_id)
     assert stream.ended() is None
     now = stats(queues, "orders")
