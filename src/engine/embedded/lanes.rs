@@ -150,6 +150,8 @@ pub(super) struct Lanes {
 pub(super) enum Next {
     /// There may be something to do.
     Work,
+    /// When there is something to do may be sooner than it was.
+    Nudge,
     /// There is nothing, and nothing comes any more.
     Closed,
 }
@@ -178,8 +180,11 @@ impl Lanes {
     pub(super) fn wait(&self, deadline: Option<Instant>) -> Next {
         let mut queues = self.queues.lock();
         loop {
-            if !queues.is_empty() || std::mem::take(&mut queues.nudged) {
+            if !queues.is_empty() {
                 return Next::Work;
+            }
+            if std::mem::take(&mut queues.nudged) {
+                return Next::Nudge;
             }
             if queues.closed {
                 return Next::Closed;
@@ -187,8 +192,8 @@ impl Lanes {
             match deadline {
                 None => self.waiting.wait(&mut queues),
                 Some(deadline) => {
-                    if self.waiting.wait_until(&mut queues, deadline).timed_out() && queues.is_empty() {
-                        return if queues.closed { Next::Closed } else { Next::Work };
+                    if self.waiting.wait_until(&mut queues, deadline).timed_out() && !queues.closed {
+                        return Next::Work;
                     }
                 }
             }
@@ -204,7 +209,7 @@ impl Lanes {
         take(&mut queues.commits, out, max_bytes);
     }
 
-    /// Wakes who waits for work though there is none.
+    /// Wakes who waits for work, so that it asks anew until when to wait.
     pub(super) fn nudge(&self) {
         self.queues.lock().nudged = true;
         self.waiting.notify_one();

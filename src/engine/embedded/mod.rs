@@ -1,8 +1,8 @@
 //! The embedded engine: a log of packs in sled 0.34.7.
 //!
 //! The messages of a group commit are packed into few rows and made durable together; what is in memory is an
-//! index of 32 bytes a message and a bounded cache of bodies. `format` has the layout, `writer` the one thread
-//! that writes, `recovery` what happens at open.
+//! index of 32 bytes a message and a bounded cache of bodies. `format` has the layout, `writer` what writes, `pen`
+//! who lets it, `recovery` what happens at open.
 //!
 //! Invariant: commits, reads and timers have threads of their own; an async task blocks on the disk only where it asked
 //! to, with a commit that is alone ([`Engine::commit_alone`]).
@@ -74,6 +74,8 @@ mod space;
 mod stage;
 mod survey;
 mod target;
+#[cfg(test)]
+mod testing;
 mod upkeep;
 mod writer;
 

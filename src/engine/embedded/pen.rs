@@ -57,6 +57,7 @@ impl Pen {
                 break;
             }
             match next {
+                Next::Nudge => {}
                 Next::Closed => {
                     guard(&mut held.writer, Writer::close);
                     break;

@@ -356,21 +356,15 @@ mod tests {
     use std::path::Path;
 
     use super::super::Embedded;
+    use super::super::testing::{publish, settings};
     use super::*;
-    use crate::engine::settings::EngineSettings;
-    use crate::engine::{Append, Engine, GroupSpec, Op, Publish};
+    use crate::engine::{Engine, GroupSpec, Op};
+    use crate::types::Qos;
     use crate::types::topic::FilterSpec;
-    use crate::types::{Message, MessageIds, Qos};
 
     /// Starts the engine, stores a message for a share group, and closes it.
     async fn start_and_store(data_dir: &Path, known: Option<TargetId>) -> TargetId {
-        let settings = EngineSettings {
-            data_dir: data_dir.to_owned(),
-            ballast_bytes: 0,
-            watermark_free_bytes: 1 << 20,
-            ..EngineSettings::default()
-        };
-        let engine = Embedded::open(settings).unwrap();
+        let engine = Embedded::open(settings(data_dir)).unwrap();
         let id = match known {
             Some(id) => id,
             None => {
@@ -381,18 +375,7 @@ mod tests {
                 id
             }
         };
-        let message = Message {
-            id: MessageIds::new().next_now(),
-            topic: TopicName::parse("t".into()).unwrap(),
-            payload: "m".into(),
-            qos: Qos::AtLeastOnce,
-            retain: false,
-            expires_at: None,
-            extras: None,
-        };
-        let targets = [Append::to(id)].into_iter().collect();
-        let publish = Publish { message, targets, retain: false, newest_only: false, incoming: None };
-        engine.commit(vec![Op::Publish(publish)]).await.unwrap();
+        engine.commit(vec![publish(id, "m", Qos::AtLeastOnce)]).await.unwrap();
         engine.close().unwrap();
         id
     }

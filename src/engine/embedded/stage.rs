@@ -400,22 +400,14 @@ mod tests {
     use std::time::Duration;
 
     use super::super::lanes::{Reply, Work};
+    use super::super::testing::{publish, settings};
     use super::super::{Embedded, Target};
     use super::*;
     use crate::engine::{
-        Consumer, ConsumerOptions, Definition, Engine, EngineSettings, Leased, Op, Outgoing, OutgoingState,
-        Publish, SessionSpec, Ticket,
+        Consumer, ConsumerOptions, Definition, Engine, Leased, Op, Outgoing, OutgoingState, SessionSpec,
+        Ticket,
     };
-    use crate::types::{ClientId, Message, MessageIds, TopicName};
-
-    fn settings(dir: &tempfile::TempDir) -> EngineSettings {
-        EngineSettings {
-            data_dir: dir.path().to_owned(),
-            ballast_bytes: 0,
-            watermark_free_bytes: 1 << 20,
-            ..EngineSettings::default()
-        }
-    }
+    use crate::types::ClientId;
 
     fn session() -> Definition {
         Definition::Session(SessionSpec {
@@ -446,21 +438,10 @@ mod tests {
     #[tokio::test]
     async fn a_mark_that_is_older_than_the_packet_id_leaves_it() {
         let dir = tempfile::TempDir::new().unwrap();
-        let engine = Embedded::open(settings(&dir)).unwrap();
+        let engine = Embedded::open(settings(dir.path())).unwrap();
         let id = engine.next_target();
         engine.commit(vec![Op::Define(id, session())]).await.unwrap();
-        let message = Message {
-            id: MessageIds::new().next_now(),
-            topic: TopicName::parse("t".into()).unwrap(),
-            payload: "once".into(),
-            qos: Qos::ExactlyOnce,
-            retain: false,
-            expires_at: None,
-            extras: None,
-        };
-        let targets = [Append { qos: Qos::ExactlyOnce, ..Append::to(id) }].into_iter().collect();
-        let publish = Publish { message, targets, retain: false, newest_only: false, incoming: None };
-        engine.commit(vec![Op::Publish(publish)]).await.unwrap();
+        engine.commit(vec![publish(id, "once", Qos::ExactlyOnce)]).await.unwrap();
         let consumer = engine.consumer(id, ConsumerOptions::default()).unwrap();
         let sequence = next(&*consumer).await.sequence;
         let place = {
@@ -481,7 +462,7 @@ mod tests {
         engine.close().unwrap();
         drop(engine);
 
-        let engine = Embedded::open(settings(&dir)).unwrap();
+        let engine = Embedded::open(settings(dir.path())).unwrap();
         let consumer = engine.consumer(id, ConsumerOptions::default()).unwrap();
         let again = next(&*consumer).await;
         assert_eq!((again.sequence, again.outgoing), (sequence, Some(outgoing)));

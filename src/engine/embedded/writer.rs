@@ -1,4 +1,4 @@
-//! The one thread that writes: takes what waits, writes it, makes it durable, tells who waited.
+//! What writes: stages what was handed in, makes it durable, tells who waited. Who has the [`pen`](super::pen) lets it work.
 //!
 //! Group commit without a timer: what comes in while a commit is made durable is the next commit.
 //!
