@@ -9,7 +9,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Code, Request, Status};
 
 use super::ClientOptions;
-use super::exit::{Exit, Failure};
+use super::exit::{Exit, Failure, add_causes};
 
 /// Runs a client command on a runtime of its own.
 pub(super) fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
@@ -49,18 +49,6 @@ const NO_TLS: &str = "InvalidContentType";
 
 /// What HTTP/2 says of a peer whose first bytes are a TLS alert.
 const NO_HTTP2: &str = "frame with invalid size";
-
-/// Adds what is behind an error, and nothing twice.
-fn add_causes(reason: &mut String, mut cause: Option<&(dyn Error + 'static)>) {
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !reason.contains(&said) {
-            reason.push_str(": ");
-            reason.push_str(&said);
-        }
-        cause = error.source();
-    }
-}
 
 fn tls(options: &ClientOptions) -> anyhow::Result<ClientTlsConfig> {
     let read = |flag: &str, file: &Path| {

@@ -137,6 +137,7 @@ fn nothing_acknowledged_is_lost_or_comes_back_after_a_power_cut() {
         machine.seen
     );
     assert!(machine.history.stored.len() as u64 > cuts, "hardly anything was stored between the cuts");
+    assert!(cuts < 2 || machine.history.alone > 0, "no caller committed by itself");
 }
 
 #[test]

@@ -70,6 +70,7 @@ async fn what_cannot_be_stored_changes_nothing() {
         let ended = passwd(&file, args, input).await;
         assert_eq!(ended.code, Some(2), "{}", ended.stderr);
         assert!(ended.stderr.contains(problem), "{}", ended.stderr);
+        assert!(ended.stderr.matches("RFC 4013").count() < 2, "it is said twice: {}", ended.stderr);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
     std::fs::write(&file, "ann:plain\n").unwrap();

@@ -47,7 +47,22 @@ class LibraryListener:
         self.comes_back = client.connected
 
 
-class PahoFace(Face):
+class LibraryFace(Face):
+    """A library's: `_connect` makes a client, `_listener` what listens with it."""
+
+    def send(self, topic, payload, qos, retain=False):
+        client = self._connect()
+        client.publish(topic, payload, qos=qos, retain=retain)
+        client.disconnect()
+
+    def listen(self, topic, qos, client_id="", kept=False, will=None, again=False, **_):
+        client = self._connect(client_id=client_id, will=will, **self._expiry(kept))
+        if not again:
+            assert client.subscribe(topic, qos=qos) == [qos]
+        return self._listener(client)
+
+
+class PahoFace(LibraryFace):
     """paho-mqtt."""
 
     def _connect(self, **options):
@@ -60,16 +75,7 @@ class PahoFace(Face):
         self._made.append(client)
         return client
 
-    def send(self, topic, payload, qos, retain=False):
-        client = self._connect()
-        client.publish(topic, payload, qos=qos, retain=retain)
-        client.disconnect()
-
-    def listen(self, topic, qos, client_id="", kept=False, will=None, again=False, **_):
-        client = self._connect(client_id=client_id, will=will, **self._expiry(kept))
-        if not again:
-            assert client.subscribe(topic, qos=qos) == [qos]
-
+    def _listener(self, client):
         def message():
             came = client.message()
             return came.topic, came.payload.decode(), came.qos, bool(came.retain)
@@ -77,7 +83,7 @@ class PahoFace(Face):
         return LibraryListener(client, message)
 
 
-class GmqttFace(Face):
+class GmqttFace(LibraryFace):
     """gmqtt."""
 
     def _connect(self, **options):
@@ -86,15 +92,7 @@ class GmqttFace(Face):
         self._made.append(client)
         return client
 
-    def send(self, topic, payload, qos, retain=False):
-        client = self._connect()
-        client.publish(topic, payload, qos=qos, retain=retain)
-        client.disconnect()
-
-    def listen(self, topic, qos, client_id="", kept=False, will=None, again=False, **_):
-        client = self._connect(client_id=client_id, will=will, **self._expiry(kept))
-        if not again:
-            assert client.subscribe(topic, qos) == [qos]
+    def _listener(self, client):
         # It hands a message out with its PUBLISH: the broker knows of that when it answers what was sent later.
         return LibraryListener(client, client.message, lambda: client.subscribe("nothing", 0))
 

@@ -175,7 +175,6 @@ def payloads_of(deliveries):
     return [delivery.message.payload for delivery in deliveries]
 
 
-
 def refused(code, method, request, **options):
     """Calls what must be refused with that code."""
     options.setdefault("timeout", DEADLINE)

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import subprocess
 import termios
 import time
@@ -43,22 +44,28 @@ def test_a_user_name_and_a_password(start_broker, users, version):
         assert refused.process.wait(DEADLINE) != 0
 
 
+def read(terminal, until):
+    """What a terminal says next."""
+    assert select.select([terminal], [], [], remaining(until))[0], "it says nothing"
+    return os.read(terminal, 1024)
+
+
 def test_a_password_is_asked_for_at_a_terminal(binary, users, start_broker):
     for again, code in (("typed", 0), ("mistyped", 2)):
         pid, terminal = pty.fork()
         if pid == 0:
             os.execv(binary, [str(binary), "passwd", str(users), "bob"])
         said = b""
+        until = time.monotonic() + DEADLINE
         for prompt, answer in ((b"Password of bob: ", "typed"), (b"Again: ", again)):
             while prompt not in said:
-                said += os.read(terminal, 1024)
-            # The prompt comes first. A person would not be as quick as this.
-            until = time.monotonic() + DEADLINE
+                said += read(terminal, until)
+            # The prompt comes first, and nothing tells when the terminal stops to show: a person is not as quick as this.
             while termios.tcgetattr(terminal)[3] & termios.ECHO:
                 assert remaining(until), "the terminal shows what is typed"
             os.write(terminal, answer.encode() + b"\n")
         try:
-            while part := os.read(terminal, 1024):
+            while part := read(terminal, until):
                 said += part
         except OSError:
             pass  # That is how a terminal ends.

@@ -133,7 +133,8 @@ const SCENARIOS = {
   },
 };
 
-/** Defines the tests of a face over each of the schemes; `face(ca)` opens clients that trust the authority `ca`. */
+/** Defines the tests of a face over each of the schemes; `face.open(url, options)` opens a client that trusts the
+ * authority in `face.directory`. */
 function matrix(schemes, face) {
   for (const scheme of schemes) {
     for (const protocolVersion of [4, 5]) {

@@ -91,7 +91,7 @@ fn cases() -> BTreeMap<String, Vec<String>> {
 fn the_table_tells_what_is_shown() {
     let document = read("docs/mqtt-conformance.md");
     let mut known = BTreeSet::new();
-    for directory in ["src", "tests/it/mqtt"] {
+    for directory in ["src", "tests/it"] {
         tests(&Path::new(env!("CARGO_MANIFEST_DIR")).join(directory), &mut known);
     }
     let cases = cases();

@@ -1,7 +1,6 @@
 //! Clients of another hand: rumqttc in both versions, over everything that it speaks.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use rumqttc::v5::Event as EventFive;
@@ -14,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::certificates::{Authority, BOTH_TLS, certified, tls_lines};
-use crate::harness::config_file;
+use crate::harness::{config_file, fixed_port};
 
 /// What comes from a connection.
 #[derive(Debug, PartialEq)]
@@ -51,19 +50,6 @@ struct Door {
     /// Told when the broker is back.
     back: watch::Sender<()>,
     _certificate: TempDir,
-}
-
-/// A port below those that the kernel gives to outgoing connections: a broker that comes back finds it free.
-fn fixed_port() -> u16 {
-    static GIVEN: AtomicU16 = AtomicU16::new(0);
-    let start = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap();
-    loop {
-        let port = start + GIVEN.fetch_add(1, Ordering::Relaxed);
-        assert!(port < 32_000, "no port is free");
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 /// Each way in each version.

@@ -112,6 +112,21 @@ struct PubOut {
     unacked: u64,
 }
 
+/// Writes what the socket takes now; whether that was anything.
+fn write_some(s: &TcpStream, wbuf: &mut BytesMut) -> std::io::Result<bool> {
+    if wbuf.is_empty() {
+        return Ok(false);
+    }
+    match s.try_write(wbuf) {
+        Ok(k) => {
+            wbuf.advance(k);
+            Ok(true)
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 async fn publisher(
     s: TcpStream,
     mut rbuf: BytesMut,
@@ -202,17 +217,7 @@ async fn publisher(
         if over && wbuf.is_empty() && inflight == 0 {
             break;
         }
-        let mut moved = false;
-        if !wbuf.is_empty() {
-            match s.try_write(&wbuf) {
-                Ok(k) => {
-                    wbuf.advance(k);
-                    moved = true;
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(e) => return Err(e).context("publisher write"),
-            }
-        }
+        let mut moved = write_some(&s, &mut wbuf).context("publisher write")?;
         if rbuf.capacity() - rbuf.len() < 4096 {
             rbuf.reserve(65536);
         }
@@ -352,17 +357,11 @@ async fn subscriber(
                 break;
             }
         }
-        if !wbuf.is_empty() {
-            match s.try_write(&wbuf) {
-                Ok(k) => {
-                    wbuf.advance(k);
-                    moved = true;
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(e) => {
-                    eprintln!("subscriber write: {e}");
-                    break;
-                }
+        match write_some(&s, &mut wbuf) {
+            Ok(wrote) => moved |= wrote,
+            Err(e) => {
+                eprintln!("subscriber write: {e}");
+                break;
             }
         }
         if moved {
