@@ -312,6 +312,10 @@ impl Calls {
 
     /// Does something with a service, which is made if there is none; nobody forgets it meanwhile.
     fn service_with<T>(self: &Arc<Self>, name: &TopicName, act: impl FnOnce(&Arc<Service>) -> T) -> T {
+        // What is there needs no more than that nobody forgets it: calls of other services go on meanwhile.
+        if let Some(service) = self.services.read().get(name) {
+            return act(service);
+        }
         let mut services = self.services.write();
         match services.get(name) {
             Some(service) => act(service),
@@ -393,13 +397,17 @@ impl Broker {
     /// [`Limits`], as the door has checked.
     ///
     /// # Errors
-    /// [`CoreError::NoResponders`], [`CoreError::Limit`] when there are too many calls, [`CoreError::Draining`].
+    /// [`CoreError::NoResponders`], [`CoreError::Limit`] when there are too many calls, or when who would answer is beyond
+    /// the bound of responders, [`CoreError::Draining`].
     pub fn call(&self, request: Request) -> Result<Calling, CoreError> {
         if self.draining.is_cancelled() {
             return Err(CoreError::Draining);
         }
-        self.find_devices(&request.message.topic)?;
-        self.calls.call(request)
+        let found = self.find_devices(&request.message.topic);
+        match (self.calls.call(request), found) {
+            (Err(CoreError::NoResponders { .. }), Err(full)) => Err(full),
+            (called, _) => called,
+        }
     }
 
     /// Serves a service from its return on, until the handle is dropped. Never waits.

@@ -128,23 +128,14 @@ impl Service {
                 known.insert(device.key(), at);
             }
         }
+        let mut new = Vec::new();
         for (device, serve) in candidates {
-            let session = device.key();
-            let at = match known.remove(&session) {
+            match known.remove(&device.key()) {
                 Some(at) => {
                     state.renew(at, device, serve);
-                    at
+                    state.stop_if_gone(at);
                 }
-                None => {
-                    let key = calls.next_key()?;
-                    let at = state.add(key, serve, Door::Device(device.clone()));
-                    calls.devices.add(key, &device, self, at);
-                    at
-                }
-            };
-            // Had it left before it was noted, nobody would say so.
-            if state.entry(at).is_some_and(|entry| !entry.answers()) {
-                state.stop(at);
+                None => new.push((device, serve)),
             }
         }
         for at in known.into_values() {
@@ -156,11 +147,28 @@ impl Service {
                 calls.gone(&entry);
             }
         }
-        state.seen = Some(seen);
+        let mut all = Ok(());
+        for (device, serve) in new {
+            match calls.next_key() {
+                Ok(key) => {
+                    let at = state.add(key, serve, Door::Device(device.clone()));
+                    calls.devices.add(key, &device, self, at);
+                    // Had it left before it was noted, nobody would say so.
+                    state.stop_if_gone(at);
+                }
+                Err(full) => {
+                    all = Err(full);
+                    break;
+                }
+            }
+        }
+        if all.is_ok() {
+            state.seen = Some(seen);
+        }
         self.hand_out(&mut state, &mut wakes);
         drop(state);
         wakes.run();
-        Ok(())
+        all
     }
 
     /// Gives it no more requests.

@@ -174,6 +174,13 @@ impl State {
         }
     }
 
+    /// Gives a device that does not answer any more no more requests.
+    pub(super) fn stop_if_gone(&mut self, at: usize) {
+        if self.entry(at).is_some_and(|entry| !entry.answers()) {
+            self.stop(at);
+        }
+    }
+
     /// A responder has left its place.
     pub(super) fn forget(&mut self, entry: &Entry) {
         self.takers -= usize::from(!entry.draining);

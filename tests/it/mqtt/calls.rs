@@ -193,6 +193,31 @@ async fn members_of_a_share_are_balanced_and_listeners_are_not_asked() {
 }
 
 #[tokio::test]
+async fn who_has_no_place_any_more_does_not_keep_others_from_being_asked() {
+    let (_directory, path) = crate::harness::config_file("[limits]\nmax_responders = 1\n");
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let mut calls = Calls::of(&broker).await;
+    let mut first = device(&broker, "first", "$share/g/job").await;
+    let serves = async |device: &mut Peer| {
+        let call = calls.begin(asking("job", ""));
+        let heard = device.receive().await;
+        device.say_packet(answer(&heard, 1, "here")).await;
+        assert_eq!(answered(call).await, "here");
+    };
+    serves(&mut first).await;
+    let mut second = device(&broker, "second", "$share/g/job").await;
+    serves(&mut first).await;
+    let _other = device(&broker, "other", "other").await;
+    let status = calls.clone().refused(asking("other", "")).await;
+    assert_eq!((status.code(), &*reason_of(&status)), (Code::ResourceExhausted, "LIMIT_REACHED"));
+    // The place of one that has left is there for another at once.
+    first.unsubscribe("$share/g/job").await;
+    serves(&mut second).await;
+    second.nothing_came().await;
+    assert_eq!(calls.responders("job").await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_device_answers_with_an_error() {
     let broker = Broker::start().await;
     let calls = Calls::of(&broker).await;
