@@ -20,12 +20,15 @@
 //! | [`rate`] | how often one address may connect |
 //! | [`counters`] | what is counted for operators |
 //! | [`connections`] | how many connections the process may hold |
+//! | `causes` | an error with what is behind it, in one line |
 //! | [`shutdown`] | stop, drain, cut |
 //! | [`engine`] | what is asked of a store, and the embedded one |
 //! | [`types`] | names, ids, topics, messages, time |
 
 #[cfg(feature = "mqtt")]
 pub mod auth;
+#[cfg(any(feature = "server", feature = "mqtt"))]
+mod causes;
 #[cfg(feature = "server")]
 pub mod cli;
 #[cfg(feature = "server")]

@@ -36,7 +36,7 @@ impl Default for Settings {
 }
 
 /// The bound. Parts share it, and each counts what it has refused.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct ConnectRate {
     table: Option<Arc<Table>>,
     refused: Arc<AtomicU64>,
@@ -143,12 +143,6 @@ impl ConnectRate {
     #[must_use]
     pub fn untracked(&self) -> u64 {
         self.table.as_ref().map_or(0, |table| table.untracked.load(Ordering::Relaxed))
-    }
-}
-
-impl Clone for ConnectRate {
-    fn clone(&self) -> Self {
-        Self { table: self.table.clone(), refused: Arc::clone(&self.refused) }
     }
 }
 

@@ -46,6 +46,7 @@ const ADAPTER: &[&str] = &[
     "tls",
     "auth",
     "proxy",
+    "causes",
     "connections",
     "counters",
     "rate",
@@ -58,7 +59,7 @@ const LAYERS: &[Layer] = &[
     Layer { module: "lib", may: &[], external: &[] },
     Layer {
         module: "cli",
-        may: &["server", "config", "telemetry", "grpc", "core", "engine", "types", "auth"],
+        may: &["server", "config", "telemetry", "grpc", "core", "engine", "types", "auth", "causes"],
         external: &[
             "anyhow",
             "base64",
@@ -189,6 +190,7 @@ const LAYERS: &[Layer] = &[
         external: &["tokio::select", "tokio::time"],
     },
     Layer { module: "connections", may: &[], external: &[] },
+    Layer { module: "causes", may: &[], external: &[] },
     Layer { module: "counters", may: &[], external: &[] },
     Layer { module: "rate", may: &["types"], external: &[] },
     Layer { module: "types", may: &[], external: &[] },

@@ -9,7 +9,8 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Code, Request, Status};
 
 use super::ClientOptions;
-use super::exit::{Exit, Failure, add_causes};
+use super::exit::{Exit, Failure};
+use crate::causes;
 
 /// Runs a client command on a runtime of its own.
 pub(super) fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
@@ -36,7 +37,7 @@ pub(super) async fn connect(options: &ClientOptions) -> Result<Channel, Failure>
     }
     endpoint.connect().await.map_err(|error| {
         let mut reason = format!("cannot reach the broker at {server} (--server)");
-        add_causes(&mut reason, Some(&error));
+        causes::add(&mut reason, Some(&error));
         if reason.contains(NO_TLS) {
             reason.push_str("; no TLS is spoken there: try http:// instead of https://");
         }
@@ -81,7 +82,7 @@ pub(super) fn refused(status: &Status) -> Failure {
         _ if cause.is_some() => Exit::Unreachable,
         _ => Exit::Failed,
     };
-    add_causes(&mut reason, cause);
+    causes::add(&mut reason, cause);
     if cause.is_some() && reason.contains(NO_HTTP2) {
         reason.push_str("; so answers a port that speaks TLS: try https:// instead of http://");
     }

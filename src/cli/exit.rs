@@ -1,9 +1,9 @@
 //! How a command ends: the exit codes, all of them.
 
-use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::causes::with_causes;
 use crate::engine::OpenError;
 
 /// The end of a command.
@@ -67,20 +67,6 @@ impl Failure {
 /// The reason and its causes on one line.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = self.reason.to_string();
-        add_causes(&mut text, self.reason.source());
-        f.write_str(&text)
-    }
-}
-
-/// Adds what is behind an error, and nothing twice.
-pub(super) fn add_causes(reason: &mut String, mut cause: Option<&(dyn Error + 'static)>) {
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !reason.contains(&said) {
-            reason.push_str(": ");
-            reason.push_str(&said);
-        }
-        cause = error.source();
+        f.write_str(&with_causes(self.reason.as_ref()))
     }
 }

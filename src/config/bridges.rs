@@ -106,7 +106,7 @@ impl Draft {
         }
         let name = &all.name;
         all.remote = url.ok_or_else(|| format!("the bridge {name} has no url"))?;
-        all.client_id = client_id.unwrap_or_else(|| format!("stafett.{name}"));
+        all.client_id = client_id.unwrap_or_else(|| bridge::Settings::usual_client_id(name));
         let mut passwords = password
             .map(Password::Text)
             .into_iter()

@@ -294,6 +294,53 @@ async fn a_wrong_password_is_told_and_tried_again() {
 }
 
 #[tokio::test]
+async fn a_session_that_is_new_here_begins_anew_there() {
+    for spoken in BOTH {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let lines = format!("try_private = false\n{}", version(spoken));
+        let _here = joined(listener.local_addr().unwrap(), &lines, None).await;
+        // In 3.1.1 the session that is forgotten needs a connection of its own.
+        let cleans: &[bool] = if spoken == V5 { &[true, false] } else { &[true, false, false] };
+        for &clean in cleans {
+            let (connect, _stream) = answers(&listener, ReasonCode::Success, || ()).await;
+            let Packet::Connect(connect) = connect else { panic!("{connect:?}") };
+            assert_eq!(connect.clean_start, clean, "{spoken:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_other_broker_does_not_take_is_counted_and_the_rest_goes_on() {
+    let (_there, config) = config_file("[limits]\nmax_payload_bytes = \"1KiB\"");
+    let there = Broker::start_with(&["--config", &config]).await;
+    let here = joined(there.address("mqtt"), "", None).await;
+    here.counts("bridges_connected", 1).await;
+    let mut far = Peer::subscribed(&there, V5, "out/#", QOS2).await;
+    let mut near = Peer::clean(&here, V5, "").await;
+    for (n, qos) in [QOS1, QOS2].into_iter().enumerate() {
+        near.say("out/a", qos, &"x".repeat(2000)).await;
+        near.say("out/a", qos, "small").await;
+        assert_eq!(far.receive_texts(1).await, ["small"]);
+        here.counts("bridge_messages_dropped_total", n as u64 + 1).await;
+    }
+}
+
+#[tokio::test]
+async fn what_we_grant_to_clients_does_not_bind_the_other_broker() {
+    let there = Broker::start().await;
+    let (_directory, config) = config_file(&format!(
+        "[mqtt]\nretain = false\nmax_qos = 0\n[[bridges]]\nname = \"b\"\nurl = \"mqtt://{}\"\n{TOPICS}",
+        there.address("mqtt")
+    ));
+    let here = Broker::start_with(&["--config", &config]).await;
+    here.counts("bridges_connected", 1).await;
+    let mut near = Peer::subscribed(&here, V5, "in/#", QOS0).await;
+    Peer::clean(&there, V5, "").await.say_retained("in/a", QOS1, "comes").await;
+    assert_eq!(near.receive_texts(1).await, ["comes"]);
+    here.counts("bridges_connected", 1).await;
+}
+
+#[tokio::test]
 async fn a_bridge_speaks_tls_with_a_certificate_of_its_own() {
     let (directory, authority) = certified();
     std::fs::write(directory.path().join("ca.pem"), authority.pem()).unwrap();

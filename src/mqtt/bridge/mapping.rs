@@ -6,8 +6,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::core::{CloseReason, Offer, Outbox};
 use crate::engine::{RetainHandling, SubscribeOptions};
 use crate::mqtt::codec;
@@ -90,8 +88,12 @@ struct Route {
     from: String,
     to: String,
     qos: Qos,
+    /// What `filter` is called on the other side.
+    there: TopicFilter,
     /// The same goes the other way, too.
     both: bool,
+    /// Retained messages go over when the subscription is new, and not each time.
+    once: bool,
 }
 
 /// All topics of a bridge.
@@ -125,21 +127,23 @@ impl Mapping {
                 _ => Qos::ExactlyOnce,
             };
             let both = *direction == Direction::Both;
-            let route = |filter: &TopicFilter, from: &str, to: &str| Route {
+            let route = |filter: &TopicFilter, there: &TopicFilter, from: &str, to: &str| Route {
                 filter: filter.clone(),
+                there: there.clone(),
                 from: from.to_owned(),
                 to: to.to_owned(),
                 qos,
                 both,
+                once: both,
             };
             if *direction != Direction::In {
                 if COMMANDS.iter().any(|command| local.as_str().starts_with(command)) {
                     return Err(format!("`{local}` is a command, and no topic to be sent"));
                 }
-                mapping.outward.push(route(&local, local_prefix, remote_prefix));
+                mapping.outward.push(route(&local, &remote, local_prefix, remote_prefix));
             }
             if *direction != Direction::Out {
-                mapping.inward.push(route(&remote, remote_prefix, local_prefix));
+                mapping.inward.push(route(&remote, &local, remote_prefix, local_prefix));
             }
         }
         for routes in [&mapping.inward, &mapping.outward] {
@@ -149,6 +153,7 @@ impl Mapping {
                 }
             }
         }
+        mapping.hand_over_once_what_comes_back();
         for route in &mapping.outward {
             let back = |other: &&Route| other.from == route.to && other.to == route.from && !other.both;
             let same = |other: &Route| other.filter.as_str().get(other.from.len()..) == route.rest();
@@ -158,6 +163,18 @@ impl Mapping {
             }
         }
         Ok(mapping)
+    }
+
+    /// Where a topic that goes out may be one that came in, its retained message is handed over once alone: each time, it
+    /// would put an older value over the newer one of the other side.
+    fn hand_over_once_what_comes_back(&mut self) {
+        let there = |routes: &[Route]| routes.iter().map(|route| route.there.clone()).collect::<Vec<_>>();
+        let (came_in, went_out) = (there(&self.inward), there(&self.outward));
+        for (routes, others) in [(&mut self.outward, came_in), (&mut self.inward, went_out)] {
+            for route in routes {
+                route.once |= others.iter().any(|other| other.overlaps(&route.filter));
+            }
+        }
     }
 
     /// What a topic of the other broker is called here; `None`: it is not carried.
@@ -187,7 +204,7 @@ impl Mapping {
                     qos,
                     no_local: true,
                     retain_as_published: true,
-                    retain_handling: if route.both {
+                    retain_handling: if route.once {
                         codec::RetainHandling::SendIfNew
                     } else {
                         codec::RetainHandling::Send
@@ -207,7 +224,7 @@ impl Mapping {
                 max_qos: route.qos,
                 no_local: true,
                 retain_as_published: true,
-                retain_handling: if connected && (fresh || !route.both) {
+                retain_handling: if connected && (fresh || !route.once) {
                     RetainHandling::Send
                 } else {
                     RetainHandling::DoNotSend
@@ -248,21 +265,16 @@ pub(super) struct Outward {
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) mapping: Arc<Mapping>,
     pub(super) grants: Grants,
-    /// Kept for its memory.
-    pub(super) mapped: Mutex<Vec<(Message, Qos, bool)>>,
 }
 
 impl Outbox for Outward {
     fn offer(&self, deliveries: &[Offer<'_>]) -> usize {
-        let mut mapped = self.mapped.lock();
-        mapped.clear();
-        for offer in deliveries {
-            if let Some(topic) = self.mapping.outward(&offer.message.topic) {
-                let message = Message { topic, ..offer.message.clone() };
-                let qos = offer.qos.min(self.grants.max_qos);
-                mapped.push((message, qos, offer.retain && self.grants.retain));
-            }
-        }
+        let carried = |offer: &Offer<'_>| -> Option<(Message, Qos, bool)> {
+            let topic = self.mapping.outward(&offer.message.topic)?;
+            let message = Message { topic, ..offer.message.clone() };
+            Some((message, offer.qos.min(self.grants.max_qos), offer.retain && self.grants.retain))
+        };
+        let mapped: Vec<_> = deliveries.iter().filter_map(carried).collect();
         let offers: Vec<Offer<'_>> = mapped
             .iter()
             .map(|(message, qos, retain)| Offer {
@@ -297,6 +309,29 @@ mod tests {
 
     fn name(text: &str) -> TopicName {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn retained_messages_that_may_come_back_go_over_once() {
+        let handling = |topics: &[Topic]| {
+            let mapping = Mapping::new(topics).unwrap();
+            let sent = mapping.local_filters(false, true);
+            let sent = sent.iter().map(|(_, options)| options.retain_handling == RetainHandling::DoNotSend);
+            let asked = mapping.remote_filters(codec::Version::V5);
+            let if_new = codec::RetainHandling::SendIfNew;
+            let asked = asked.iter().map(|filter| filter.options.retain_handling == if_new);
+            (sent.collect::<Vec<_>>(), asked.collect::<Vec<_>>())
+        };
+        let (out, into) = (Direction::Out, Direction::In);
+        let each = [topic("a/#", out, "", ""), topic("b/#", into, "", "")];
+        assert_eq!(handling(&each), (vec![false], vec![false]));
+        let overlapping = [topic("#", out, "", ""), topic("commands/#", into, "", "")];
+        assert_eq!(handling(&overlapping), (vec![true], vec![true]));
+        // Apart by their prefixes on one side alone: what goes out there does not come back here.
+        let apart = [topic("#", out, "x/", "y/"), topic("#", into, "z/", "y/")];
+        assert_eq!(handling(&apart), (vec![false], vec![true]));
+        let both = [topic("a/#", Direction::Both, "", "")];
+        assert_eq!(handling(&both), (vec![true], vec![true]));
     }
 
     #[test]

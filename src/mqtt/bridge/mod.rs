@@ -10,21 +10,19 @@
 //! Invariants: a bridge never keeps the broker from starting or stopping; how it is, is told under
 //! `$SYS/broker/connection/<name>/state`.
 
+mod link;
 mod mapping;
 mod pause;
 mod settings;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fmt;
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -38,13 +36,16 @@ use super::state::{Client, Hello};
 use super::stream::Stream;
 use super::translate;
 use super::{Counters, Door};
-use crate::core::{Broker, CloseReason, CoreError, End, Offer, OpenSession, Opened, Outbox, SYSTEM};
+use crate::causes::with_causes;
+use crate::core::{Broker, CloseReason, CoreError, End, Offer, OpenSession, Opened, Outbox};
 use crate::shutdown::Shutdown;
 use crate::socket::Peer;
 use crate::tls::TlsError;
 use crate::tls::client::ClientTls;
-use crate::types::{ClientId, Qos, TopicName, clock};
+use crate::types::{ClientId, Qos, clock};
 
+pub use link::Board;
+pub(super) use link::Link;
 pub(super) use mapping::Grants;
 pub use mapping::{Direction, Mapping, Topic, UnknownDirection};
 pub use settings::{NotARemote, Password, Remote, Settings};
@@ -95,64 +96,8 @@ enum BridgeError {
     Refused { code: ReasonCode, said: Option<ByteString> },
     #[error("its session here cannot be had: {0}")]
     Session(#[from] CoreError),
-}
-
-/// What others see of a bridge.
-#[derive(Debug)]
-pub(super) struct Link {
-    name: String,
-    mapping: Arc<Mapping>,
-    connected: AtomicBool,
-    dropped: AtomicU64,
-    /// Why the last connection ended, where that is known.
-    ended: Mutex<Option<String>>,
-    state: TopicName,
-    board: Board,
-}
-
-impl Link {
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub(super) fn map(&self) -> &Mapping {
-        &self.mapping
-    }
-
-    /// A message was not carried, and will not be. The first time that is told, then it is counted.
-    pub(super) fn drops(&self, why: impl fmt::Display) {
-        if self.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
-            tracing::warn!(bridge = self.name, "a message is dropped: {why}; more of them are counted");
-        } else {
-            tracing::debug!(bridge = self.name, "a message is dropped: {why}");
-        }
-    }
-
-    /// The other broker has said why it ends the connection.
-    pub(super) fn ends(&self, why: &str) {
-        self.ended.lock().get_or_insert_with(|| why.to_owned());
-    }
-
-    fn tell(&self, broker: &Broker, connected: bool, how: String) {
-        let was = self.connected.swap(connected, Ordering::Relaxed);
-        let known = self.board.0.lock().insert(self.name.clone(), how).is_some();
-        if was != connected || !known {
-            let state = if connected { b"1" } else { b"0" };
-            broker.set_system(self.state.clone(), Bytes::from_static(state));
-        }
-    }
-}
-
-/// How each bridge is, in words; clones are the same.
-#[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<BTreeMap<String, String>>>);
-
-impl Board {
-    /// Name and state of each.
-    #[must_use]
-    pub fn list(&self) -> Vec<(String, String)> {
-        self.0.lock().iter().map(|(name, how)| (name.clone(), how.clone())).collect()
-    }
+    #[error("the other broker has a session that ended here; it is to begin anew")]
+    Forgotten,
 }
 
 /// All bridges, ready to be run.
@@ -166,7 +111,7 @@ struct Bridge {
     settings: Settings,
     link: Arc<Link>,
     tls: Option<ClientTls>,
-    /// Its session was made by this process, and the other broker was told nothing yet.
+    /// Its session here is new: the other broker is to forget what it has of an earlier one.
     fresh: AtomicBool,
 }
 
@@ -187,18 +132,14 @@ impl Bridges {
             let tls = tls.map_err(|source| SetUpError::Tls { bridge: bridge(), source: Box::new(source) })?;
             let problem = |problem| SetUpError::Topics { bridge: bridge(), problem };
             let mapping = Arc::new(Mapping::new(&settings.topics).map_err(problem)?);
-            let state = format!("{SYSTEM}/broker/connection/{}/state", settings.name);
-            let state = TopicName::parse(state.into()).map_err(|error| problem(error.to_string()))?;
-            let link = Arc::new(Link {
-                name: settings.name.clone(),
-                mapping,
-                connected: AtomicBool::new(false),
-                dropped: AtomicU64::new(0),
-                ended: Mutex::default(),
-                state,
-                board: board.clone(),
-            });
-            bridges.push(Arc::new(Bridge { settings, link, tls, fresh: AtomicBool::new(false) }));
+            let link = Link::new(settings.name.clone(), mapping, board.clone());
+            let link = link.map_err(|error| problem(error.to_string()))?;
+            bridges.push(Arc::new(Bridge {
+                settings,
+                link: Arc::new(link),
+                tls,
+                fresh: AtomicBool::new(false),
+            }));
         }
         Ok(Self { bridges })
     }
@@ -213,8 +154,8 @@ impl Bridges {
     pub fn counters(&self) -> impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static {
         let links: Vec<_> = self.bridges.iter().map(|bridge| Arc::clone(&bridge.link)).collect();
         move || {
-            let connected = links.iter().filter(|link| link.connected.load(Ordering::Relaxed)).count();
-            let dropped = links.iter().map(|link| link.dropped.load(Ordering::Relaxed)).sum();
+            let connected = links.iter().filter(|link| link.is_connected()).count();
+            let dropped = links.iter().map(|link| link.dropped()).sum();
             vec![
                 ("bridges", links.len() as u64),
                 ("bridges_connected", connected as u64),
@@ -270,7 +211,7 @@ impl Bridge {
         }
         let opened = self.open(broker, Arc::new(Nowhere)).await?;
         self.fresh.store(!opened.present, Ordering::Relaxed);
-        self.subscribe(&opened, false).await?;
+        self.subscribe(&opened, false, false).await?;
         opened.session.close(End::Clean).await;
         Ok(())
     }
@@ -289,11 +230,11 @@ impl Bridge {
         broker.open_session(open).await
     }
 
-    /// Lets the session have the subscriptions that the configuration says, and no others.
-    async fn subscribe(&self, opened: &Opened, connected: bool) -> Result<(), CoreError> {
+    /// Lets the session have the subscriptions that the configuration says, and no others; `new`: the other broker has
+    /// none of them yet.
+    async fn subscribe(&self, opened: &Opened, connected: bool, new: bool) -> Result<(), CoreError> {
         let session = &opened.session;
-        let fresh = connected && (self.fresh.swap(false, Ordering::Relaxed) || !opened.present);
-        let wanted = self.link.mapping.local_filters(fresh, connected);
+        let wanted = self.link.mapping().local_filters(new, connected);
         let mut others = session.filters();
         others.retain(|filter| !wanted.iter().any(|(wanted, _)| wanted == filter));
         for ended in session.unsubscribe(others).await {
@@ -307,7 +248,8 @@ impl Bridge {
 
     async fn run(self: Arc<Self>, door: Arc<Door>) {
         let mut pause = Pause::new(&self.settings);
-        let mut private = self.settings.try_private && self.settings.version == Version::V311;
+        let knows_bridges = self.settings.try_private && self.settings.version == Version::V311;
+        let mut private = knows_bridges;
         let Settings { name, remote, .. } = &self.settings;
         let mut told = String::new();
         while !door.shutdown.stopping().is_cancelled() {
@@ -320,8 +262,8 @@ impl Bridge {
                 Ok(greeted) => {
                     told.clear();
                     let served = self.serve(&door, greeted).await;
-                    let said = self.link.ended.lock().take();
-                    said.unwrap_or_else(|| served.unwrap_or_else(|error| describe(&error)))
+                    let said = self.link.why_ended();
+                    said.unwrap_or_else(|| served.unwrap_or_else(|error| with_causes(&error)))
                 }
                 // It does not know of bridges: it is a client's connection, then.
                 Err(BridgeError::Greet(_) | BridgeError::Refused { .. }) if private => {
@@ -329,7 +271,7 @@ impl Bridge {
                     private = false;
                     continue;
                 }
-                Err(error) => describe(&error),
+                Err(error) => with_causes(&error),
             };
             self.link.tell(&door.broker, false, format!("{remote} not connected: {why}"));
             if door.shutdown.stopping().is_cancelled() {
@@ -346,6 +288,8 @@ impl Bridge {
                 () = tokio::time::sleep(wait) => {}
                 () = door.shutdown.stopping().cancelled() => return,
             }
+            // It may have refused for another reason, or be another one by now.
+            private = knows_bridges;
         }
     }
 
@@ -356,7 +300,7 @@ impl Bridge {
             Some(password) => Some(password.read().await?),
             None => None,
         };
-        let greeting = async {
+        let greeting = async |clean_start| {
             let Remote { host, port, .. } = &self.settings.remote;
             let stream =
                 TcpStream::connect((host.as_str(), *port)).await.map_err(BridgeError::Unreachable)?;
@@ -371,35 +315,50 @@ impl Bridge {
                 }
                 None => Stream::from(socket),
             };
-            Ok::<_, BridgeError>(greet(door, stream, peer, self.hello(door, password), private).await?)
+            Ok::<_, BridgeError>(
+                greet(door, stream, peer, self.hello(door, &password, clean_start), private).await?,
+            )
         };
-        let greeted = timeout(within, greeting).await.map_err(|_| BridgeError::Silent)??;
+        let greeted = async |clean_start| {
+            timeout(within, greeting(clean_start)).await.map_err(|_| BridgeError::Silent)?
+        };
+        let forget = !self.settings.clean_start && self.fresh.load(Ordering::Relaxed);
+        if forget && self.settings.version == Version::V311 {
+            // A clean session ends with its connection, and whatever the other broker had with it.
+            self.accepted(&greeted(true).await?)?;
+        }
+        let begins_anew = forget && self.settings.version == Version::V5;
+        let greeted = greeted(self.settings.clean_start || begins_anew).await?;
+        self.accepted(&greeted)?;
+        Ok(greeted)
+    }
+
+    fn accepted(&self, greeted: &Greeted) -> Result<(), BridgeError> {
         let ConnAck { reason, properties, .. } = &greeted.connack;
         if *reason != ReasonCode::Success {
             let said = properties.reason_string.clone();
             return Err(BridgeError::Refused { code: *reason, said });
         }
-        Ok(greeted)
+        Ok(())
     }
 
-    fn hello(&self, door: &Door, password: Option<Bytes>) -> Connect {
-        let Settings { client_id, username, version, keep_alive, clean_start, session_expiry, .. } =
-            &self.settings;
+    fn hello(&self, door: &Door, password: &Option<Bytes>, clean_start: bool) -> Connect {
+        let Settings { client_id, username, version, keep_alive, session_expiry, .. } = &self.settings;
         let mut properties = ConnectProperties::default();
         if *version == Version::V5 {
             properties.receive_maximum = NonZeroU16::new(door.settings.receive_maximum());
             properties.maximum_packet_size = std::num::NonZeroU32::new(door.settings.max_packet());
             let expiry = translate::session_expiry_seconds(*session_expiry);
-            properties.session_expiry = (!clean_start).then_some(expiry);
+            properties.session_expiry = (!self.settings.clean_start).then_some(expiry);
         }
         Connect {
             version: *version,
-            clean_start: *clean_start,
+            clean_start,
             keep_alive: u16::try_from(keep_alive.as_secs()).unwrap_or(u16::MAX),
             client_id: client_id.as_str().into(),
             will: None,
             username: username.as_deref().map(ByteString::from),
-            password,
+            password: password.clone(),
             properties,
         }
     }
@@ -429,21 +388,27 @@ impl Bridge {
         let mailbox = Mailbox::new(form, door.settings.bounds(), theirs, Arc::clone(&door.buffers));
         let outbox = Arc::new(Outward {
             mailbox: Arc::clone(&mailbox),
-            mapping: Arc::clone(&self.link.mapping),
+            mapping: Arc::clone(self.link.mapping()),
             grants,
-            mapped: Mutex::default(),
         });
         let mut opened = self.open(&door.broker, outbox).await?;
-        if !greeted.connack.session_present {
+        let resumed = greeted.connack.session_present;
+        if resumed && !opened.present {
+            // 5: [MQTT-3.2.2-4].
+            self.fresh.store(true, Ordering::Relaxed);
+            return Err(BridgeError::Forgotten);
+        }
+        self.fresh.store(false, Ordering::Relaxed);
+        if !resumed {
             // The other broker has forgotten which numbers it used: one that comes is another message.
             for id in std::mem::take(&mut opened.incoming) {
                 opened.session.release_incoming(id).await?;
             }
         }
-        self.subscribe(&opened, true).await?;
+        self.subscribe(&opened, true, !resumed).await?;
         // A number that no delivery has: those count from 1.
         let free = (1..=u16::MAX).rev().find(|id| !opened.outgoing.contains(id)).and_then(NonZeroU16::new);
-        let filters = self.link.mapping.remote_filters(version);
+        let filters = self.link.mapping().remote_filters(version);
         let subscribe = free.filter(|_| !filters.is_empty());
         let subscribe = subscribe.map(|packet_id| Subscribe { packet_id, properties: None, filters });
         let expiry = opened.expiry;
@@ -455,7 +420,6 @@ impl Bridge {
             client.ready();
         }
         let Settings { name, remote, .. } = &self.settings;
-        let resumed = greeted.connack.session_present;
         let telling = async {
             if answered.await.is_ok() {
                 tracing::info!(bridge = name, %remote, resumed, "connected");
@@ -468,15 +432,4 @@ impl Bridge {
             never = telling => match never {},
         }
     }
-}
-
-/// An error with its causes.
-fn describe(error: &BridgeError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

@@ -1,6 +1,7 @@
 //! What the operator decides about a bridge.
 
 use std::fmt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -108,8 +109,8 @@ impl Password {
                 bytes.into()
             }
             Self::Variable(name) => {
-                let value = std::env::var(name).map_err(|error| NoPassword(format!("{name}: {error}")))?;
-                value.into_bytes().into()
+                let value = std::env::var_os(name).ok_or_else(|| NoPassword(format!("{name} is not set")))?;
+                value.into_vec().into()
             }
         })
     }
@@ -153,11 +154,17 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The client id of a bridge of this name, unless it has another.
+    #[must_use]
+    pub fn usual_client_id(name: &str) -> String {
+        format!("stafett.{name}")
+    }
+
     /// What is usual, for a bridge of this name.
     #[must_use]
     pub fn new(name: String, remote: Remote) -> Self {
         Self {
-            client_id: format!("stafett.{name}"),
+            client_id: Self::usual_client_id(&name),
             name,
             remote,
             username: None,

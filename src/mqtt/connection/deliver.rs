@@ -131,6 +131,9 @@ impl Live {
         if !self.send(delivery, delivery.leased.qos, Some(packet_id), dup, wire) {
             self.state.window().forget(packet_id);
             self.effects.settled.push(stored(delivery));
+            if let Some(client) = self.state.client() {
+                client.not_sent();
+            }
         }
     }
 

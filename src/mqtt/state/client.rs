@@ -64,6 +64,16 @@ impl Client {
         self.link.drops(format_args!("{error}"));
     }
 
+    /// The other broker does not take it.
+    pub(super) fn refused_there(&self, reason: ReasonCode) {
+        self.link.drops(format_args!("the other broker refuses it: {reason}"));
+    }
+
+    /// It is not sent at all.
+    pub(in crate::mqtt) fn not_sent(&self) {
+        self.link.drops("its time is over, or it is larger than the other broker takes");
+    }
+
     /// When a ping is due.
     pub(super) fn next_ping(&self) -> Option<Instant> {
         self.ping.map(|(_, next)| next)

@@ -89,7 +89,10 @@ impl State {
     /// PUBACK.
     pub(super) fn acknowledged(&mut self, ack: &Ack, effects: &mut Effects) -> Result<(), Violation> {
         match self.window.get_mut(ack.packet_id).map(|flight| flight.step) {
-            Some(Step::Acknowledge) => self.finish(ack, effects),
+            Some(Step::Acknowledge) => {
+                self.count_refusal(ack);
+                self.finish(ack, effects);
+            }
             Some(_) => return Err(Violation::WrongAcknowledgement(PacketType::PubAck)),
             None => {}
         }
@@ -107,7 +110,10 @@ impl State {
         };
         match (flight.step, &flight.origin) {
             // 5: [MQTT-4.4.0-2].
-            (Step::Receive, _) if ack.reason.is_failure() => self.finish(ack, effects),
+            (Step::Receive, _) if ack.reason.is_failure() => {
+                self.count_refusal(ack);
+                self.finish(ack, effects);
+            }
             (Step::Receive, Origin::Stored(stored)) if durable => {
                 let outgoing = Outgoing { packet_id: id.get(), state: OutgoingState::Received };
                 effects.notes.push((*stored, outgoing));
@@ -140,6 +146,15 @@ impl State {
     pub(super) fn completed(&mut self, ack: &Ack, effects: &mut Effects) {
         if self.window.get_mut(ack.packet_id).is_some_and(|flight| flight.step == Step::Complete) {
             self.finish(ack, effects);
+        }
+    }
+
+    /// To a bridge a refusal is a message that the other broker will never have.
+    fn count_refusal(&self, ack: &Ack) {
+        if ack.reason.is_failure()
+            && let Some(client) = self.client()
+        {
+            client.refused_there(ack.reason);
         }
     }
 

@@ -131,7 +131,10 @@ impl State {
         if self.client.is_none() && publish.properties.as_deref().is_some_and(identified) {
             return Err(Violation::SubscriptionIdentifier);
         }
-        self.terms.check_publish(&publish)?;
+        // What we were told to grant binds those who connect to us.
+        if self.client.is_none() {
+            self.terms.check_publish(&publish)?;
+        }
         let topic = self.incoming.topic(&mut publish)?;
         let (qos, id) = (publish.qos, publish.packet_id);
         if let Some(id) = id {
