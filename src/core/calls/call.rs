@@ -19,6 +19,9 @@ use crate::types::{Message, clock};
 
 /// What one reply that is not read takes beside its weight, in bytes.
 const OVERHEAD: usize = 256;
+/// Beyond the bound of their number, and of their bytes.
+pub(super) const TOO_MANY: &str = "too many calls in flight";
+const TOO_LARGE: &str = "too many bytes of calls in flight";
 
 /// See the module.
 #[derive(Debug)]
@@ -61,10 +64,6 @@ impl Call {
     /// [`CoreError::Limit`].
     pub(super) fn new(calls: &Arc<Calls>, request: Request) -> Result<Self, CoreError> {
         let weight = request.message.weight() + OVERHEAD;
-        let refuse = |what: &str, max: usize| {
-            Counts::add(&calls.counts.refused);
-            CoreError::Limit { what: what.to_owned(), max: max as u64 }
-        };
         let bytes = calls.counts.bytes.fetch_add(weight, Ordering::Relaxed) + weight;
         let count = calls.counts.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         // From here on its drop gives back what it has taken.
@@ -84,10 +83,10 @@ impl Call {
             }),
         };
         if count > calls.bounds.calls {
-            return Err(refuse("too many calls in flight", calls.bounds.calls));
+            return Err(calls.refused(TOO_MANY, calls.bounds.calls));
         }
         if bytes > calls.bounds.bytes {
-            return Err(refuse("too many bytes of calls in flight", calls.bounds.bytes));
+            return Err(calls.refused(TOO_LARGE, calls.bounds.bytes));
         }
         Ok(call)
     }
@@ -129,16 +128,15 @@ impl Call {
         let weight = message.weight() + OVERHEAD;
         let mut slot = self.slot.lock();
         let Calls { bounds, counts, .. } = &*self.calls;
-        // One is taken however large it is: it is within the bound of a payload.
-        if slot.bytes > 0 {
-            let all = counts.bytes.load(Ordering::Relaxed);
-            if slot.bytes + weight > bounds.reply_bytes || all + weight > bounds.bytes {
-                Counts::add(&counts.refused);
-                let what = "bytes of the answer are not read by the caller".to_owned();
-                return Err(CoreError::Limit { what, max: bounds.reply_bytes as u64 });
-            }
+        // One part is within the bound of a payload, and taken however large it is.
+        if slot.bytes > 0 && slot.bytes + weight > bounds.reply_bytes {
+            let what = "too many bytes of the answer are not read by the caller";
+            return Err(self.calls.refused(what, bounds.reply_bytes));
         }
-        counts.bytes.fetch_add(weight, Ordering::Relaxed);
+        if counts.bytes.fetch_add(weight, Ordering::Relaxed) + weight > bounds.bytes {
+            counts.bytes.fetch_sub(weight, Ordering::Relaxed);
+            return Err(self.calls.refused(TOO_LARGE, bounds.bytes));
+        }
         slot.bytes += weight;
         slot.answered = true;
         let latency = clock::now().saturating_duration_since(self.begun);

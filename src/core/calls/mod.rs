@@ -6,7 +6,7 @@
 //! ```
 //!
 //! `call` is one request with its answer, `service` and `state` decide who is asked, `responder` is the handle of who
-//! answers, `device` a subscriber that answers, `topics` where one of 3.1.1 does, `published` what of this comes and goes
+//! answers, `device` a subscriber that answers, `line` what waits, `topics` where one of 3.1.1 does, `published` what of this comes and goes
 //! as a publish.
 //!
 //! Invariants: a call is with one responder, waits for one, or is over; whoever waits hears of each of these ends at once;
@@ -16,6 +16,7 @@
 
 mod call;
 mod device;
+mod line;
 mod published;
 mod responder;
 mod service;
@@ -33,6 +34,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::{Broker, CoreError, Limits};
 use crate::types::{ClientId, Message, TopicName, UnixMillis};
@@ -200,6 +203,9 @@ pub(crate) struct Calls {
     /// How often a session came back with its subscriptions.
     reconnects: AtomicU64,
     pub(super) counts: Counts,
+    /// What waits for a moment.
+    tasks: TaskTracker,
+    draining: CancellationToken,
 }
 
 /// What of [`Limits`] bounds calls.
@@ -257,8 +263,10 @@ impl ReplyRefused {
 }
 
 impl Calls {
-    pub(crate) fn new(limits: &Limits) -> Arc<Self> {
+    pub(crate) fn new(limits: &Limits, tasks: TaskTracker, draining: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
+            tasks,
+            draining,
             bounds: Bounds {
                 calls: limits.max_calls,
                 bytes: limits.call_bytes,
@@ -279,8 +287,7 @@ impl Calls {
     /// Hands a request to a responder, or lets it wait for one.
     pub(crate) fn call(self: &Arc<Self>, request: Request) -> Result<Calling, CoreError> {
         let Some(service) = self.service(&request.message.topic) else {
-            Counts::add(&self.counts.no_responders);
-            return Err(no_responders(&request.message.topic));
+            return Err(self.nobody(&request.message.topic));
         };
         let call = Arc::new(Call::new(self, request)?);
         service.take_in(&call)?;
@@ -290,7 +297,7 @@ impl Calls {
 
     /// Adds a responder.
     pub(crate) fn serve(self: &Arc<Self>, mut serve: Serve) -> Result<Responder, CoreError> {
-        let key = self.next_key()?;
+        let key = self.next_key().inspect_err(|_| Counts::add(&self.counts.refused))?;
         serve.id.get_or_insert_with(|| format!("responder-{key}").into());
         let name = serve.service.clone();
         Ok(self.service_with(&name, |service| service.join(key, serve)))
@@ -304,6 +311,24 @@ impl Calls {
             Ok(_) => Ok(self.next_key.fetch_add(1, Ordering::Relaxed)),
             Err(_) => Err(CoreError::Limit { what: "too many responders".to_owned(), max: max as u64 }),
         }
+    }
+
+    /// Nobody can answer a call.
+    fn nobody(&self, service: &TopicName) -> CoreError {
+        Counts::add(&self.counts.no_responders);
+        CoreError::NoResponders { service: service.as_str().to_owned() }
+    }
+
+    /// Whoever could answer a call does not read.
+    fn unread(&self, service: &TopicName) -> CoreError {
+        Counts::add(&self.counts.refused);
+        CoreError::Unread { service: service.as_str().to_owned() }
+    }
+
+    /// Something is beyond a bound.
+    fn refused(&self, what: impl Into<String>, max: usize) -> CoreError {
+        Counts::add(&self.counts.refused);
+        CoreError::Limit { what: what.into(), max: max as u64 }
     }
 
     fn service(&self, name: &TopicName) -> Option<Arc<Service>> {
@@ -388,24 +413,23 @@ impl Calls {
     }
 }
 
-fn no_responders(service: &TopicName) -> CoreError {
-    CoreError::NoResponders { service: service.as_str().to_owned() }
-}
-
 impl Broker {
     /// Begins a call: it is with a responder, or waits for one, when this returns. Never waits. The request is within
     /// [`Limits`], as the door has checked.
     ///
     /// # Errors
     /// [`CoreError::NoResponders`], [`CoreError::Limit`] when there are too many calls, or when who would answer is beyond
-    /// the bound of responders, [`CoreError::Draining`].
+    /// the bound of responders, [`CoreError::Unread`], [`CoreError::Draining`].
     pub fn call(&self, request: Request) -> Result<Calling, CoreError> {
         if self.draining.is_cancelled() {
             return Err(CoreError::Draining);
         }
         let found = self.find_devices(&request.message.topic);
         match (self.calls.call(request), found) {
-            (Err(CoreError::NoResponders { .. }), Err(full)) => Err(full),
+            (Err(CoreError::NoResponders { .. }), Err(full)) => {
+                Counts::add(&self.calls.counts.refused);
+                Err(full)
+            }
             (called, _) => called,
         }
     }

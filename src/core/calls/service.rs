@@ -4,22 +4,22 @@
 //! and nowhere else; without a responder that takes requests nothing waits.
 
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
+use bytestring::ByteString;
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::call::{Call, Place};
 use super::device::{Candidate, Seen};
 use super::responder::Responder;
-use super::state::{Door, Entry, Held, State, Wakes};
-use super::{Answer, CallError, Calls, Counts, ReplyRefused, ResponderFacts, Said, Serve, no_responders};
+use super::state::{Door, Entry, Handed, Held, State, Wakes};
+use super::{Answer, CallError, Calls, Counts, ReplyRefused, ResponderFacts, Said, Serve};
 use crate::core::CoreError;
 use crate::core::session::SessionKey;
 use crate::types::{TopicName, clock};
-
-/// Calls that were given up stay in the line until so many, or half of it, are there.
-const DEAD: usize = 64;
 
 /// See the module.
 #[derive(Debug)]
@@ -47,48 +47,44 @@ impl Service {
         let Some(calls) = self.calls.upgrade() else { return Err(CoreError::Draining) };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
-        let nobody_waits = state.waiting.len() == state.dead;
-        while let Some(at) = if nobody_waits { state.choose() } else { None } {
-            if state.assign(at, call, &mut wakes) {
-                drop(state);
-                wakes.run();
-                return Ok(());
+        let handed = if state.waiting.is_empty() { state.hand(call, &mut wakes) } else { Handed::Busy };
+        let taken = match handed {
+            Handed::Yes => Ok(()),
+            Handed::Busy if state.waiting.len() >= calls.bounds.waiting => {
+                let what = format!("too many calls wait for a responder of `{}`", self.name);
+                Err(calls.refused(what, calls.bounds.waiting))
             }
-        }
-        if state.takers == 0 {
-            Counts::add(&calls.counts.no_responders);
-            return Err(no_responders(&self.name));
-        }
-        if state.waiting.len() - state.dead >= calls.bounds.waiting {
-            Counts::add(&calls.counts.refused);
-            let max = calls.bounds.waiting as u64;
-            let what = format!("too many calls wait for a responder of `{}`", self.name);
-            return Err(CoreError::Limit { what, max });
-        }
-        call.put(Place::Waiting);
-        state.waiting.push_back(Arc::clone(call));
+            Handed::Busy => {
+                call.put(Place::Waiting);
+                state.waiting.push(Arc::clone(call));
+                Ok(())
+            }
+            Handed::Full => Err(calls.unread(&self.name)),
+            Handed::Nobody => Err(calls.nobody(&self.name)),
+        };
         drop(state);
         wakes.run();
-        Ok(())
+        taken
     }
 
     /// Gives a call up. False if it is over.
-    pub(super) fn cancel(&self, call: &Arc<Call>) -> bool {
+    pub(super) fn cancel(self: &Arc<Self>, call: &Arc<Call>) -> bool {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         match call.place() {
             Place::Over => return false,
             Place::Waiting => {
                 call.put(Place::Over);
-                state.dead += 1;
-                if state.dead >= DEAD && state.dead > state.waiting.len() / 2 {
-                    state.waiting.retain(|call| call.place() != Place::Over);
-                    state.dead = 0;
-                }
+                state.waiting.died();
             }
             Place::With(at, number) => {
                 call.put(Place::Over);
-                state.give_up(at, number, &mut wakes);
+                if let Some((key, asked)) = state.give_up(at, number, &mut wakes) {
+                    let owed = self.calls.upgrade().and_then(|calls| self.owed(&calls, (at, key), asked));
+                    if let Some(entry) = state.entry(at) {
+                        entry.owed = owed;
+                    }
+                }
                 self.hand_out(&mut state, &mut wakes);
             }
         }
@@ -171,11 +167,16 @@ impl Service {
         all
     }
 
-    /// Gives it no more requests.
+    /// Gives it no more requests. What it has not taken goes to others.
     pub(super) fn drain(&self, at: usize) {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         state.stop(at);
+        if let Some(calls) = self.calls.upgrade() {
+            let id = state.entry(at).and_then(|entry| entry.serve.id.clone()).unwrap_or_default();
+            let held = state.take_back(at);
+            self.pass_on(&calls, &mut state, &id, held, &mut wakes);
+        }
         self.hand_out(&mut state, &mut wakes);
         drop(state);
         wakes.run();
@@ -191,20 +192,7 @@ impl Service {
         state.forget(&entry);
         calls.gone(&entry);
         let id = entry.serve.id.unwrap_or_default();
-        let mut held: Vec<(u64, Held)> = entry.in_hand.into_iter().collect();
-        held.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
-        for (_, Held { call, taken, .. }) in held {
-            if !taken || call.may_retry(calls.bounds.tries) {
-                Counts::add(&calls.counts.retried);
-                call.put(Place::Waiting);
-                state.waiting.push_front(call);
-            } else {
-                Counts::add(&calls.counts.lost);
-                let (service, responder) = (self.name.as_str().to_owned(), id.to_string());
-                let lost = CoreError::ResponderLost { service, responder };
-                wakes.callers.extend(call.fail(CallError::Broker(lost)));
-            }
-        }
+        self.pass_on(&calls, &mut state, &id, entry.in_hand.into_iter().collect(), &mut wakes);
         self.hand_out(&mut state, &mut wakes);
         let empty = state.places.iter().all(Option::is_none);
         drop(state);
@@ -214,21 +202,79 @@ impl Service {
         }
     }
 
-    /// Hands out what waits while there is room. Without a responder that takes requests it ends.
-    fn hand_out(&self, state: &mut State, wakes: &mut Wakes) {
-        state.dispatch(wakes);
-        if state.takers > 0 {
-            return;
-        }
-        state.dead = 0;
-        for call in std::mem::take(&mut state.waiting) {
-            if call.place() == Place::Waiting {
-                if let Some(calls) = self.calls.upgrade() {
-                    Counts::add(&calls.counts.no_responders);
-                }
-                wakes.callers.extend(call.fail(CallError::Broker(no_responders(&self.name))));
+    /// Puts what a responder had in hand first in the line, or lets it fail where another may not be asked.
+    fn pass_on(
+        &self,
+        calls: &Calls,
+        state: &mut State,
+        responder: &ByteString,
+        mut held: Vec<(u64, Held)>,
+        wakes: &mut Wakes,
+    ) {
+        held.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
+        for (_, Held { call, taken, .. }) in held {
+            if !taken || call.may_retry(calls.bounds.tries) {
+                Counts::add(&calls.counts.retried);
+                call.put(Place::Waiting);
+                state.waiting.push_first(call);
+            } else {
+                Counts::add(&calls.counts.lost);
+                let (service, responder) = (self.name.as_str().to_owned(), responder.to_string());
+                let lost = CoreError::ResponderLost { service, responder };
+                wakes.callers.extend(call.fail(CallError::Broker(lost)));
             }
         }
+    }
+
+    /// Hands out what waits while there is room. What nobody can take ends.
+    fn hand_out(&self, state: &mut State, wakes: &mut Wakes) {
+        while let Some(call) = state.waiting.pop() {
+            let error = match state.hand(&call, wakes) {
+                Handed::Yes => continue,
+                Handed::Busy => return state.waiting.push_first(call),
+                Handed::Full => self.calls.upgrade().map(|calls| calls.unread(&self.name)),
+                Handed::Nobody => self.calls.upgrade().map(|calls| calls.nobody(&self.name)),
+            };
+            wakes.callers.extend(call.fail(CallError::Broker(error.unwrap_or(CoreError::Draining))));
+        }
+    }
+
+    /// Lets a device owe the answer to what it was asked then. None if the broker stops.
+    fn owed(
+        self: &Arc<Self>,
+        calls: &Calls,
+        (at, key): (usize, u64),
+        asked: Instant,
+    ) -> Option<AbortOnDropHandle<()>> {
+        if calls.draining.is_cancelled() {
+            return None;
+        }
+        let service = Arc::downgrade(self);
+        let left = calls.bounds.late.saturating_sub(clock::now().saturating_duration_since(asked));
+        let draining = calls.draining.clone();
+        let forget = async move {
+            tokio::select! {
+                () = draining.cancelled() => {}
+                () = tokio::time::sleep(left) => {
+                    if let Some(service) = service.upgrade() {
+                        service.owes_nothing(at, key);
+                    }
+                }
+            }
+        };
+        Some(AbortOnDropHandle::new(calls.tasks.spawn(forget)))
+    }
+
+    /// What a device says from now on is the answer to what it is asked next.
+    fn owes_nothing(&self, at: usize, key: u64) {
+        let mut wakes = Wakes::default();
+        let mut state = self.state.lock();
+        if let Some(entry) = state.entry(at).filter(|entry| entry.key == key) {
+            entry.owed = None;
+        }
+        self.hand_out(&mut state, &mut wakes);
+        drop(state);
+        wakes.run();
     }
 
     /// Moves requests that the responder has not seen to `requests`, at most `messages` and, beyond the first, `bytes`
@@ -262,14 +308,27 @@ impl Service {
 
     /// Passes answers on, in their order. Returns those that nobody got.
     pub(super) fn reply(&self, at: usize, key: u64, answers: Vec<Answer>) -> Vec<ReplyRefused> {
-        let Some(calls) = self.calls.upgrade() else { return Vec::new() };
         let mut wakes = Wakes::default();
-        let mut refused = Vec::new();
         let mut state = self.state.lock();
+        let refused = self.answer(&mut state, (at, key), answers, &mut wakes);
+        drop(state);
+        wakes.run();
+        refused
+    }
+
+    fn answer(
+        &self,
+        state: &mut State,
+        (at, key): (usize, u64),
+        answers: Vec<Answer>,
+        wakes: &mut Wakes,
+    ) -> Vec<ReplyRefused> {
+        let Some(calls) = self.calls.upgrade() else { return Vec::new() };
+        let mut refused = Vec::new();
         let is_there = state.entry(at).is_some_and(|entry| entry.key == key);
         for Answer { number, said } in answers {
             let result = if is_there {
-                state.answer(at, number, said, &mut wakes)
+                state.answer(at, number, said, wakes)
             } else {
                 Err(ReplyRefused::Unknown(number))
             };
@@ -283,33 +342,39 @@ impl Service {
                 refused.push(why);
             }
         }
-        self.hand_out(&mut state, &mut wakes);
-        drop(state);
-        wakes.run();
+        self.hand_out(state, wakes);
         refused
     }
 
-    /// Passes the answer of a device on that does not say to what it is one: to what was given up not long ago, or else to
-    /// what it has in hand. What it says unasked is nothing.
+    /// Passes the answer of a device on that does not say to what it is one: to what was given up before, if it owes that,
+    /// or else to what it has in hand. What it says unasked is nothing.
+    ///
+    /// A device owes an answer for [`call_timeout`](crate::core::Limits::call_timeout) from when it was asked, as long as it
+    /// stays connected and subscribed, and is asked nothing else meanwhile. So what it says late is never taken for the
+    /// answer to another request, and an answer that was lost on its way keeps it from being asked no longer than that.
     pub(super) fn reply_next(&self, at: usize, key: u64, said: impl FnOnce() -> Said) {
-        let Some(calls) = self.calls.upgrade() else { return };
-        let number = {
-            let mut state = self.state.lock();
-            let Some(entry) = state.entry(at).filter(|entry| entry.key == key && entry.says_no_number())
-            else {
-                return;
-            };
-            let now = clock::now();
-            entry.owed.retain(|given_up| now.saturating_duration_since(*given_up) < calls.bounds.late);
-            if entry.owed.pop_front().is_some() {
-                Counts::add(&calls.counts.replies_over);
-                return;
-            }
-            entry.in_hand.keys().next().copied()
+        let mut wakes = Wakes::default();
+        let mut state = self.state.lock();
+        let Some(entry) = state.entry(at).filter(|entry| entry.key == key && entry.says_no_number()) else {
+            return;
         };
-        if let Some(number) = number {
-            self.reply(at, key, vec![Answer { number, said: said() }]);
+        if entry.owed.take().is_some() {
+            if let Some(calls) = self.calls.upgrade() {
+                Counts::add(&calls.counts.replies_over);
+            }
+            self.hand_out(&mut state, &mut wakes);
+        } else if let Some(number) = entry.in_hand.keys().next().copied() {
+            let answers = vec![Answer { number, said: said() }];
+            self.answer(&mut state, (at, key), answers, &mut wakes);
         }
+        drop(state);
+        wakes.run();
+    }
+
+    /// Numbers in the inboxes of all responders.
+    #[cfg(test)]
+    pub(super) fn untaken(&self) -> usize {
+        self.state.lock().places.iter().flatten().map(|entry| entry.inbox.len()).sum()
     }
 
     /// Whether the responder has nothing in hand.

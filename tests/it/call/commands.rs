@@ -82,6 +82,18 @@ async fn a_program_is_ended_when_nobody_waits() {
 }
 
 #[tokio::test]
+async fn a_program_that_says_much_while_much_is_asked_goes_on() {
+    let broker = Broker::start().await;
+    let _serving = serve_with(&broker, &["cat", "--concurrency", "100", "--", "cat"]).await;
+    let calls = Calls::of(&broker).await;
+    let large = "x".repeat(300_000);
+    let begun: Vec<_> = (0..200).map(|_| calls.begin(asking("cat", &large))).collect();
+    for call in begun {
+        assert_eq!(answered(call).await.len(), large.len());
+    }
+}
+
+#[tokio::test]
 async fn parts_are_printed_as_they_come() {
     let broker = Broker::start().await;
     let calls = Calls::of(&broker).await;
