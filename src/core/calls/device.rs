@@ -63,6 +63,11 @@ impl Device {
         self.answers == Answers::ByTopic
     }
 
+    /// Whether it is one of a share group.
+    pub(super) fn is_member(&self) -> bool {
+        matches!(self.filter, FilterSpec::Shared { .. })
+    }
+
     /// Whether it is there and still subscribes.
     pub(super) fn answers(&self) -> bool {
         answers(&self.session) == self.answers

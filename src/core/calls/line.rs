@@ -3,10 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::Serve;
 use super::call::{Call, Place};
-
-/// Calls that were given up stay until so many, or half of all, are there.
-const DEAD: usize = 64;
+use super::state::Wakes;
 
 /// See the module. Whoever gives one of them up says so with [`Line::died`].
 #[derive(Debug, Default)]
@@ -46,12 +45,18 @@ impl Line {
         None
     }
 
-    /// One of them is over.
+    /// One of them is over. It stays until half of all are.
     pub(super) fn died(&mut self) {
         self.dead += 1;
-        if self.dead >= DEAD && self.dead > self.calls.len() / 2 {
+        if self.dead * 2 >= self.calls.len() {
             self.calls.retain(|call| call.place() != Place::Over);
             self.dead = 0;
+        }
+    }
+    /// All of them waited for a responder that is gone.
+    pub(super) fn lost(mut self, responder: &Serve, wakes: &mut Wakes) {
+        while let Some(call) = self.pop() {
+            wakes.callers.extend(call.lost(responder));
         }
     }
 }

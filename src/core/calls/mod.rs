@@ -5,18 +5,22 @@
 //!      Calling ◀─ parts, end ◀─────── Responder::reply ◀────── door
 //! ```
 //!
-//! `call` is one request with its answer, `service` and `state` decide who is asked, `responder` is the handle of who
-//! answers, `device` a subscriber that answers, `line` what waits, `topics` where one of 3.1.1 does, `published` what of this comes and goes
-//! as a publish.
+//! `call` is one request with its answer, `service` and `state` decide who is asked, `direct` asks everyone, `gather` takes
+//! the replies of all, `responder` is the handle of who answers, `device` a subscriber that answers, `line` what waits,
+//! `topics` where one of 3.1.1 answers, `owed` what it owes, `published` what of this comes and goes as a publish, `words`
+//! what is said.
 //!
-//! Invariants: a call is with one responder, waits for one, or is over; whoever waits hears of each of these ends at once;
-//! what a responder says reaches only calls that it was asked for. Lock order: the services, one service, one call. With
-//! a service's lock held a session's state, its outbox or the index of devices may be locked, and nothing else. None is held
-//! across an await.
+//! Invariants: a call is with one responder, waits for one, or is over; one that is for a certain responder goes to no
+//! other; whoever waits hears of each of these ends at once; what a responder says reaches only calls that it was asked for.
+//! Lock order: the services, one service, one call. With a service's lock held a session's state, its outbox or the index of
+//! devices may be locked, and nothing else. None is held across an await.
 
 mod call;
 mod device;
+mod direct;
+mod gather;
 mod line;
+mod owed;
 mod published;
 mod responder;
 mod service;
@@ -24,173 +28,33 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod topics;
+mod words;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use bytestring::ByteString;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Broker, CoreError, Limits};
-use crate::types::{ClientId, Message, TopicName, UnixMillis};
+use crate::types::TopicName;
 
 pub use call::Calling;
+pub use gather::{End, Gathered, Gathering, Missing, Policy, Summary};
 pub use responder::{Asked, Cancelled, Responder};
 pub use topics::{NotAPair, TopicPair};
+pub use words::{
+    Answer, CallError, Caller, Fault, Reply, ReplyRefused, Request, ResponderFacts, Said, Serve,
+};
 
 pub(crate) use published::By;
 
 use call::Call;
 use device::Index;
 use service::Service;
-
-/// What is asked.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// The request; its topic is the name of the service.
-    pub message: Message,
-    /// When nobody waits any more. Told to the responder; whoever waits keeps it.
-    pub deadline: Option<UnixMillis>,
-    /// Who asks.
-    pub caller: Caller,
-    /// What the caller's protocol says beside the message.
-    pub metadata: Vec<(ByteString, ByteString)>,
-    /// Another responder may be asked when one is lost with it.
-    pub idempotent: bool,
-    /// The answer may come in parts.
-    pub takes_parts: bool,
-}
-
-/// Who asks.
-#[derive(Debug, Clone, Default)]
-pub struct Caller {
-    /// Its name, if it has one.
-    pub client_id: Option<ClientId>,
-    /// Where its connection comes from.
-    pub address: Option<SocketAddr>,
-}
-
-/// An answer, or a part of it.
-#[derive(Debug, Clone)]
-pub struct Reply {
-    /// Who said it.
-    pub responder: ByteString,
-    /// What was said; its topic has no meaning.
-    pub message: Message,
-    /// Whether further parts follow.
-    pub more: bool,
-    /// From the request's arrival.
-    pub latency: Duration,
-}
-
-/// A responder's error.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// As `google.rpc.Code` counts them; not 0.
-    pub code: i32,
-    /// For people.
-    pub message: ByteString,
-    /// What else it says, in the form of its door; may be empty.
-    pub details: Bytes,
-}
-
-/// Why a call has no answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CallError {
-    /// The broker says so.
-    Broker(CoreError),
-    /// The responder says so.
-    Responder(Fault),
-}
-
-/// What a responder says to one request.
-#[derive(Debug)]
-pub struct Answer {
-    /// As the request was numbered.
-    pub number: u64,
-    /// What it says.
-    pub said: Said,
-}
-
-/// See [`Answer`].
-#[derive(Debug)]
-pub enum Said {
-    /// A part; further ones follow.
-    Part(Message),
-    /// The last part, or the only one.
-    Last(Message),
-    /// An error.
-    Fault(Fault),
-    /// Something that cannot be passed on, and why: the call fails.
-    Wrong(CoreError),
-}
-
-/// Why nobody got what a responder said.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReplyRefused {
-    /// The request was never sent to this responder.
-    #[error("there was no request {0} on this stream")]
-    Unknown(u64),
-    /// The caller has left, or its deadline has passed.
-    #[error("the request {0} is over: its caller waits no more")]
-    Over(u64),
-    /// It was answered for good before.
-    #[error("the request {0} is answered already")]
-    Answered(u64),
-    /// A part where one reply is due; the call still waits.
-    #[error("the request {0} takes one reply, not parts")]
-    OneReply(u64),
-    /// It cannot be passed on, and the call has failed.
-    #[error("the reply to the request {number}: {error}")]
-    Wrong {
-        /// The request.
-        number: u64,
-        /// What is wrong.
-        error: CoreError,
-    },
-}
-
-/// What a responder offers.
-#[derive(Debug, Clone)]
-pub struct Serve {
-    /// The service.
-    pub service: TopicName,
-    /// Its group; may be empty.
-    pub group: ByteString,
-    /// Its name; none: one is made up.
-    pub id: Option<ByteString>,
-    /// How many requests it takes at the same time.
-    pub credit: usize,
-    /// Shown to those who look.
-    pub metadata: Vec<(ByteString, ByteString)>,
-}
-
-/// A responder as it is shown.
-#[derive(Debug, Clone)]
-pub struct ResponderFacts {
-    /// Ascending over all responders of the process.
-    pub key: u64,
-    /// What it offers, with its name.
-    pub serve: Serve,
-    /// Requests in hand.
-    pub in_flight: usize,
-    /// Answered, errors included.
-    pub served: u64,
-    /// Answered with an error.
-    pub errors: u64,
-    /// Of all that it answered together.
-    pub busy: Duration,
-    /// It gets no more requests.
-    pub draining: bool,
-    /// It is a subscriber.
-    pub device: bool,
-}
 
 /// All calls and those who answer them.
 #[derive(Debug)]
@@ -214,6 +78,8 @@ struct Bounds {
     calls: usize,
     bytes: usize,
     reply_bytes: usize,
+    gather_responders: usize,
+    gather_bytes: usize,
     waiting: usize,
     tries: usize,
     responders: usize,
@@ -230,6 +96,7 @@ pub(super) struct Counts {
     /// Answers that are on their way to be published.
     answering: AtomicUsize,
     begun: AtomicU64,
+    multicasts: AtomicU64,
     no_responders: AtomicU64,
     refused: AtomicU64,
     retried: AtomicU64,
@@ -248,20 +115,6 @@ impl Counts {
     }
 }
 
-impl ReplyRefused {
-    /// A word for programs; none if the reply itself was wrong.
-    #[must_use]
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Unknown(_) => "UNKNOWN_REQUEST",
-            Self::Over(_) => "REQUEST_OVER",
-            Self::Answered(_) => "ANSWERED_ALREADY",
-            Self::OneReply(_) => "ONE_REPLY",
-            Self::Wrong { .. } => "",
-        }
-    }
-}
-
 impl Calls {
     pub(crate) fn new(limits: &Limits, tasks: TaskTracker, draining: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
@@ -271,6 +124,8 @@ impl Calls {
                 calls: limits.max_calls,
                 bytes: limits.call_bytes,
                 reply_bytes: limits.call_reply_bytes,
+                gather_responders: limits.gather_responders,
+                gather_bytes: limits.gather_bytes,
                 waiting: limits.calls_waiting,
                 tries: limits.call_tries,
                 responders: limits.max_responders,
@@ -289,7 +144,7 @@ impl Calls {
         let Some(service) = self.service(&request.message.topic) else {
             return Err(self.nobody(&request.message.topic));
         };
-        let call = Arc::new(Call::new(self, request)?);
+        let call = Arc::new(Call::new(self, Arc::new(request), None)?);
         service.take_in(&call)?;
         Counts::add(&self.counts.begun);
         Ok(Calling::new(service, call))
@@ -389,7 +244,7 @@ impl Calls {
     }
 
     /// By the names that operators see.
-    pub(crate) fn counters(&self) -> [(&'static str, u64); 15] {
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 16] {
         let counts = &self.counts;
         let now = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) as u64;
         let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -399,6 +254,7 @@ impl Calls {
             ("services", self.services.read().len() as u64),
             ("responders", now(&counts.responders)),
             ("calls_total", total(&counts.begun)),
+            ("multicasts_total", total(&counts.multicasts)),
             ("calls_no_responders_total", total(&counts.no_responders)),
             ("calls_refused_total", total(&counts.refused)),
             ("calls_retried_total", total(&counts.retried)),

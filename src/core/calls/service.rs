@@ -4,29 +4,26 @@
 //! and nowhere else; without a responder that takes requests nothing waits.
 
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
-use bytestring::ByteString;
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::call::{Call, Place};
 use super::device::{Candidate, Seen};
 use super::responder::Responder;
 use super::state::{Door, Entry, Handed, Held, State, Wakes};
-use super::{Answer, CallError, Calls, Counts, ReplyRefused, ResponderFacts, Said, Serve};
+use super::{Answer, Calls, Counts, ReplyRefused, ResponderFacts, Serve};
 use crate::core::CoreError;
 use crate::core::session::SessionKey;
-use crate::types::{TopicName, clock};
+use crate::types::TopicName;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Service {
     name: TopicName,
-    calls: Weak<Calls>,
-    state: Mutex<State>,
+    pub(super) calls: Weak<Calls>,
+    pub(super) state: Mutex<State>,
 }
 
 impl Service {
@@ -77,6 +74,12 @@ impl Service {
                 call.put(Place::Over);
                 state.waiting.died();
             }
+            Place::WaitingFor(at) => {
+                call.put(Place::Over);
+                if let Some(entry) = state.entry(at) {
+                    entry.line.died();
+                }
+            }
             Place::With(at, number) => {
                 call.put(Place::Over);
                 if let Some((key, asked)) = state.give_up(at, number, &mut wakes) {
@@ -85,7 +88,8 @@ impl Service {
                         entry.owed = owed;
                     }
                 }
-                self.hand_out(&mut state, &mut wakes);
+                state.go_on(at, &mut wakes);
+                Self::hand_out(&mut state, &mut wakes);
             }
         }
         drop(state);
@@ -99,7 +103,7 @@ impl Service {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         let at = state.add(key, serve.clone(), Door::Stream(Arc::clone(&wake)));
-        self.hand_out(&mut state, &mut wakes);
+        Self::hand_out(&mut state, &mut wakes);
         drop(state);
         wakes.run();
         Responder::new(Arc::clone(self), (at, key), serve, wake)
@@ -129,13 +133,14 @@ impl Service {
             match known.remove(&device.key()) {
                 Some(at) => {
                     state.renew(at, device, serve);
-                    state.stop_if_gone(at);
+                    state.stop_if_gone(at, &mut wakes);
+                    state.go_on(at, &mut wakes);
                 }
                 None => new.push((device, serve)),
             }
         }
         for at in known.into_values() {
-            state.stop(at);
+            state.stop(at, &mut wakes);
             if let Some(entry) =
                 state.places.get_mut(at).and_then(|entry| entry.take_if(|it| it.in_hand.is_empty()))
             {
@@ -150,7 +155,7 @@ impl Service {
                     let at = state.add(key, serve, Door::Device(device.clone()));
                     calls.devices.add(key, &device, self, at);
                     // Had it left before it was noted, nobody would say so.
-                    state.stop_if_gone(at);
+                    state.stop_if_gone(at, &mut wakes);
                 }
                 Err(full) => {
                     all = Err(full);
@@ -161,7 +166,7 @@ impl Service {
         if all.is_ok() {
             state.seen = Some(seen);
         }
-        self.hand_out(&mut state, &mut wakes);
+        Self::hand_out(&mut state, &mut wakes);
         drop(state);
         wakes.run();
         all
@@ -171,13 +176,14 @@ impl Service {
     pub(super) fn drain(&self, at: usize) {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
-        state.stop(at);
+        state.stop(at, &mut wakes);
         if let Some(calls) = self.calls.upgrade() {
-            let id = state.entry(at).and_then(|entry| entry.serve.id.clone()).unwrap_or_default();
             let held = state.take_back(at);
-            self.pass_on(&calls, &mut state, &id, held, &mut wakes);
+            if let Some(serve) = state.entry(at).map(|entry| entry.serve.clone()) {
+                Self::pass_on(&calls, &mut state, &serve, held, &mut wakes);
+            }
         }
-        self.hand_out(&mut state, &mut wakes);
+        Self::hand_out(&mut state, &mut wakes);
         drop(state);
         wakes.run();
     }
@@ -191,9 +197,9 @@ impl Service {
         let Some(entry) = entry else { return };
         state.forget(&entry);
         calls.gone(&entry);
-        let id = entry.serve.id.unwrap_or_default();
-        self.pass_on(&calls, &mut state, &id, entry.in_hand.into_iter().collect(), &mut wakes);
-        self.hand_out(&mut state, &mut wakes);
+        entry.line.lost(&entry.serve, &mut wakes);
+        Self::pass_on(&calls, &mut state, &entry.serve, entry.in_hand.into_iter().collect(), &mut wakes);
+        Self::hand_out(&mut state, &mut wakes);
         let empty = state.places.iter().all(Option::is_none);
         drop(state);
         wakes.run();
@@ -204,77 +210,36 @@ impl Service {
 
     /// Puts what a responder had in hand first in the line, or lets it fail where another may not be asked.
     fn pass_on(
-        &self,
         calls: &Calls,
         state: &mut State,
-        responder: &ByteString,
+        responder: &Serve,
         mut held: Vec<(u64, Held)>,
         wakes: &mut Wakes,
     ) {
         held.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
         for (_, Held { call, taken, .. }) in held {
-            if !taken || call.may_retry(calls.bounds.tries) {
+            let again = if taken { call.may_retry(calls.bounds.tries) } else { call.is_for_anyone() };
+            if again {
                 Counts::add(&calls.counts.retried);
                 call.put(Place::Waiting);
                 state.waiting.push_first(call);
             } else {
-                Counts::add(&calls.counts.lost);
-                let (service, responder) = (self.name.as_str().to_owned(), responder.to_string());
-                let lost = CoreError::ResponderLost { service, responder };
-                wakes.callers.extend(call.fail(CallError::Broker(lost)));
+                wakes.callers.extend(call.lost(responder));
             }
         }
     }
 
     /// Hands out what waits while there is room. What nobody can take ends.
-    fn hand_out(&self, state: &mut State, wakes: &mut Wakes) {
+    pub(super) fn hand_out(state: &mut State, wakes: &mut Wakes) {
         while let Some(call) = state.waiting.pop() {
-            let error = match state.hand(&call, wakes) {
+            let waker = match state.hand(&call, wakes) {
                 Handed::Yes => continue,
                 Handed::Busy => return state.waiting.push_first(call),
-                Handed::Full => self.calls.upgrade().map(|calls| calls.unread(&self.name)),
-                Handed::Nobody => self.calls.upgrade().map(|calls| calls.nobody(&self.name)),
+                Handed::Full => call.unread(),
+                Handed::Nobody => call.nobody(),
             };
-            wakes.callers.extend(call.fail(CallError::Broker(error.unwrap_or(CoreError::Draining))));
+            wakes.callers.extend(waker);
         }
-    }
-
-    /// Lets a device owe the answer to what it was asked then. None if the broker stops.
-    fn owed(
-        self: &Arc<Self>,
-        calls: &Calls,
-        (at, key): (usize, u64),
-        asked: Instant,
-    ) -> Option<AbortOnDropHandle<()>> {
-        if calls.draining.is_cancelled() {
-            return None;
-        }
-        let service = Arc::downgrade(self);
-        let left = calls.bounds.late.saturating_sub(clock::now().saturating_duration_since(asked));
-        let draining = calls.draining.clone();
-        let forget = async move {
-            tokio::select! {
-                () = draining.cancelled() => {}
-                () = tokio::time::sleep(left) => {
-                    if let Some(service) = service.upgrade() {
-                        service.owes_nothing(at, key);
-                    }
-                }
-            }
-        };
-        Some(AbortOnDropHandle::new(calls.tasks.spawn(forget)))
-    }
-
-    /// What a device says from now on is the answer to what it is asked next.
-    fn owes_nothing(&self, at: usize, key: u64) {
-        let mut wakes = Wakes::default();
-        let mut state = self.state.lock();
-        if let Some(entry) = state.entry(at).filter(|entry| entry.key == key) {
-            entry.owed = None;
-        }
-        self.hand_out(&mut state, &mut wakes);
-        drop(state);
-        wakes.run();
     }
 
     /// Moves requests that the responder has not seen to `requests`, at most `messages` and, beyond the first, `bytes`
@@ -316,7 +281,8 @@ impl Service {
         refused
     }
 
-    fn answer(
+    /// See [`Self::reply`].
+    pub(super) fn answer(
         &self,
         state: &mut State,
         (at, key): (usize, u64),
@@ -342,33 +308,11 @@ impl Service {
                 refused.push(why);
             }
         }
-        self.hand_out(state, wakes);
-        refused
-    }
-
-    /// Passes the answer of a device on that does not say to what it is one: to what was given up before, if it owes that,
-    /// or else to what it has in hand. What it says unasked is nothing.
-    ///
-    /// A device owes an answer for [`call_timeout`](crate::core::Limits::call_timeout) from when it was asked, as long as it
-    /// stays connected and subscribed, and is asked nothing else meanwhile. So what it says late is never taken for the
-    /// answer to another request, and an answer that was lost on its way keeps it from being asked no longer than that.
-    pub(super) fn reply_next(&self, at: usize, key: u64, said: impl FnOnce() -> Said) {
-        let mut wakes = Wakes::default();
-        let mut state = self.state.lock();
-        let Some(entry) = state.entry(at).filter(|entry| entry.key == key && entry.says_no_number()) else {
-            return;
-        };
-        if entry.owed.take().is_some() {
-            if let Some(calls) = self.calls.upgrade() {
-                Counts::add(&calls.counts.replies_over);
-            }
-            self.hand_out(&mut state, &mut wakes);
-        } else if let Some(number) = entry.in_hand.keys().next().copied() {
-            let answers = vec![Answer { number, said: said() }];
-            self.answer(&mut state, (at, key), answers, &mut wakes);
+        if is_there {
+            state.go_on(at, wakes);
         }
-        drop(state);
-        wakes.run();
+        Self::hand_out(state, wakes);
+        refused
     }
 
     /// Numbers in the inboxes of all responders.

@@ -69,6 +69,8 @@ pub(super) struct Entry {
     pub(super) draining: bool,
     pub(super) in_hand: FxHashMap<u64, Held>,
     pub(super) next: u64,
+    /// What is for it alone and waits until it has room; it gets nothing else meanwhile.
+    pub(super) line: Line,
     /// Numbers that it has in hand and has not taken yet, ascending.
     pub(super) inbox: VecDeque<u64>,
     /// To tell it.
@@ -125,7 +127,7 @@ impl Entry {
         matches!(&self.door, Door::Device(device) if device.says_no_number())
     }
 
-    fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         !self.draining && self.owed.is_none() && self.in_hand.len() < self.serve.credit
     }
 
@@ -148,6 +150,7 @@ impl State {
             draining: false,
             in_hand: FxHashMap::default(),
             next: 1,
+            line: Line::default(),
             inbox: VecDeque::new(),
             cancelled: Vec::new(),
             over: VecDeque::new(),
@@ -184,18 +187,20 @@ impl State {
         }
     }
 
-    /// Gives a responder no more requests.
-    pub(super) fn stop(&mut self, at: usize) {
+    /// Gives a responder no more requests. What waits for it alone is lost.
+    pub(super) fn stop(&mut self, at: usize, wakes: &mut Wakes) {
         if let Some(entry) = self.entry(at).filter(|entry| !entry.draining) {
             entry.draining = true;
+            let (line, serve) = (std::mem::take(&mut entry.line), &entry.serve);
+            line.lost(serve, wakes);
             self.takers -= 1;
         }
     }
 
     /// Gives a device that does not answer any more no more requests.
-    pub(super) fn stop_if_gone(&mut self, at: usize) {
+    pub(super) fn stop_if_gone(&mut self, at: usize, wakes: &mut Wakes) {
         if self.entry(at).is_some_and(|entry| !entry.answers()) {
-            self.stop(at);
+            self.stop(at, wakes);
         }
     }
 
@@ -261,7 +266,7 @@ impl State {
         while let Some(at) = self.choose(&passed) {
             match self.assign(at, call, wakes) {
                 Ok(()) => return Handed::Yes,
-                Err(NotAsked::Left) => self.stop(at),
+                Err(NotAsked::Left) => self.stop(at, wakes),
                 Err(NotAsked::Full) => passed.push(at),
             }
         }
@@ -274,7 +279,7 @@ impl State {
     }
 
     /// Hands a call to the responder.
-    fn assign(&mut self, at: usize, call: &Arc<Call>, wakes: &mut Wakes) -> Result<(), NotAsked> {
+    pub(super) fn assign(&mut self, at: usize, call: &Arc<Call>, wakes: &mut Wakes) -> Result<(), NotAsked> {
         let Some(Some(entry)) = self.places.get_mut(at) else { return Err(NotAsked::Left) };
         let number = entry.next;
         let mut held = Held { call: Arc::clone(call), since: clock::now(), taken: false };

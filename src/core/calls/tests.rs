@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::queues::consumer::Window;
-use crate::types::{MessageId, Qos};
+use crate::types::{Message, MessageId, Qos};
 
 const ALL: Window = Window { messages: usize::MAX, bytes: usize::MAX };
 
@@ -381,6 +381,8 @@ enum Step {
     Drain(usize),
     Call(bool),
     Cancel(usize),
+    Gather(usize),
+    Disperse(usize),
     Take(usize),
     Answer(usize, usize),
 }
@@ -392,10 +394,17 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<usize>().prop_map(Step::Drain),
         6 => any::<bool>().prop_map(Step::Call),
         2 => any::<usize>().prop_map(Step::Cancel),
+        2 => (0..3_usize).prop_map(Step::Gather),
+        1 => any::<usize>().prop_map(Step::Disperse),
         5 => any::<usize>().prop_map(Step::Take),
         5 => (any::<usize>(), any::<usize>()).prop_map(|(a, b)| Step::Answer(a, b)),
     ];
     prop::collection::vec(step, 1..80)
+}
+
+/// How many have replied or failed since the last look.
+fn heard(gathering: &mut Gathering) -> u64 {
+    std::iter::from_fn(|| gathering.next().now_or_never()?).count() as u64
 }
 
 proptest! {
@@ -405,7 +414,10 @@ proptest! {
     /// is left.
     #[test]
     fn every_call_ends_once(steps in steps()) {
-        let calls = bed(|_| {});
+        let calls = bed(|limits| limits.calls_waiting = 4);
+        let timers = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _timers = timers.enter();
+        let mut gatherings: Vec<Gathering> = Vec::new();
         let mut responders: Vec<(Responder, Vec<u64>)> = Vec::new();
         let mut waiting: Vec<Calling> = Vec::new();
         let (mut begun, mut ended) = (0_u64, 0_u64);
@@ -426,6 +438,16 @@ proptest! {
                     }
                 }
                 Step::Cancel(at) if !waiting.is_empty() => drop(waiting.remove(at % waiting.len())),
+                Step::Gather(min_replies) => {
+                    let policy = Policy { min_replies, ..Policy::default() };
+                    if let Ok(gathering) = calls.gather(request("x"), policy) {
+                        begun += gathering.asked() as u64;
+                        gatherings.push(gathering);
+                    }
+                }
+                Step::Disperse(at) if !gatherings.is_empty() => {
+                    drop(gatherings.remove(at % gatherings.len()));
+                }
                 Step::Take(at) if !responders.is_empty() => {
                     let at = at % responders.len();
                     let (responder, in_hand) = &mut responders[at];
@@ -451,8 +473,16 @@ proptest! {
                 ended += u64::from(over);
                 !over
             });
+            for gathering in &mut gatherings {
+                ended += heard(gathering);
+            }
         }
         drop(responders);
+        for mut gathering in gatherings {
+            ended += heard(&mut gathering);
+            let Summary { asked, replied, failed, missing, .. } = gathering.summary();
+            prop_assert_eq!(asked, replied + failed + missing.len());
+        }
         for calling in &mut waiting {
             prop_assert!(matches!(calling.next().now_or_never(), Some(Some(Err(_)))));
             ended += 1;

@@ -7,6 +7,7 @@ use stafett::grpc::proto::v1::pub_sub_service_client::PubSubServiceClient;
 use tonic::Code;
 
 use super::*;
+use crate::call::gather::{Asking, everyone, missing};
 use crate::call::text as payload_of;
 use crate::call::{
     Begun, Calls, Serving, answered, asking, failed, named, opening, reason_of, reply, within_time,
@@ -558,4 +559,57 @@ async fn calls_and_answers_cannot_be_delayed() {
     lamp.say_packet(answer(&heard, 2, "now")).await;
     assert_eq!(answered(call).await, "now");
     broker.counts("calls_total", 1).await;
+}
+
+#[tokio::test]
+async fn everyone_is_asked_but_listeners_and_of_a_share_group_one() {
+    let config = "[limits]\ndevice_topics = [\"lamps/+ -> said/+\"]\n";
+    let (_directory, path) = crate::harness::config_file(config);
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let mut listener = device(&broker, "listener", "lamps/#").await;
+    let mut plain = device(&broker, "plain", "lamps/all").await;
+    let mut vanishes = device(&broker, "vanishes", "lamps/all").await;
+    let mut old = Peer::clean(&broker, V311, "old").await;
+    old.subscribe("lamps/all", QOS1).await;
+    let mut members = [
+        device(&broker, "member-0", "$share/g/lamps/+").await,
+        device(&broker, "member-1", "$share/g/lamps/+").await,
+    ];
+    let mut stream = Serving::open(&calls, named("lamps/all", "stream", 0)).await;
+
+    let policy = || v1::GatherPolicy { timeout: crate::queue::seconds(20), ..Default::default() };
+    let mut asking = Asking::begin(&calls, everyone("lamps/all", "state", policy()), 5).await;
+    let heard = plain.receive().await;
+    assert!((1..=20).contains(&properties_of(&heard).message_expiry.unwrap()));
+    plain.say_packet(answer(&heard, 1, "on")).await;
+    assert_eq!(asking.said().await, ("plain".to_owned(), "on".to_owned()));
+    vanishes.receive().await;
+    vanishes.vanish();
+    let lost = asking.reply().await;
+    assert_eq!((&*lost.responder_id, lost.error.unwrap().code), ("vanishes", i32::from(Code::Aborted)));
+    old.receive().await;
+    old.say("said/all", QOS0, "off").await;
+    assert_eq!(asking.said().await, ("old".to_owned(), "off".to_owned()));
+    let asked = stream.one().await;
+    stream.reply(vec![reply(asked.request_id, "up")]).await;
+    assert_eq!(asking.said().await, ("stream".to_owned(), "up".to_owned()));
+    // The member that has less in hand; now neither has anything.
+    let [first, second] = &mut members;
+    let (at, heard) = tokio::select! {
+        heard = first.receive() => (0, heard),
+        heard = second.receive() => (1, heard),
+    };
+    let fault = answer(&heard, 1, "no bulb");
+    let mut properties = properties_of(&fault);
+    properties.user_properties = vec![property("stafett-error", "NOT_FOUND")];
+    members[at].say_packet(Publish { properties: Some(Box::new(properties)), ..fault }).await;
+    let failed = asking.reply().await;
+    assert_eq!(failed.responder_id, format!("member-{at}"));
+    assert_eq!(failed.error.unwrap().code, i32::from(Code::NotFound));
+    let summary = asking.summary().await;
+    assert_eq!((summary.replied, summary.failed, summary.quorum_met), (3, 1, false));
+    assert_eq!(missing(&summary), [("vanishes", v1::MissingReason::Lost)]);
+    members[1 - at].nothing_came().await;
+    listener.nothing_came().await;
 }
