@@ -51,6 +51,19 @@ impl CallService for Echo {
         Err(Status::unimplemented("call_stream"))
     }
 
+    type MulticastStream = Events<v1::MulticastResponse>;
+
+    async fn multicast(
+        &self,
+        _: Request<v1::MulticastRequest>,
+    ) -> Result<Response<Self::MulticastStream>, Status> {
+        Err(Status::unimplemented("multicast"))
+    }
+
+    async fn gather(&self, _: Request<v1::GatherRequest>) -> Result<Response<v1::GatherResponse>, Status> {
+        Err(Status::unimplemented("gather"))
+    }
+
     type ServeStream = Events<v1::ServeResponse>;
 
     async fn serve(

@@ -1,7 +1,7 @@
 //! `stafett call`.
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tonic::transport::Channel;
 
 use crate::grpc::proto::v1;
@@ -37,6 +37,13 @@ pub(super) struct Call {
     /// Take the reply in parts, each printed as it comes
     #[arg(long)]
     stream: bool,
+    #[command(flatten)]
+    template: Template,
+}
+
+/// What a request says beside its payload.
+#[derive(Args, Debug)]
+pub(super) struct Template {
     /// What the payload is, as in application/json
     #[arg(long, value_name = "TYPE", default_value = "", hide_default_value = true)]
     content_type: String,
@@ -45,18 +52,25 @@ pub(super) struct Call {
     properties: Vec<String>,
 }
 
-impl Call {
-    pub(super) async fn run(&self, options: &ClientOptions) -> Result<Exit, Failure> {
+impl Template {
+    /// The request without its payload.
+    pub(super) fn message(&self) -> Result<v1::Message, Failure> {
         let property = |pair: &String| {
             let (key, value) = key_value("--property", pair)?;
             Ok(v1::Property { key, value })
         };
         let properties = self.properties.iter().map(property).collect::<anyhow::Result<_>>();
-        let template = v1::Message {
+        Ok(v1::Message {
             content_type: self.content_type.clone(),
             properties: properties.map_err(Failure::usage)?,
             ..Default::default()
-        };
+        })
+    }
+}
+
+impl Call {
+    pub(super) async fn run(&self, options: &ClientOptions) -> Result<Exit, Failure> {
+        let template = self.template.message()?;
         let mut client = CallServiceClient::new(connect(options).await?)
             .max_encoding_message_size(usize::MAX)
             .max_decoding_message_size(usize::MAX);
@@ -95,15 +109,21 @@ impl Call {
 }
 
 fn show(options: &ClientOptions, reply: Option<v1::Reply>) -> Result<(), Failure> {
-    let v1::Reply { responder_id, message, latency } = reply.unwrap_or_default();
-    if !options.json {
-        return line(payload_text(message.as_ref()));
-    }
-    let mut object = message_json(&message.unwrap_or_default(), None);
+    let reply = reply.unwrap_or_default();
+    if options.json { line(reply_json(reply)) } else { line(payload_text(reply.message.as_ref())) }
+}
+
+/// A reply as one JSON object.
+pub(super) fn reply_json(reply: v1::Reply) -> Value {
+    let v1::Reply { responder_id, message, error, latency } = reply;
+    let mut object = match error {
+        Some(error) => Map::from_iter([("error".to_owned(), json!(error.message))]),
+        None => message_json(&message.unwrap_or_default(), None),
+    };
     object.remove("topic");
     object.insert("responder_id".to_owned(), json!(responder_id));
     if let Some(latency) = latency {
         object.insert("latency".to_owned(), json!(show_duration(&latency)));
     }
-    line(serde_json::Value::Object(object))
+    Value::Object(object)
 }

@@ -6,6 +6,7 @@
 mod call;
 mod client;
 pub mod exit;
+mod gather;
 mod health;
 mod info;
 mod message;
@@ -43,6 +44,7 @@ Examples:
   stafett pub sensors/7 21.5 --retain
   stafett serve-with text/upper -- tr a-z A-Z
   stafett call text/upper hello
+  stafett gather text/upper hello
   stafett queue create orders
   stafett queue send orders 'hello'
   stafett queue receive orders --ack
@@ -105,6 +107,8 @@ enum Command {
     Sub(subscribe::Subscribe),
     /// Call a service, and print the reply
     Call(Box<call::Call>),
+    /// Ask everyone who serves, and print the replies
+    Gather(Box<gather::Gather>),
     /// Serve a service with a program that runs per request
     ServeWith(serve_with::ServeWith),
     /// Make queues, put messages in, take them out, look after them
@@ -159,6 +163,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Pub(publish) => client::block_on(publish.run(&cli.client)),
         Command::Sub(subscribe) => client::block_on(subscribe.run(&cli.client)),
         Command::Call(call) => client::block_on(call.run(&cli.client)),
+        Command::Gather(gather) => client::block_on(gather.run(&cli.client)),
         Command::ServeWith(serve) => client::block_on(serve.run(&cli.client)),
         Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
         Command::Passwd(passwd) => passwd::run(&passwd),

@@ -1,6 +1,6 @@
 //! `stafett serve-with`: a responder that runs a program per request.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::pin::pin;
 use std::process::Stdio;
@@ -74,8 +74,13 @@ impl ServeWith {
         let mut handles: HashMap<u64, AbortHandle> = HashMap::new();
         let mut interrupted = pin!(tokio::signal::ctrl_c());
         let mut draining = false;
+        // What waited for room instead would not read meanwhile, and then the broker would not either.
+        let mut due: VecDeque<Action> = VecDeque::new();
         loop {
             tokio::select! {
+                Ok(room) = send.reserve(), if !due.is_empty() => {
+                    room.send(v1::ServeRequest { action: due.pop_front() });
+                }
                 event = events.message() => {
                     let Some(event) = event.map_err(|status| refused(&status))? else { return Ok(Exit::Done) };
                     match event.event {
@@ -103,12 +108,11 @@ impl ServeWith {
                         Some(Event::Heartbeat(_)) | None => {}
                     }
                 }
-                Some(ended) = running.join_next() => {
+                Some(ended) = running.join_next(), if due.is_empty() => {
                     // One that was aborted has nobody to answer.
                     let Ok(reply) = ended else { continue };
                     handles.remove(&reply.request_id);
-                    let replies = v1::ServeReplies { replies: vec![reply] };
-                    say(&send, v1::ServeRequest { action: Some(Action::Replies(replies)) }).await;
+                    due.push_back(Action::Replies(v1::ServeReplies { replies: vec![reply] }));
                 }
                 stop = interrupted.as_mut() => {
                     stop.map_err(Failure::failed)?;
@@ -117,7 +121,7 @@ impl ServeWith {
                     }
                     draining = true;
                     interrupted.set(tokio::signal::ctrl_c());
-                    say(&send, v1::ServeRequest { action: Some(Action::Drain(v1::Drain {})) }).await;
+                    due.push_back(Action::Drain(v1::Drain {}));
                 }
             }
         }

@@ -10,7 +10,7 @@ use crate::types::topic::TopicError;
 /// [`Unsupported`](Self::Unsupported)), mend the state ([`NotFound`](Self::NotFound),
 /// [`AlreadyExists`](Self::AlreadyExists), [`Precondition`](Self::Precondition), [`Lease`](Self::Lease)),
 /// wait ([`Full`](Self::Full), [`Limit`](Self::Limit), [`LowDisk`](Self::LowDisk), [`NoResponders`](Self::NoResponders),
-/// [`Draining`](Self::Draining)), find out what has happened ([`ResponderLost`](Self::ResponderLost),
+/// [`Unread`](Self::Unread), [`Draining`](Self::Draining)), find out what has happened ([`ResponderLost`](Self::ResponderLost),
 /// [`BadReply`](Self::BadReply)), or give up ([`Engine`](Self::Engine)).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -99,6 +99,12 @@ pub enum CoreError {
     /// Nobody can answer a call.
     #[error("nobody serves `{service}`")]
     NoResponders {
+        /// What was called.
+        service: String,
+    },
+    /// Who could answer a call does not read what it is sent.
+    #[error("too much waits to be read by each responder of `{service}`")]
+    Unread {
         /// What was called.
         service: String,
     },

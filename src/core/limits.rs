@@ -45,7 +45,12 @@ pub struct Limits {
     pub call_bytes: usize,
     /// Bytes of replies to one call that its caller has not read; beyond it the call ends. One reply may overdraw.
     pub call_reply_bytes: usize,
-    /// Calls of one service that wait for a responder with room.
+    /// Responders that one multicast asks; beyond it, it is refused.
+    pub gather_responders: usize,
+    /// Bytes of the replies of one multicast that its caller has not read, or that are gathered for it; beyond it a reply
+    /// counts as refused. One may overdraw.
+    pub gather_bytes: usize,
+    /// Calls of one service, or requests of multicasts to one responder, that wait for room.
     pub calls_waiting: usize,
     /// How many responders are asked at most when each is lost with an idempotent call in hand.
     pub call_tries: usize,
@@ -145,6 +150,8 @@ impl Default for Limits {
             max_calls: 100_000,
             call_bytes: 256 << 20,
             call_reply_bytes: 4 << 20,
+            gather_responders: 1000,
+            gather_bytes: 16 << 20,
             calls_waiting: 10_000,
             call_tries: 3,
             max_responders: 100_000,

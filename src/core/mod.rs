@@ -70,16 +70,17 @@ impl Broker {
     pub async fn open(engine: Arc<dyn Engine>, limits: Limits) -> Result<Arc<Self>, EngineError> {
         let stored = engine.stored();
         let tasks = TaskTracker::new();
+        let draining = CancellationToken::new();
         let broker = Arc::new(Self {
             tokens: TokenKey::new(&engine.secret()),
             ids: MessageIds::new(),
             admission: Admission::new(limits.commit_pending_bytes, tasks.clone()),
             queues: Queues::restore(stored.queues)?,
             routes: Routes::default(),
-            calls: Calls::new(&limits),
+            calls: Calls::new(&limits, tasks.clone(), draining.clone()),
             pubsub: PubSub::new(&limits),
             traffic: Traffic::default(),
-            draining: CancellationToken::new(),
+            draining,
             tasks,
             limits,
             engine,

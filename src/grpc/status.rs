@@ -130,6 +130,12 @@ fn code_and_details(error: &CoreError) -> (Code, ErrorDetails) {
             info(&mut details, "NO_RESPONDERS", [("service", service)]);
             Code::Unavailable
         }
+        CoreError::Unread { service } => {
+            details.add_quota_failure_violation(format!("service:{service}"), error.to_string());
+            details.set_retry_info(Some(FULL_RETRY));
+            info(&mut details, "LIMIT_REACHED", [("service", service)]);
+            Code::ResourceExhausted
+        }
         CoreError::ResponderLost { service, responder } => {
             info(&mut details, "RESPONDER_LOST", [("service", service), ("responder", responder)]);
             Code::Aborted
@@ -195,6 +201,7 @@ mod tests {
                 Some("DISK_NEARLY_FULL"),
             ),
             (CoreError::NoResponders { service: text() }, Code::Unavailable, Some("NO_RESPONDERS")),
+            (CoreError::Unread { service: text() }, Code::ResourceExhausted, Some("LIMIT_REACHED")),
             (
                 CoreError::ResponderLost { service: text(), responder: text() },
                 Code::Aborted,

@@ -155,7 +155,10 @@ pub(super) fn refusal(error: &CoreError, packet: PacketType) -> ReasonCode {
         }
         CoreError::Precondition { .. } => R::UnspecifiedError,
         CoreError::Denied(_) => R::NotAuthorized,
-        CoreError::Full { .. } | CoreError::Limit { .. } | CoreError::LowDisk { .. } => R::QuotaExceeded,
+        CoreError::Full { .. }
+        | CoreError::Limit { .. }
+        | CoreError::LowDisk { .. }
+        | CoreError::Unread { .. } => R::QuotaExceeded,
         CoreError::Draining => match packet {
             PacketType::ConnAck => R::ServerUnavailable,
             _ => R::ServerShuttingDown,
@@ -195,6 +198,7 @@ pub(super) fn consequence(error: &CoreError) -> Consequence {
         | CoreError::Precondition { .. }
         | CoreError::Denied(_)
         | CoreError::NoResponders { .. }
+        | CoreError::Unread { .. }
         | CoreError::ResponderLost { .. }
         | CoreError::BadReply { .. }
         | CoreError::Lease(_) => Consequence::Told(Duration::ZERO),
@@ -246,6 +250,7 @@ mod tests {
             (CoreError::Limit { what: text(), max: 1 }, [0x97, 0x97, 0x80, 0x97], 'l'),
             (CoreError::LowDisk { free_bytes: 1, watermark_bytes: 2 }, [0x97, 0x97, 0x80, 0x97], 'l'),
             (CoreError::NoResponders { service: text() }, [0x83; 4], 'n'),
+            (CoreError::Unread { service: text() }, [0x97, 0x97, 0x80, 0x97], 'n'),
             (CoreError::ResponderLost { service: text(), responder: text() }, [0x83; 4], 'n'),
             (CoreError::BadReply { responder: text(), what: text() }, [0x83; 4], 'n'),
             (CoreError::Draining, [0x80, 0x80, 0x80, 0x88], 'e'),

@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -13,19 +13,24 @@ use bytestring::ByteString;
 use parking_lot::Mutex;
 
 use super::service::Service;
-use super::{CallError, Calls, Counts, Reply, Request};
+use super::{CallError, Calls, Counts, Reply, Request, Serve};
 use crate::core::CoreError;
-use crate::types::{Message, clock};
+use crate::types::{Message, TopicName, clock};
 
 /// What one reply that is not read takes beside its weight, in bytes.
 const OVERHEAD: usize = 256;
+/// Beyond the bound of their number, and of their bytes.
+pub(super) const TOO_MANY: &str = "too many calls in flight";
+const TOO_LARGE: &str = "too many bytes of calls in flight";
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Call {
-    pub(super) request: Request,
+    pub(super) request: Arc<Request>,
     begun: Instant,
     weight: usize,
+    /// It is one of a multicast, and for one responder alone.
+    shared: Option<Arc<Shared>>,
     calls: Arc<Calls>,
     slot: Mutex<Slot>,
 }
@@ -45,11 +50,59 @@ struct Slot {
     waker: Option<Waker>,
 }
 
+/// What the calls of one multicast take together.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Of the request.
+    weight: usize,
+    /// Of the replies that are not read, or are kept.
+    bytes: AtomicUsize,
+    calls: Arc<Calls>,
+}
+
+impl Shared {
+    /// # Errors
+    /// [`CoreError::Limit`].
+    pub(super) fn new(calls: &Arc<Calls>, request: &Request) -> Result<Arc<Self>, CoreError> {
+        let weight = request.message.weight();
+        calls.reserve(weight)?;
+        Ok(Arc::new(Self { weight, bytes: AtomicUsize::new(0), calls: Arc::clone(calls) }))
+    }
+
+    /// A reply has gone to who asked.
+    pub(super) fn read(&self, reply: &Reply) {
+        let weight = reply.message.weight() + OVERHEAD;
+        self.bytes.fetch_sub(weight, Ordering::Relaxed);
+        self.calls.counts.bytes.fetch_sub(weight, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let weight = self.weight + *self.bytes.get_mut();
+        self.calls.counts.bytes.fetch_sub(weight, Ordering::Relaxed);
+    }
+}
+
+impl Calls {
+    /// # Errors
+    /// [`CoreError::Limit`]: nothing is taken.
+    fn reserve(&self, weight: usize) -> Result<(), CoreError> {
+        if self.counts.bytes.fetch_add(weight, Ordering::Relaxed) + weight > self.bounds.bytes {
+            self.counts.bytes.fetch_sub(weight, Ordering::Relaxed);
+            return Err(self.refused(TOO_LARGE, self.bounds.bytes));
+        }
+        Ok(())
+    }
+}
+
 /// Where a call is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     /// In the service's line.
     Waiting,
+    /// In the line of the responder in this place.
+    WaitingFor(usize),
     /// With the responder in this place, under this number.
     With(usize, u64),
     /// Nowhere any more.
@@ -59,19 +112,20 @@ pub(super) enum Place {
 impl Call {
     /// # Errors
     /// [`CoreError::Limit`].
-    pub(super) fn new(calls: &Arc<Calls>, request: Request) -> Result<Self, CoreError> {
-        let weight = request.message.weight() + OVERHEAD;
-        let refuse = |what: &str, max: usize| {
-            Counts::add(&calls.counts.refused);
-            CoreError::Limit { what: what.to_owned(), max: max as u64 }
-        };
-        let bytes = calls.counts.bytes.fetch_add(weight, Ordering::Relaxed) + weight;
+    pub(super) fn new(
+        calls: &Arc<Calls>,
+        request: Arc<Request>,
+        shared: Option<Arc<Shared>>,
+    ) -> Result<Self, CoreError> {
+        let weight = OVERHEAD + if shared.is_some() { 0 } else { request.message.weight() };
+        calls.reserve(weight)?;
         let count = calls.counts.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         // From here on its drop gives back what it has taken.
         let call = Self {
             request,
             begun: clock::now(),
             weight,
+            shared,
             calls: Arc::clone(calls),
             slot: Mutex::new(Slot {
                 place: Place::Over,
@@ -84,12 +138,14 @@ impl Call {
             }),
         };
         if count > calls.bounds.calls {
-            return Err(refuse("too many calls in flight", calls.bounds.calls));
-        }
-        if bytes > calls.bounds.bytes {
-            return Err(refuse("too many bytes of calls in flight", calls.bounds.bytes));
+            return Err(calls.refused(TOO_MANY, calls.bounds.calls));
         }
         Ok(call)
+    }
+
+    /// Whether another responder may get it that has not seen it.
+    pub(super) fn is_for_anyone(&self) -> bool {
+        self.shared.is_none()
     }
 
     pub(super) fn place(&self) -> Place {
@@ -128,18 +184,20 @@ impl Call {
     ) -> Result<Option<Waker>, CoreError> {
         let weight = message.weight() + OVERHEAD;
         let mut slot = self.slot.lock();
-        let Calls { bounds, counts, .. } = &*self.calls;
-        // One is taken however large it is: it is within the bound of a payload.
-        if slot.bytes > 0 {
-            let all = counts.bytes.load(Ordering::Relaxed);
-            if slot.bytes + weight > bounds.reply_bytes || all + weight > bounds.bytes {
-                Counts::add(&counts.refused);
-                let what = "bytes of the answer are not read by the caller".to_owned();
-                return Err(CoreError::Limit { what, max: bounds.reply_bytes as u64 });
-            }
+        let bounds = &self.calls.bounds;
+        let (unread, max) = match &self.shared {
+            Some(shared) => (shared.bytes.load(Ordering::Relaxed), bounds.gather_bytes),
+            None => (slot.bytes, bounds.reply_bytes),
+        };
+        // One part is within the bound of a payload, and taken however large it is.
+        if unread > 0 && unread + weight > max {
+            return Err(self.calls.refused("too many bytes of the answer are not read by the caller", max));
         }
-        counts.bytes.fetch_add(weight, Ordering::Relaxed);
-        slot.bytes += weight;
+        self.calls.reserve(weight)?;
+        match &self.shared {
+            Some(shared) => drop(shared.bytes.fetch_add(weight, Ordering::Relaxed)),
+            None => slot.bytes += weight,
+        }
         slot.answered = true;
         let latency = clock::now().saturating_duration_since(self.begun);
         slot.said.push_back(Reply { responder: responder.clone(), message, more, latency });
@@ -158,12 +216,36 @@ impl Call {
         slot.waker.take()
     }
 
+    /// Its responder is not there any more.
+    pub(super) fn lost(&self, responder: &Serve) -> Option<Waker> {
+        Counts::add(&self.calls.counts.lost);
+        let service = self.service().as_str().to_owned();
+        let responder = responder.id.as_deref().unwrap_or_default().to_owned();
+        self.fail(CallError::Broker(CoreError::ResponderLost { service, responder }))
+    }
+
+    /// Whoever could answer does not read.
+    pub(super) fn unread(&self) -> Option<Waker> {
+        self.fail(CallError::Broker(self.calls.unread(self.service())))
+    }
+
+    /// There is nobody any more who could answer.
+    pub(super) fn nobody(&self) -> Option<Waker> {
+        self.fail(CallError::Broker(self.calls.nobody(self.service())))
+    }
+
+    fn service(&self) -> &TopicName {
+        &self.request.message.topic
+    }
+
     fn poll(&self, cx: &Context<'_>) -> Poll<Option<Result<Reply, CallError>>> {
         let mut slot = self.slot.lock();
         if let Some(reply) = slot.said.pop_front() {
-            let weight = reply.message.weight() + OVERHEAD;
-            slot.bytes -= weight;
-            self.calls.counts.bytes.fetch_sub(weight, Ordering::Relaxed);
+            if self.shared.is_none() {
+                let weight = reply.message.weight() + OVERHEAD;
+                slot.bytes -= weight;
+                self.calls.counts.bytes.fetch_sub(weight, Ordering::Relaxed);
+            }
             return Poll::Ready(Some(Ok(reply)));
         }
         match &mut slot.end {
@@ -202,7 +284,11 @@ impl Calling {
     /// # Errors
     /// [`CallError`]: nothing follows.
     pub async fn next(&mut self) -> Option<Result<Reply, CallError>> {
-        poll_fn(|cx| self.call.poll(cx)).await
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    pub(super) fn poll(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Reply, CallError>>> {
+        self.call.poll(cx)
     }
 
     /// The answer of a call that takes one. Cancel safe.

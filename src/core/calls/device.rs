@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 
 use super::service::Service;
 use super::{Answer, Calls, Counts, ReplyRefused, Request, Said, Serve};
-use crate::core::delivery::{Answers, Offer, offered};
+use crate::core::delivery::{Answers, Offer};
 use crate::core::route::{Route, Routing};
 use crate::core::router::Epoch;
 use crate::core::session::{SessionEntry, SessionKey};
@@ -49,7 +49,7 @@ pub(super) struct Device {
 pub(super) enum NotAsked {
     /// It does not answer for this service any more.
     Left,
-    /// Too much waits for it.
+    /// Too much waits for it, or its connection is about to end.
     Full,
 }
 
@@ -63,10 +63,15 @@ impl Device {
         self.answers == Answers::ByTopic
     }
 
+    /// Whether it is one of a share group.
+    pub(super) fn is_member(&self) -> bool {
+        matches!(self.filter, FilterSpec::Shared { .. })
+    }
+
     /// Whether it is there and still subscribes.
     pub(super) fn answers(&self) -> bool {
         answers(&self.session) == self.answers
-            && self.session.state.lock().subscriptions.contains_key(&self.filter)
+            && self.session.state.lock().subscriptions.contains(&self.filter)
     }
 
     /// Sends it a request.
@@ -90,7 +95,8 @@ impl Device {
             share: None,
             publisher: request.caller.client_id.as_ref(),
         };
-        match offered(&self.session, &[offer]) {
+        // What it does not take another may get: that is no loss of its session.
+        match self.session.attached.load().as_ref().map(|attached| attached.outbox.offer(&[offer])) {
             Some(0) => Ok(()),
             Some(_) => Err(NotAsked::Full),
             None => Err(NotAsked::Left),
@@ -268,7 +274,7 @@ impl Broker {
         };
         routing.matches(name, &mut |_, route| match route {
             Route::Session(session, _) => {
-                let subscribed = || session.state.lock().subscriptions.contains_key(&exact);
+                let subscribed = || session.state.lock().subscriptions.contains(&exact);
                 if subscribed() {
                     add(session, &exact, ByteString::new());
                 }

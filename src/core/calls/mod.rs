@@ -5,17 +5,22 @@
 //!      Calling ◀─ parts, end ◀─────── Responder::reply ◀────── door
 //! ```
 //!
-//! `call` is one request with its answer, `service` and `state` decide who is asked, `responder` is the handle of who
-//! answers, `device` a subscriber that answers, `topics` where one of 3.1.1 does, `published` what of this comes and goes
-//! as a publish.
+//! `call` is one request with its answer, `service` and `state` decide who is asked, `direct` asks everyone, `gather` takes
+//! the replies of all, `responder` is the handle of who answers, `device` a subscriber that answers, `line` what waits,
+//! `topics` where one of 3.1.1 answers, `owed` what it owes, `published` what of this comes and goes as a publish, `words`
+//! what is said.
 //!
-//! Invariants: a call is with one responder, waits for one, or is over; whoever waits hears of each of these ends at once;
-//! what a responder says reaches only calls that it was asked for. Lock order: the services, one service, one call. With
-//! a service's lock held a session's state, its outbox or the index of devices may be locked, and nothing else. None is held
-//! across an await.
+//! Invariants: a call is with one responder, waits for one, or is over; one that is for a certain responder goes to no
+//! other; whoever waits hears of each of these ends at once; what a responder says reaches only calls that it was asked for.
+//! Lock order: the services, one service, one call. With a service's lock held a session's state, its outbox or the index of
+//! devices may be locked, and nothing else. None is held across an await.
 
 mod call;
 mod device;
+mod direct;
+mod gather;
+mod line;
+mod owed;
 mod published;
 mod responder;
 mod service;
@@ -23,171 +28,33 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod topics;
+mod words;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use bytestring::ByteString;
 use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::{Broker, CoreError, Limits};
-use crate::types::{ClientId, Message, TopicName, UnixMillis};
+use crate::types::TopicName;
 
 pub use call::Calling;
+pub use gather::{End, Gathered, Gathering, Missing, Policy, Summary};
 pub use responder::{Asked, Cancelled, Responder};
 pub use topics::{NotAPair, TopicPair};
+pub use words::{
+    Answer, CallError, Caller, Fault, Reply, ReplyRefused, Request, ResponderFacts, Said, Serve,
+};
 
 pub(crate) use published::By;
 
 use call::Call;
 use device::Index;
 use service::Service;
-
-/// What is asked.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// The request; its topic is the name of the service.
-    pub message: Message,
-    /// When nobody waits any more. Told to the responder; whoever waits keeps it.
-    pub deadline: Option<UnixMillis>,
-    /// Who asks.
-    pub caller: Caller,
-    /// What the caller's protocol says beside the message.
-    pub metadata: Vec<(ByteString, ByteString)>,
-    /// Another responder may be asked when one is lost with it.
-    pub idempotent: bool,
-    /// The answer may come in parts.
-    pub takes_parts: bool,
-}
-
-/// Who asks.
-#[derive(Debug, Clone, Default)]
-pub struct Caller {
-    /// Its name, if it has one.
-    pub client_id: Option<ClientId>,
-    /// Where its connection comes from.
-    pub address: Option<SocketAddr>,
-}
-
-/// An answer, or a part of it.
-#[derive(Debug, Clone)]
-pub struct Reply {
-    /// Who said it.
-    pub responder: ByteString,
-    /// What was said; its topic has no meaning.
-    pub message: Message,
-    /// Whether further parts follow.
-    pub more: bool,
-    /// From the request's arrival.
-    pub latency: Duration,
-}
-
-/// A responder's error.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// As `google.rpc.Code` counts them; not 0.
-    pub code: i32,
-    /// For people.
-    pub message: ByteString,
-    /// What else it says, in the form of its door; may be empty.
-    pub details: Bytes,
-}
-
-/// Why a call has no answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CallError {
-    /// The broker says so.
-    Broker(CoreError),
-    /// The responder says so.
-    Responder(Fault),
-}
-
-/// What a responder says to one request.
-#[derive(Debug)]
-pub struct Answer {
-    /// As the request was numbered.
-    pub number: u64,
-    /// What it says.
-    pub said: Said,
-}
-
-/// See [`Answer`].
-#[derive(Debug)]
-pub enum Said {
-    /// A part; further ones follow.
-    Part(Message),
-    /// The last part, or the only one.
-    Last(Message),
-    /// An error.
-    Fault(Fault),
-    /// Something that cannot be passed on, and why: the call fails.
-    Wrong(CoreError),
-}
-
-/// Why nobody got what a responder said.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReplyRefused {
-    /// The request was never sent to this responder.
-    #[error("there was no request {0} on this stream")]
-    Unknown(u64),
-    /// The caller has left, or its deadline has passed.
-    #[error("the request {0} is over: its caller waits no more")]
-    Over(u64),
-    /// It was answered for good before.
-    #[error("the request {0} is answered already")]
-    Answered(u64),
-    /// A part where one reply is due; the call still waits.
-    #[error("the request {0} takes one reply, not parts")]
-    OneReply(u64),
-    /// It cannot be passed on, and the call has failed.
-    #[error("the reply to the request {number}: {error}")]
-    Wrong {
-        /// The request.
-        number: u64,
-        /// What is wrong.
-        error: CoreError,
-    },
-}
-
-/// What a responder offers.
-#[derive(Debug, Clone)]
-pub struct Serve {
-    /// The service.
-    pub service: TopicName,
-    /// Its group; may be empty.
-    pub group: ByteString,
-    /// Its name; none: one is made up.
-    pub id: Option<ByteString>,
-    /// How many requests it takes at the same time.
-    pub credit: usize,
-    /// Shown to those who look.
-    pub metadata: Vec<(ByteString, ByteString)>,
-}
-
-/// A responder as it is shown.
-#[derive(Debug, Clone)]
-pub struct ResponderFacts {
-    /// Ascending over all responders of the process.
-    pub key: u64,
-    /// What it offers, with its name.
-    pub serve: Serve,
-    /// Requests in hand.
-    pub in_flight: usize,
-    /// Answered, errors included.
-    pub served: u64,
-    /// Answered with an error.
-    pub errors: u64,
-    /// Of all that it answered together.
-    pub busy: Duration,
-    /// It gets no more requests.
-    pub draining: bool,
-    /// It is a subscriber.
-    pub device: bool,
-}
 
 /// All calls and those who answer them.
 #[derive(Debug)]
@@ -200,6 +67,9 @@ pub(crate) struct Calls {
     /// How often a session came back with its subscriptions.
     reconnects: AtomicU64,
     pub(super) counts: Counts,
+    /// What waits for a moment.
+    tasks: TaskTracker,
+    draining: CancellationToken,
 }
 
 /// What of [`Limits`] bounds calls.
@@ -208,6 +78,8 @@ struct Bounds {
     calls: usize,
     bytes: usize,
     reply_bytes: usize,
+    gather_responders: usize,
+    gather_bytes: usize,
     waiting: usize,
     tries: usize,
     responders: usize,
@@ -224,6 +96,7 @@ pub(super) struct Counts {
     /// Answers that are on their way to be published.
     answering: AtomicUsize,
     begun: AtomicU64,
+    multicasts: AtomicU64,
     no_responders: AtomicU64,
     refused: AtomicU64,
     retried: AtomicU64,
@@ -242,27 +115,17 @@ impl Counts {
     }
 }
 
-impl ReplyRefused {
-    /// A word for programs; none if the reply itself was wrong.
-    #[must_use]
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Unknown(_) => "UNKNOWN_REQUEST",
-            Self::Over(_) => "REQUEST_OVER",
-            Self::Answered(_) => "ANSWERED_ALREADY",
-            Self::OneReply(_) => "ONE_REPLY",
-            Self::Wrong { .. } => "",
-        }
-    }
-}
-
 impl Calls {
-    pub(crate) fn new(limits: &Limits) -> Arc<Self> {
+    pub(crate) fn new(limits: &Limits, tasks: TaskTracker, draining: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
+            tasks,
+            draining,
             bounds: Bounds {
                 calls: limits.max_calls,
                 bytes: limits.call_bytes,
                 reply_bytes: limits.call_reply_bytes,
+                gather_responders: limits.gather_responders,
+                gather_bytes: limits.gather_bytes,
                 waiting: limits.calls_waiting,
                 tries: limits.call_tries,
                 responders: limits.max_responders,
@@ -279,10 +142,9 @@ impl Calls {
     /// Hands a request to a responder, or lets it wait for one.
     pub(crate) fn call(self: &Arc<Self>, request: Request) -> Result<Calling, CoreError> {
         let Some(service) = self.service(&request.message.topic) else {
-            Counts::add(&self.counts.no_responders);
-            return Err(no_responders(&request.message.topic));
+            return Err(self.nobody(&request.message.topic));
         };
-        let call = Arc::new(Call::new(self, request)?);
+        let call = Arc::new(Call::new(self, Arc::new(request), None)?);
         service.take_in(&call)?;
         Counts::add(&self.counts.begun);
         Ok(Calling::new(service, call))
@@ -290,7 +152,7 @@ impl Calls {
 
     /// Adds a responder.
     pub(crate) fn serve(self: &Arc<Self>, mut serve: Serve) -> Result<Responder, CoreError> {
-        let key = self.next_key()?;
+        let key = self.next_key().inspect_err(|_| Counts::add(&self.counts.refused))?;
         serve.id.get_or_insert_with(|| format!("responder-{key}").into());
         let name = serve.service.clone();
         Ok(self.service_with(&name, |service| service.join(key, serve)))
@@ -306,12 +168,34 @@ impl Calls {
         }
     }
 
+    /// Nobody can answer a call.
+    fn nobody(&self, service: &TopicName) -> CoreError {
+        Counts::add(&self.counts.no_responders);
+        CoreError::NoResponders { service: service.as_str().to_owned() }
+    }
+
+    /// Whoever could answer a call does not read.
+    fn unread(&self, service: &TopicName) -> CoreError {
+        Counts::add(&self.counts.refused);
+        CoreError::Unread { service: service.as_str().to_owned() }
+    }
+
+    /// Something is beyond a bound.
+    fn refused(&self, what: impl Into<String>, max: usize) -> CoreError {
+        Counts::add(&self.counts.refused);
+        CoreError::Limit { what: what.into(), max: max as u64 }
+    }
+
     fn service(&self, name: &TopicName) -> Option<Arc<Service>> {
         self.services.read().get(name).cloned()
     }
 
     /// Does something with a service, which is made if there is none; nobody forgets it meanwhile.
     fn service_with<T>(self: &Arc<Self>, name: &TopicName, act: impl FnOnce(&Arc<Service>) -> T) -> T {
+        // What is there needs no more than that nobody forgets it: calls of other services go on meanwhile.
+        if let Some(service) = self.services.read().get(name) {
+            return act(service);
+        }
         let mut services = self.services.write();
         match services.get(name) {
             Some(service) => act(service),
@@ -360,7 +244,7 @@ impl Calls {
     }
 
     /// By the names that operators see.
-    pub(crate) fn counters(&self) -> [(&'static str, u64); 15] {
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 16] {
         let counts = &self.counts;
         let now = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) as u64;
         let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -370,6 +254,7 @@ impl Calls {
             ("services", self.services.read().len() as u64),
             ("responders", now(&counts.responders)),
             ("calls_total", total(&counts.begun)),
+            ("multicasts_total", total(&counts.multicasts)),
             ("calls_no_responders_total", total(&counts.no_responders)),
             ("calls_refused_total", total(&counts.refused)),
             ("calls_retried_total", total(&counts.retried)),
@@ -384,22 +269,25 @@ impl Calls {
     }
 }
 
-fn no_responders(service: &TopicName) -> CoreError {
-    CoreError::NoResponders { service: service.as_str().to_owned() }
-}
-
 impl Broker {
     /// Begins a call: it is with a responder, or waits for one, when this returns. Never waits. The request is within
     /// [`Limits`], as the door has checked.
     ///
     /// # Errors
-    /// [`CoreError::NoResponders`], [`CoreError::Limit`] when there are too many calls, [`CoreError::Draining`].
+    /// [`CoreError::NoResponders`], [`CoreError::Limit`] when there are too many calls, or when who would answer is beyond
+    /// the bound of responders, [`CoreError::Unread`], [`CoreError::Draining`].
     pub fn call(&self, request: Request) -> Result<Calling, CoreError> {
         if self.draining.is_cancelled() {
             return Err(CoreError::Draining);
         }
-        self.find_devices(&request.message.topic)?;
-        self.calls.call(request)
+        let found = self.find_devices(&request.message.topic);
+        match (self.calls.call(request), found) {
+            (Err(CoreError::NoResponders { .. }), Err(full)) => {
+                Counts::add(&self.calls.counts.refused);
+                Err(full)
+            }
+            (called, _) => called,
+        }
     }
 
     /// Serves a service from its return on, until the handle is dropped. Never waits.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 
+use super::call::TOO_MANY;
 use super::device::{self, ERROR, REPLY_TOPIC};
 use super::{CallError, Caller, Calling, Fault, Request, Said};
 use crate::core::session::SessionKey;
@@ -73,7 +74,7 @@ impl Answering {
         let more = |count: usize| (count < max).then_some(count + 1);
         match answering.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
             Ok(_) => Ok(Self(Arc::clone(broker))),
-            Err(_) => Err(CoreError::Limit { what: "too many calls in flight".to_owned(), max: max as u64 }),
+            Err(_) => Err(broker.calls.refused(TOO_MANY, max)),
         }
     }
 }
@@ -88,17 +89,28 @@ impl Broker {
     /// Does what a publish asks that is a call or an answer; `None` for every other topic. Never waits.
     ///
     /// # Errors
-    /// [`CoreError::Invalid`] naming what is wrong, [`CoreError::Limit`], and those of an answer that nobody waits for.
+    /// [`CoreError::Invalid`] naming what is wrong, [`CoreError::Unsupported`] if it is `delayed`, [`CoreError::Limit`], and
+    /// those of an answer that nobody waits for.
     pub(crate) fn published_call(
         self: &Arc<Self>,
         message: &Message,
         by: By<'_>,
+        delayed: bool,
     ) -> Option<Result<(), CoreError>> {
-        if message.topic.as_str() == REPLY_TOPIC {
-            return Some(self.published_answer(message, by));
+        let is_answer = message.topic.as_str() == REPLY_TOPIC;
+        let service = message.topic.as_str().strip_prefix(CALL_PREFIX).filter(|_| !is_answer);
+        match service {
+            None if !is_answer => None,
+            _ if delayed => {
+                let what = format!(
+                    "`{}` cannot be delayed: calls and their answers are made at once",
+                    message.topic
+                );
+                Some(Err(CoreError::Unsupported(what)))
+            }
+            None => Some(self.published_answer(message, by)),
+            Some(service) => Some(self.begin_published(message, service, by)),
         }
-        let service = message.topic.as_str().strip_prefix(CALL_PREFIX)?;
-        Some(self.begin_published(message, service, by))
     }
 
     /// Takes a publish on an ordinary topic as the answer of a device too, where pairs of topics say so.
@@ -164,8 +176,10 @@ impl Broker {
         let (broker, qos) = (Arc::clone(self), message.qos);
         self.tasks.spawn(async move {
             let said = answer(begun, deadline.since(now)).await;
-            let said = said.unwrap_or_else(|error| error_message(&error, &reply_to));
-            let mut message = Message { topic: reply_to, qos, ..said };
+            let mut message = match said {
+                Ok(said) => Message { topic: reply_to, qos, ..said },
+                Err(error) => error_message(&error, reply_to, qos),
+            };
             if correlation.is_some() {
                 message.extras_mut().correlation_data = correlation;
             }
@@ -196,7 +210,7 @@ async fn answer(begun: Result<Calling, CoreError>, left: Duration) -> Result<Mes
 }
 
 /// An error as the answer to a call.
-fn error_message(error: &CallError, topic: &TopicName) -> Message {
+fn error_message(error: &CallError, topic: TopicName, qos: Qos) -> Message {
     let (name, text) = match error {
         CallError::Responder(fault) => {
             let name = usize::try_from(fault.code).ok().and_then(|code| CODES.get(code));
@@ -207,7 +221,7 @@ fn error_message(error: &CallError, topic: &TopicName) -> Message {
                 CoreError::NoResponders { .. } => "NO_RESPONDERS",
                 CoreError::ResponderLost { .. } => "RESPONDER_LOST",
                 CoreError::BadReply { .. } => "BAD_REPLY",
-                CoreError::Limit { .. } => "LIMIT_REACHED",
+                CoreError::Limit { .. } | CoreError::Unread { .. } => "LIMIT_REACHED",
                 CoreError::Draining => "UNAVAILABLE",
                 _ => "INTERNAL",
             };
@@ -216,9 +230,9 @@ fn error_message(error: &CallError, topic: &TopicName) -> Message {
     };
     Message {
         id: MessageId::from_u128(0),
-        topic: topic.clone(),
+        topic,
         payload: Bytes::from(text),
-        qos: Qos::AtMostOnce,
+        qos,
         retain: false,
         expires_at: None,
         extras: Some(Box::new(Extras {

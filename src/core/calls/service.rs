@@ -12,21 +12,18 @@ use tokio::sync::Notify;
 use super::call::{Call, Place};
 use super::device::{Candidate, Seen};
 use super::responder::Responder;
-use super::state::{Door, Entry, Held, State, Wakes};
-use super::{Answer, CallError, Calls, Counts, ReplyRefused, ResponderFacts, Said, Serve, no_responders};
+use super::state::{Door, Entry, Handed, Held, State, Wakes};
+use super::{Answer, Calls, Counts, ReplyRefused, ResponderFacts, Serve};
 use crate::core::CoreError;
 use crate::core::session::SessionKey;
-use crate::types::{TopicName, clock};
-
-/// Calls that were given up stay in the line until so many, or half of it, are there.
-const DEAD: usize = 64;
+use crate::types::TopicName;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Service {
     name: TopicName,
-    calls: Weak<Calls>,
-    state: Mutex<State>,
+    pub(super) calls: Weak<Calls>,
+    pub(super) state: Mutex<State>,
 }
 
 impl Service {
@@ -47,49 +44,52 @@ impl Service {
         let Some(calls) = self.calls.upgrade() else { return Err(CoreError::Draining) };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
-        let nobody_waits = state.waiting.len() == state.dead;
-        while let Some(at) = if nobody_waits { state.choose() } else { None } {
-            if state.assign(at, call, &mut wakes) {
-                drop(state);
-                wakes.run();
-                return Ok(());
+        let handed = if state.waiting.is_empty() { state.hand(call, &mut wakes) } else { Handed::Busy };
+        let taken = match handed {
+            Handed::Yes => Ok(()),
+            Handed::Busy if state.waiting.len() >= calls.bounds.waiting => {
+                let what = format!("too many calls wait for a responder of `{}`", self.name);
+                Err(calls.refused(what, calls.bounds.waiting))
             }
-        }
-        if state.takers == 0 {
-            Counts::add(&calls.counts.no_responders);
-            return Err(no_responders(&self.name));
-        }
-        if state.waiting.len() - state.dead >= calls.bounds.waiting {
-            Counts::add(&calls.counts.refused);
-            let max = calls.bounds.waiting as u64;
-            let what = format!("too many calls wait for a responder of `{}`", self.name);
-            return Err(CoreError::Limit { what, max });
-        }
-        call.put(Place::Waiting);
-        state.waiting.push_back(Arc::clone(call));
+            Handed::Busy => {
+                call.put(Place::Waiting);
+                state.waiting.push(Arc::clone(call));
+                Ok(())
+            }
+            Handed::Full => Err(calls.unread(&self.name)),
+            Handed::Nobody => Err(calls.nobody(&self.name)),
+        };
         drop(state);
         wakes.run();
-        Ok(())
+        taken
     }
 
     /// Gives a call up. False if it is over.
-    pub(super) fn cancel(&self, call: &Arc<Call>) -> bool {
+    pub(super) fn cancel(self: &Arc<Self>, call: &Arc<Call>) -> bool {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         match call.place() {
             Place::Over => return false,
             Place::Waiting => {
                 call.put(Place::Over);
-                state.dead += 1;
-                if state.dead >= DEAD && state.dead > state.waiting.len() / 2 {
-                    state.waiting.retain(|call| call.place() != Place::Over);
-                    state.dead = 0;
+                state.waiting.died();
+            }
+            Place::WaitingFor(at) => {
+                call.put(Place::Over);
+                if let Some(entry) = state.entry(at) {
+                    entry.line.died();
                 }
             }
             Place::With(at, number) => {
                 call.put(Place::Over);
-                state.give_up(at, number, &mut wakes);
-                self.hand_out(&mut state, &mut wakes);
+                if let Some((key, asked)) = state.give_up(at, number, &mut wakes) {
+                    let owed = self.calls.upgrade().and_then(|calls| self.owed(&calls, (at, key), asked));
+                    if let Some(entry) = state.entry(at) {
+                        entry.owed = owed;
+                    }
+                }
+                state.go_on(at, &mut wakes);
+                Self::hand_out(&mut state, &mut wakes);
             }
         }
         drop(state);
@@ -103,7 +103,7 @@ impl Service {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         let at = state.add(key, serve.clone(), Door::Stream(Arc::clone(&wake)));
-        self.hand_out(&mut state, &mut wakes);
+        Self::hand_out(&mut state, &mut wakes);
         drop(state);
         wakes.run();
         Responder::new(Arc::clone(self), (at, key), serve, wake)
@@ -128,27 +128,19 @@ impl Service {
                 known.insert(device.key(), at);
             }
         }
+        let mut new = Vec::new();
         for (device, serve) in candidates {
-            let session = device.key();
-            let at = match known.remove(&session) {
+            match known.remove(&device.key()) {
                 Some(at) => {
                     state.renew(at, device, serve);
-                    at
+                    state.stop_if_gone(at, &mut wakes);
+                    state.go_on(at, &mut wakes);
                 }
-                None => {
-                    let key = calls.next_key()?;
-                    let at = state.add(key, serve, Door::Device(device.clone()));
-                    calls.devices.add(key, &device, self, at);
-                    at
-                }
-            };
-            // Had it left before it was noted, nobody would say so.
-            if state.entry(at).is_some_and(|entry| !entry.answers()) {
-                state.stop(at);
+                None => new.push((device, serve)),
             }
         }
         for at in known.into_values() {
-            state.stop(at);
+            state.stop(at, &mut wakes);
             if let Some(entry) =
                 state.places.get_mut(at).and_then(|entry| entry.take_if(|it| it.in_hand.is_empty()))
             {
@@ -156,19 +148,42 @@ impl Service {
                 calls.gone(&entry);
             }
         }
-        state.seen = Some(seen);
-        self.hand_out(&mut state, &mut wakes);
+        let mut all = Ok(());
+        for (device, serve) in new {
+            match calls.next_key() {
+                Ok(key) => {
+                    let at = state.add(key, serve, Door::Device(device.clone()));
+                    calls.devices.add(key, &device, self, at);
+                    // Had it left before it was noted, nobody would say so.
+                    state.stop_if_gone(at, &mut wakes);
+                }
+                Err(full) => {
+                    all = Err(full);
+                    break;
+                }
+            }
+        }
+        if all.is_ok() {
+            state.seen = Some(seen);
+        }
+        Self::hand_out(&mut state, &mut wakes);
         drop(state);
         wakes.run();
-        Ok(())
+        all
     }
 
-    /// Gives it no more requests.
+    /// Gives it no more requests. What it has not taken goes to others.
     pub(super) fn drain(&self, at: usize) {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
-        state.stop(at);
-        self.hand_out(&mut state, &mut wakes);
+        state.stop(at, &mut wakes);
+        if let Some(calls) = self.calls.upgrade() {
+            let held = state.take_back(at);
+            if let Some(serve) = state.entry(at).map(|entry| entry.serve.clone()) {
+                Self::pass_on(&calls, &mut state, &serve, held, &mut wakes);
+            }
+        }
+        Self::hand_out(&mut state, &mut wakes);
         drop(state);
         wakes.run();
     }
@@ -182,22 +197,9 @@ impl Service {
         let Some(entry) = entry else { return };
         state.forget(&entry);
         calls.gone(&entry);
-        let id = entry.serve.id.unwrap_or_default();
-        let mut held: Vec<(u64, Held)> = entry.in_hand.into_iter().collect();
-        held.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
-        for (_, Held { call, taken, .. }) in held {
-            if !taken || call.may_retry(calls.bounds.tries) {
-                Counts::add(&calls.counts.retried);
-                call.put(Place::Waiting);
-                state.waiting.push_front(call);
-            } else {
-                Counts::add(&calls.counts.lost);
-                let (service, responder) = (self.name.as_str().to_owned(), id.to_string());
-                let lost = CoreError::ResponderLost { service, responder };
-                wakes.callers.extend(call.fail(CallError::Broker(lost)));
-            }
-        }
-        self.hand_out(&mut state, &mut wakes);
+        entry.line.lost(&entry.serve, &mut wakes);
+        Self::pass_on(&calls, &mut state, &entry.serve, entry.in_hand.into_iter().collect(), &mut wakes);
+        Self::hand_out(&mut state, &mut wakes);
         let empty = state.places.iter().all(Option::is_none);
         drop(state);
         wakes.run();
@@ -206,20 +208,37 @@ impl Service {
         }
     }
 
-    /// Hands out what waits while there is room. Without a responder that takes requests it ends.
-    fn hand_out(&self, state: &mut State, wakes: &mut Wakes) {
-        state.dispatch(wakes);
-        if state.takers > 0 {
-            return;
-        }
-        state.dead = 0;
-        for call in std::mem::take(&mut state.waiting) {
-            if call.place() == Place::Waiting {
-                if let Some(calls) = self.calls.upgrade() {
-                    Counts::add(&calls.counts.no_responders);
-                }
-                wakes.callers.extend(call.fail(CallError::Broker(no_responders(&self.name))));
+    /// Puts what a responder had in hand first in the line, or lets it fail where another may not be asked.
+    fn pass_on(
+        calls: &Calls,
+        state: &mut State,
+        responder: &Serve,
+        mut held: Vec<(u64, Held)>,
+        wakes: &mut Wakes,
+    ) {
+        held.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
+        for (_, Held { call, taken, .. }) in held {
+            let again = if taken { call.may_retry(calls.bounds.tries) } else { call.is_for_anyone() };
+            if again {
+                Counts::add(&calls.counts.retried);
+                call.put(Place::Waiting);
+                state.waiting.push_first(call);
+            } else {
+                wakes.callers.extend(call.lost(responder));
             }
+        }
+    }
+
+    /// Hands out what waits while there is room. What nobody can take ends.
+    pub(super) fn hand_out(state: &mut State, wakes: &mut Wakes) {
+        while let Some(call) = state.waiting.pop() {
+            let waker = match state.hand(&call, wakes) {
+                Handed::Yes => continue,
+                Handed::Busy => return state.waiting.push_first(call),
+                Handed::Full => call.unread(),
+                Handed::Nobody => call.nobody(),
+            };
+            wakes.callers.extend(waker);
         }
     }
 
@@ -254,14 +273,28 @@ impl Service {
 
     /// Passes answers on, in their order. Returns those that nobody got.
     pub(super) fn reply(&self, at: usize, key: u64, answers: Vec<Answer>) -> Vec<ReplyRefused> {
-        let Some(calls) = self.calls.upgrade() else { return Vec::new() };
         let mut wakes = Wakes::default();
-        let mut refused = Vec::new();
         let mut state = self.state.lock();
+        let refused = self.answer(&mut state, (at, key), answers, &mut wakes);
+        drop(state);
+        wakes.run();
+        refused
+    }
+
+    /// See [`Self::reply`].
+    pub(super) fn answer(
+        &self,
+        state: &mut State,
+        (at, key): (usize, u64),
+        answers: Vec<Answer>,
+        wakes: &mut Wakes,
+    ) -> Vec<ReplyRefused> {
+        let Some(calls) = self.calls.upgrade() else { return Vec::new() };
+        let mut refused = Vec::new();
         let is_there = state.entry(at).is_some_and(|entry| entry.key == key);
         for Answer { number, said } in answers {
             let result = if is_there {
-                state.answer(at, number, said, &mut wakes)
+                state.answer(at, number, said, wakes)
             } else {
                 Err(ReplyRefused::Unknown(number))
             };
@@ -275,33 +308,17 @@ impl Service {
                 refused.push(why);
             }
         }
-        self.hand_out(&mut state, &mut wakes);
-        drop(state);
-        wakes.run();
+        if is_there {
+            state.go_on(at, wakes);
+        }
+        Self::hand_out(state, wakes);
         refused
     }
 
-    /// Passes the answer of a device on that does not say to what it is one: to what was given up not long ago, or else to
-    /// what it has in hand. What it says unasked is nothing.
-    pub(super) fn reply_next(&self, at: usize, key: u64, said: impl FnOnce() -> Said) {
-        let Some(calls) = self.calls.upgrade() else { return };
-        let number = {
-            let mut state = self.state.lock();
-            let Some(entry) = state.entry(at).filter(|entry| entry.key == key && entry.says_no_number())
-            else {
-                return;
-            };
-            let now = clock::now();
-            entry.owed.retain(|given_up| now.saturating_duration_since(*given_up) < calls.bounds.late);
-            if entry.owed.pop_front().is_some() {
-                Counts::add(&calls.counts.replies_over);
-                return;
-            }
-            entry.in_hand.keys().next().copied()
-        };
-        if let Some(number) = number {
-            self.reply(at, key, vec![Answer { number, said: said() }]);
-        }
+    /// Numbers in the inboxes of all responders.
+    #[cfg(test)]
+    pub(super) fn untaken(&self) -> usize {
+        self.state.lock().places.iter().flatten().map(|entry| entry.inbox.len()).sum()
     }
 
     /// Whether the responder has nothing in hand.

@@ -11,9 +11,11 @@ use bytestring::ByteString;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::call::{Call, Place};
 use super::device::{Device, NotAsked, Seen};
+use super::line::Line;
 use super::{CallError, ReplyRefused, Said, Serve};
 use crate::core::CoreError;
 use crate::types::clock;
@@ -34,9 +36,20 @@ pub(super) struct State {
     pub(super) groups: Vec<Group>,
     /// Where the next choice begins.
     pub(super) turn: usize,
-    pub(super) waiting: VecDeque<Arc<Call>>,
-    /// Those of them that are over.
-    pub(super) dead: usize,
+    pub(super) waiting: Line,
+}
+
+/// What has become of a call that was to be handed to somebody.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Handed {
+    /// A responder has it.
+    Yes,
+    /// All that can take it are busy: it waits.
+    Busy,
+    /// Too much waits for each of them to read.
+    Full,
+    /// There is nobody.
+    Nobody,
 }
 
 /// Responders that do the same.
@@ -56,14 +69,17 @@ pub(super) struct Entry {
     pub(super) draining: bool,
     pub(super) in_hand: FxHashMap<u64, Held>,
     pub(super) next: u64,
-    /// Numbers that it has not taken yet; those that are not in its hand any more are passed over.
+    /// What is for it alone and waits until it has room; it gets nothing else meanwhile.
+    pub(super) line: Line,
+    /// Numbers that it has in hand and has not taken yet, ascending.
     pub(super) inbox: VecDeque<u64>,
     /// To tell it.
     pub(super) cancelled: Vec<u64>,
     /// The last ones that were given up.
     pub(super) over: VecDeque<u64>,
-    /// When those were given up that a device that says no number may still answer.
-    pub(super) owed: VecDeque<Instant>,
+    /// What a device that says no number says next is the answer to a call that was given up; it is asked nothing until
+    /// then, or until this timer ends that.
+    pub(super) owed: Option<AbortOnDropHandle<()>>,
     pub(super) door: Door,
     pub(super) served: u64,
     pub(super) errors: u64,
@@ -111,6 +127,10 @@ impl Entry {
         matches!(&self.door, Door::Device(device) if device.says_no_number())
     }
 
+    pub(super) fn has_room(&self) -> bool {
+        !self.draining && self.owed.is_none() && self.in_hand.len() < self.serve.credit
+    }
+
     pub(super) fn answers(&self) -> bool {
         match &self.door {
             Door::Stream(_) => true,
@@ -130,10 +150,11 @@ impl State {
             draining: false,
             in_hand: FxHashMap::default(),
             next: 1,
+            line: Line::default(),
             inbox: VecDeque::new(),
             cancelled: Vec::new(),
             over: VecDeque::new(),
-            owed: VecDeque::new(),
+            owed: None,
             door,
             served: 0,
             errors: 0,
@@ -166,11 +187,20 @@ impl State {
         }
     }
 
-    /// Gives a responder no more requests.
-    pub(super) fn stop(&mut self, at: usize) {
+    /// Gives a responder no more requests. What waits for it alone is lost.
+    pub(super) fn stop(&mut self, at: usize, wakes: &mut Wakes) {
         if let Some(entry) = self.entry(at).filter(|entry| !entry.draining) {
             entry.draining = true;
+            let (line, serve) = (std::mem::take(&mut entry.line), &entry.serve);
+            line.lost(serve, wakes);
             self.takers -= 1;
+        }
+    }
+
+    /// Gives a device that does not answer any more no more requests.
+    pub(super) fn stop_if_gone(&mut self, at: usize, wakes: &mut Wakes) {
+        if self.entry(at).is_some_and(|entry| !entry.answers()) {
+            self.stop(at, wakes);
         }
     }
 
@@ -206,15 +236,15 @@ impl State {
         }
     }
 
-    /// The responder that gets the next call: of the group with the least in hand the one with the least, in turn among
-    /// equals.
-    pub(super) fn choose(&mut self) -> Option<usize> {
+    /// The responder that gets the next call, `passed` left out: of the group with the least in hand the one with the least,
+    /// in turn among equals.
+    fn choose(&mut self, passed: &[usize]) -> Option<usize> {
         self.turn = (self.turn + 1) % self.places.len().max(1);
         let mut best: Option<((usize, usize), usize)> = None;
         let mut asked = 0;
         for at in (self.turn..self.places.len()).chain(0..self.turn) {
             let Some(Some(entry)) = self.places.get(at) else { continue };
-            if entry.draining || entry.in_hand.len() >= entry.serve.credit {
+            if !entry.has_room() || passed.contains(&at) {
                 continue;
             }
             let group = self.groups.get(entry.group).map_or(0, |group| group.in_hand);
@@ -230,9 +260,27 @@ impl State {
         best.map(|(_, at)| at)
     }
 
-    /// Hands a call to the responder. False if it takes none any more.
-    pub(super) fn assign(&mut self, at: usize, call: &Arc<Call>, wakes: &mut Wakes) -> bool {
-        let Some(Some(entry)) = self.places.get_mut(at) else { return false };
+    /// Hands a call to whoever is chosen. One that takes nothing now is passed over.
+    pub(super) fn hand(&mut self, call: &Arc<Call>, wakes: &mut Wakes) -> Handed {
+        let mut passed: SmallVec<[usize; 4]> = SmallVec::new();
+        while let Some(at) = self.choose(&passed) {
+            match self.assign(at, call, wakes) {
+                Ok(()) => return Handed::Yes,
+                Err(NotAsked::Left) => self.stop(at, wakes),
+                Err(NotAsked::Full) => passed.push(at),
+            }
+        }
+        match self.takers {
+            0 => Handed::Nobody,
+            // Those that are left have something in hand, whose end is when to look again.
+            takers if takers > passed.len() => Handed::Busy,
+            _ => Handed::Full,
+        }
+    }
+
+    /// Hands a call to the responder.
+    pub(super) fn assign(&mut self, at: usize, call: &Arc<Call>, wakes: &mut Wakes) -> Result<(), NotAsked> {
+        let Some(Some(entry)) = self.places.get_mut(at) else { return Err(NotAsked::Left) };
         let number = entry.next;
         let mut held = Held { call: Arc::clone(call), since: clock::now(), taken: false };
         match &entry.door {
@@ -242,23 +290,11 @@ impl State {
                 }
                 entry.inbox.push_back(number);
             }
-            Door::Device(device) => match device.ask(entry.key, number, &call.request) {
-                Ok(()) => {
-                    held.taken = true;
-                    call.seen();
-                }
-                Err(NotAsked::Left) => {
-                    self.stop(at);
-                    return false;
-                }
-                Err(NotAsked::Full) => {
-                    let what = "too much waits for the responder to read".to_owned();
-                    let max = entry.serve.credit as u64;
-                    let full = CallError::Broker(CoreError::Limit { what, max });
-                    wakes.callers.extend(call.fail(full));
-                    return true;
-                }
-            },
+            Door::Device(device) => {
+                device.ask(entry.key, number, &call.request)?;
+                held.taken = true;
+                call.seen();
+            }
         }
         entry.next += 1;
         call.put(Place::With(at, number));
@@ -266,23 +302,7 @@ impl State {
         if let Some(group) = self.groups.get_mut(entry.group) {
             group.in_hand += 1;
         }
-        true
-    }
-
-    /// Hands out what waits while there is room.
-    pub(super) fn dispatch(&mut self, wakes: &mut Wakes) {
-        while let Some(next) = self.waiting.front() {
-            if next.place() == Place::Over {
-                self.waiting.pop_front();
-                self.dead -= 1;
-                continue;
-            }
-            let Some(at) = self.choose() else { return };
-            let Some(call) = self.waiting.pop_front() else { return };
-            if !self.assign(at, &call, wakes) {
-                self.waiting.push_front(call);
-            }
-        }
+        Ok(())
     }
 
     /// Takes a request out of a responder's hand.
@@ -295,26 +315,35 @@ impl State {
         Some(held)
     }
 
-    /// Takes a request that nobody waits for out of a responder's hand, and tells it if it has seen the request.
-    pub(super) fn give_up(&mut self, at: usize, number: u64, wakes: &mut Wakes) {
-        let Some(Held { taken: true, .. }) = self.release(at, number) else { return };
-        let Some(entry) = self.entry(at) else { return };
+    /// Takes what a responder has not taken out of its hand.
+    pub(super) fn take_back(&mut self, at: usize) -> Vec<(u64, Held)> {
+        let numbers = self.entry(at).map(|entry| std::mem::take(&mut entry.inbox)).unwrap_or_default();
+        numbers.into_iter().filter_map(|number| Some((number, self.release(at, number)?))).collect()
+    }
+
+    /// Takes a request that nobody waits for out of a responder's hand, and tells it if it has seen the request. Returns
+    /// the key of a device that may still answer without saying what, and when it was asked.
+    pub(super) fn give_up(&mut self, at: usize, number: u64, wakes: &mut Wakes) -> Option<(u64, Instant)> {
+        let Held { taken, since, .. } = self.release(at, number)?;
+        let entry = self.entry(at)?;
+        if !taken {
+            // One that does not read has no more in its inbox than it takes, whatever comes and goes.
+            if let Ok(place) = entry.inbox.binary_search(&number) {
+                entry.inbox.remove(place);
+            }
+            return None;
+        }
         if let Door::Stream(wake) = &entry.door {
             if entry.cancelled.is_empty() {
                 wakes.responders.push(Arc::clone(wake));
             }
             entry.cancelled.push(number);
         }
-        if entry.says_no_number() {
-            if entry.owed.len() == REMEMBERED {
-                entry.owed.pop_front();
-            }
-            entry.owed.push_back(clock::now());
-        }
         if entry.over.len() == REMEMBERED {
             entry.over.pop_front();
         }
         entry.over.push_back(number);
+        entry.says_no_number().then_some((entry.key, since))
     }
 
     pub(super) fn answer(

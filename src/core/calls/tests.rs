@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::queues::consumer::Window;
-use crate::types::{MessageId, Qos};
+use crate::types::{Message, MessageId, Qos};
 
 const ALL: Window = Window { messages: usize::MAX, bytes: usize::MAX };
 
@@ -50,7 +50,7 @@ fn serve(id: &str, group: &str, credit: usize) -> Serve {
 fn bed(change: impl FnOnce(&mut Limits)) -> Arc<Calls> {
     let mut limits = Limits::default();
     change(&mut limits);
-    Calls::new(&limits)
+    Calls::new(&limits, TaskTracker::new(), CancellationToken::new())
 }
 
 impl Calls {
@@ -288,6 +288,7 @@ fn what_is_too_much_is_refused() {
     let calls = bed(|limits| limits.max_responders = 1);
     let _one = calls.responder("one", "", 9);
     assert!(matches!(calls.serve(serve("two", "", 1)), Err(CoreError::Limit { max: 1, .. })));
+    assert_eq!(calls.count("calls_refused_total"), 1);
 }
 
 #[test]
@@ -324,6 +325,55 @@ fn what_was_given_up_does_not_stay_in_the_line() {
     assert_eq!(got(&mut last), reply("one", "C"));
 }
 
+#[test]
+fn what_was_given_up_does_not_stay_in_an_inbox() {
+    let calls = bed(|_| {});
+    let one = calls.responder("one", "", 3);
+    let kept = calls.call(request("kept")).unwrap();
+    for _ in 0..100 {
+        let both = [calls.call(request("a")).unwrap(), calls.call(request("b")).unwrap()];
+        assert_eq!(calls.service(&one.serve().service).unwrap().untaken(), 3);
+        drop(both);
+    }
+    assert_eq!(asked(&one), [(1, "kept".to_owned())]);
+    drop(kept);
+}
+
+#[test]
+fn what_a_responder_has_not_taken_when_it_drains_goes_to_others() {
+    let calls = bed(|_| {});
+    let one = calls.responder("one", "", 9);
+    let mut all: Vec<Calling> = ["a", "b", "c"].map(|payload| calls.call(request(payload)).unwrap()).into();
+    let frame = Window { messages: 1, bytes: usize::MAX };
+    assert_eq!(one.take(frame).0.len(), 1);
+    let two = calls.responder("two", "", 9);
+    one.drain();
+    assert_eq!(asked(&one), []);
+    assert_eq!(asked(&two), [(1, "b".to_owned()), (2, "c".to_owned())]);
+    assert!(!one.is_idle());
+    assert_eq!(answer(&one, 1, Said::Last(message("A"))), None);
+    assert_eq!(got(&mut all[0]), reply("one", "A"));
+    assert!(one.is_idle());
+    // With nobody left it fails at once.
+    let mut last = calls.call(request("d")).unwrap();
+    two.drain();
+    assert_eq!(got(&mut last), failed(nobody()));
+    assert_eq!(got(&mut all[1]), None);
+}
+
+#[test]
+fn the_bytes_of_all_calls_are_bounded_and_named() {
+    let calls = bed(|limits| (limits.call_bytes, limits.call_reply_bytes) = (2000, 1 << 20));
+    let one = calls.responder("one", "", 9);
+    let mut calling = calls.call(request("x")).unwrap();
+    assert_eq!(asked(&one).len(), 1);
+    assert_eq!(answer(&one, 1, Said::Last(message(&"1".repeat(2000)))), None);
+    let what = "too many bytes of calls in flight".to_owned();
+    assert_eq!(got(&mut calling), failed(CoreError::Limit { what, max: 2000 }));
+    drop(calling);
+    assert_eq!((calls.count("call_bytes"), calls.count("calls_refused_total")), (0, 1));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Join(bool, usize),
@@ -331,6 +381,8 @@ enum Step {
     Drain(usize),
     Call(bool),
     Cancel(usize),
+    Gather(usize),
+    Disperse(usize),
     Take(usize),
     Answer(usize, usize),
 }
@@ -342,10 +394,17 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<usize>().prop_map(Step::Drain),
         6 => any::<bool>().prop_map(Step::Call),
         2 => any::<usize>().prop_map(Step::Cancel),
+        2 => (0..3_usize).prop_map(Step::Gather),
+        1 => any::<usize>().prop_map(Step::Disperse),
         5 => any::<usize>().prop_map(Step::Take),
         5 => (any::<usize>(), any::<usize>()).prop_map(|(a, b)| Step::Answer(a, b)),
     ];
     prop::collection::vec(step, 1..80)
+}
+
+/// How many have replied or failed since the last look.
+fn heard(gathering: &mut Gathering) -> u64 {
+    std::iter::from_fn(|| gathering.next().now_or_never()?).count() as u64
 }
 
 proptest! {
@@ -355,7 +414,10 @@ proptest! {
     /// is left.
     #[test]
     fn every_call_ends_once(steps in steps()) {
-        let calls = bed(|_| {});
+        let calls = bed(|limits| limits.calls_waiting = 4);
+        let timers = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _timers = timers.enter();
+        let mut gatherings: Vec<Gathering> = Vec::new();
         let mut responders: Vec<(Responder, Vec<u64>)> = Vec::new();
         let mut waiting: Vec<Calling> = Vec::new();
         let (mut begun, mut ended) = (0_u64, 0_u64);
@@ -376,6 +438,16 @@ proptest! {
                     }
                 }
                 Step::Cancel(at) if !waiting.is_empty() => drop(waiting.remove(at % waiting.len())),
+                Step::Gather(min_replies) => {
+                    let policy = Policy { min_replies, ..Policy::default() };
+                    if let Ok(gathering) = calls.gather(request("x"), policy) {
+                        begun += gathering.asked() as u64;
+                        gatherings.push(gathering);
+                    }
+                }
+                Step::Disperse(at) if !gatherings.is_empty() => {
+                    drop(gatherings.remove(at % gatherings.len()));
+                }
                 Step::Take(at) if !responders.is_empty() => {
                     let at = at % responders.len();
                     let (responder, in_hand) = &mut responders[at];
@@ -401,8 +473,16 @@ proptest! {
                 ended += u64::from(over);
                 !over
             });
+            for gathering in &mut gatherings {
+                ended += heard(gathering);
+            }
         }
         drop(responders);
+        for mut gathering in gatherings {
+            ended += heard(&mut gathering);
+            let Summary { asked, replied, failed, missing, .. } = gathering.summary();
+            prop_assert_eq!(asked, replied + failed + missing.len());
+        }
         for calling in &mut waiting {
             prop_assert!(matches!(calling.next().now_or_never(), Some(Some(Err(_)))));
             ended += 1;

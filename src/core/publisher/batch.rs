@@ -111,14 +111,15 @@ impl Planner<'_> {
     ) -> Result<bool, CoreError> {
         let by = By { session: self.no_local, name: self.name };
         if item.message.topic.is_reserved()
-            && let Some(said) = self.broker.published_call(&item.message, by)
+            && let Some(said) = self.broker.published_call(&item.message, by, item.not_before.is_some())
         {
             let mut run = Run::new(end, Arc::default(), routing, &item.message, true);
             run.subscribers = u32::from(said.is_ok());
             runs.push(run);
             return said.map(|()| item.incoming.is_some() && self.durable_session);
         }
-        if let Some(session) = self.no_local {
+        // One that is to be delayed is refused below, or for queues alone.
+        if let Some(session) = self.no_local.filter(|_| item.not_before.is_none()) {
             self.broker.published_on(session, &item.message);
         }
         match runs.last_mut() {

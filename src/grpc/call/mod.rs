@@ -1,8 +1,10 @@
 //! `CallService`.
 //!
-//! `serve` is the stream of a responder, `stream` that of a caller who takes parts; the unary methods are here.
+//! `serve` is the stream of a responder, `stream` that of a caller who takes parts, `gather` asks everyone; the other methods
+//! are here.
 //! Invariant: nothing is kept here but the broker.
 
+mod gather;
 mod serve;
 mod stream;
 
@@ -15,7 +17,7 @@ use tonic::metadata::{KeyAndValueRef, MetadataMap};
 use tonic::transport::server::TcpConnectInfo;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
-use crate::core::calls::{self, Caller, Calling, Reply, ResponderFacts};
+use crate::core::calls::{self, Caller, Calling, Gathering, Reply, ResponderFacts};
 use crate::core::{Broker, CoreError};
 use crate::types::{Message, TopicName, UnixMillis, clock};
 
@@ -41,24 +43,50 @@ impl CallService {
         Self { broker, streams }
     }
 
-    fn begin(
+    /// What is asked, of one responder that answers at once, if the caller does not change that.
+    fn asked(
         &self,
         (metadata, extensions): (&MetadataMap, &Extensions),
         service: String,
         message: Option<v1::Message>,
-        (idempotent, takes_parts): (bool, bool),
-    ) -> Result<Calling, CoreError> {
+    ) -> Result<calls::Request, CoreError> {
         let service = service_named(&self.broker, "service", service)?;
         let message = said(intake(&self.broker, clock::unix_now()), message, &service);
         let address = extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
-        self.broker.call(calls::Request {
+        Ok(calls::Request {
             message: message.map_err(|error| error.within("request"))?,
             deadline: deadline(extensions),
             caller: Caller { client_id: None, address },
             metadata: carried(metadata),
-            idempotent,
-            takes_parts,
+            idempotent: false,
+            takes_parts: false,
         })
+    }
+
+    fn begin(
+        &self,
+        from: (&MetadataMap, &Extensions),
+        service: String,
+        message: Option<v1::Message>,
+        (idempotent, takes_parts): (bool, bool),
+    ) -> Result<Calling, CoreError> {
+        let asked = self.asked(from, service, message)?;
+        self.broker.call(calls::Request { idempotent, takes_parts, ..asked })
+    }
+
+    fn ask_all(
+        &self,
+        from: (&MetadataMap, &Extensions),
+        service: String,
+        message: Option<v1::Message>,
+        policy: Option<v1::GatherPolicy>,
+        keeps: bool,
+    ) -> Result<Gathering, CoreError> {
+        let policy = gather::policy_of(policy, keeps)?;
+        let mut asked = self.asked(from, service, message)?;
+        let ends = policy.timeout.map(|timeout| clock::unix_now().after(timeout));
+        asked.deadline = asked.deadline.into_iter().chain(ends).min();
+        self.broker.gather(asked, policy)
     }
 
     fn list(&self, request: v1::ListRespondersRequest) -> Result<v1::ListRespondersResponse, CoreError> {
@@ -103,6 +131,24 @@ impl v1::call_service_server::CallService for CallService {
         let begun = self.begin((&metadata, &extensions), service, request, (idempotent, true));
         let calling = begun.map_err(|error| status(&error))?;
         Ok(Response::new(stream::serve(calling, &extensions)))
+    }
+
+    type MulticastStream = Events<v1::MulticastResponse>;
+
+    async fn multicast(&self, request: Request<v1::MulticastRequest>) -> Answer<Self::MulticastStream> {
+        let (metadata, extensions, request) = request.into_parts();
+        let v1::MulticastRequest { service, request, policy } = request;
+        let gathering = self.ask_all((&metadata, &extensions), service, request, policy, false);
+        let gathering = gathering.map_err(|error| status(&error))?;
+        Ok(Response::new(gather::serve(gathering, &extensions)))
+    }
+
+    async fn gather(&self, request: Request<v1::GatherRequest>) -> Answer<v1::GatherResponse> {
+        let (metadata, extensions, request) = request.into_parts();
+        let v1::GatherRequest { service, request, policy } = request;
+        let gathering = self.ask_all((&metadata, &extensions), service, request, policy, true);
+        let gathering = gathering.map_err(|error| status(&error))?;
+        Ok(Response::new(gather::gather(gathering).await))
     }
 
     type ServeStream = Events<v1::ServeResponse>;
@@ -180,13 +226,17 @@ fn reply_of(reply: Reply) -> v1::Reply {
     v1::Reply {
         responder_id: responder.into(),
         message: Some(content(message)),
+        error: None,
         latency: Some(duration_of(latency)),
     }
 }
 
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
 fn responder_of(facts: ResponderFacts) -> v1::Responder {
     let ResponderFacts { key: _, serve, in_flight, served, errors, busy, draining, device } = facts;
-    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let mean = u32::try_from(served).ok().and_then(|served| busy.checked_div(served));
     v1::Responder {
         responder_id: serve.id.unwrap_or_default().into(),

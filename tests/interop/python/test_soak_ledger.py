@@ -55,6 +55,15 @@ def test_what_was_sent_before_suback_is_not_owed():
     assert (made.lost(), take(made, [3, 4])) == ([], ["repeated", None])
 
 
+@pytest.mark.parametrize(("later", "said"), ((1, None), (2, "out of order")))
+def test_what_waited_behind_the_store_may_come_after_the_publishers_next_connection(later, said):
+    made = stream(qos=0, published=0, resent=False, sent=0)
+    for _ in range(3):
+        made.topic.send()
+    assert (made.take(2, stretch=2), made.take(0, later)) == (None, said)
+    assert made.take(0, later) == "repeated"
+
+
 def test_of_a_filter_of_a_while_nothing_is_owed():
     made = stream(owed=False)
     assert (take(made, [7, 7]), made.lost()) == ([None, "repeated"], [])
@@ -113,7 +122,7 @@ def test_faults_are_counted_and_told():
         ledger.delivery("it", made, number, 1)
     ledger.judge("it", made, made.lost())
     assert ledger.faults == {"out of order": 1, "repeated": 1, "lost": 7}
-    assert ledger.told[0] == "out of order: it: soak/1/2 1 at QoS 2, newest 2"
+    assert ledger.told[0] == "out of order: it: soak/1/2 1 at QoS 2, newest 2, stretch 1 after 1"
 
 
 def test_a_payload_that_is_not_whole_is_seen():

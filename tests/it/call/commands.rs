@@ -82,6 +82,18 @@ async fn a_program_is_ended_when_nobody_waits() {
 }
 
 #[tokio::test]
+async fn a_program_that_says_much_while_much_is_asked_goes_on() {
+    let broker = Broker::start().await;
+    let _serving = serve_with(&broker, &["cat", "--concurrency", "100", "--", "cat"]).await;
+    let calls = Calls::of(&broker).await;
+    let large = "x".repeat(300_000);
+    let begun: Vec<_> = (0..200).map(|_| calls.begin(asking("cat", &large))).collect();
+    for call in begun {
+        assert_eq!(answered(call).await.len(), large.len());
+    }
+}
+
+#[tokio::test]
 async fn parts_are_printed_as_they_come() {
     let broker = Broker::start().await;
     let calls = Calls::of(&broker).await;
@@ -94,4 +106,42 @@ async fn parts_are_printed_as_they_come() {
     serving.reply(vec![reply(1, "last")]).await;
     let ended = calling.end().await;
     assert_eq!((ended.code, &*ended.stdout), (Some(0), "first\nlast\n"));
+}
+
+#[tokio::test]
+async fn replies_of_all_are_printed_with_who_has_not_answered() {
+    let broker = Broker::start().await;
+    let url = broker.url();
+    let gather = async |args: &[&str]| {
+        stafett(["gather", "--server", &url].into_iter().chain(args.iter().copied())).await
+    };
+    let ended = gather(&["s"]).await;
+    assert_eq!(ended.code, Some(3));
+    assert!(ended.stderr.contains("nobody serves `s`"), "{}", ended.stderr);
+    let _one = serve_with(&broker, &["s", "--id", "one", "--", "tr", "a-z", "A-Z"]).await;
+    let ended = gather(&["s", "hello"]).await;
+    assert_eq!((ended.code, &*ended.stdout), (Some(0), "one HELLO\n"), "{}", ended.stderr);
+    assert_eq!(ended.stderr, "asked 1\n1 of 1 replied, 0 failed: complete\n");
+    let _fails = serve_with(&broker, &["s", "--id", "fails", "--", "false"]).await;
+    let calls = Calls::of(&broker).await;
+    let mut silent = Serving::open(&calls, named("s", "silent", 0)).await;
+    let ended = gather(&["s", "hello", "--timeout", "3s"]).await;
+    silent.one().await;
+    assert_eq!((ended.code, &*ended.stdout), (Some(1), "one HELLO\n"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("warning: fails: false has ended"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.ends_with("1 of 3 replied, 1 failed: deadline; silent silent\n"),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(silent.cancelled().await.len(), 1);
+
+    let ended = gather(&["s", "hello", "--quorum", "1", "--json"]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let lines: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let reply = lines.iter().find(|line| line["responder_id"] == "one").unwrap();
+    assert_eq!(reply["payload"], "HELLO");
+    let summary = lines.last().unwrap();
+    assert_eq!((&summary["end"], &summary["asked"]), (&"quorum".into(), &3.into()));
+    assert!(summary["missing"].as_array().unwrap().iter().any(|one| one["responder_id"] == "silent"));
 }

@@ -2,6 +2,7 @@
 
 mod answers;
 mod commands;
+pub(crate) mod gather;
 mod loss;
 mod refusals;
 

@@ -7,6 +7,7 @@ use stafett::grpc::proto::v1::pub_sub_service_client::PubSubServiceClient;
 use tonic::Code;
 
 use super::*;
+use crate::call::gather::{Asking, everyone, missing};
 use crate::call::text as payload_of;
 use crate::call::{
     Begun, Calls, Serving, answered, asking, failed, named, opening, reason_of, reply, within_time,
@@ -190,6 +191,31 @@ async fn members_of_a_share_are_balanced_and_listeners_are_not_asked() {
     }
     listener.nothing_came().await;
     old.nothing_came().await;
+}
+
+#[tokio::test]
+async fn who_has_no_place_any_more_does_not_keep_others_from_being_asked() {
+    let (_directory, path) = crate::harness::config_file("[limits]\nmax_responders = 1\n");
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let mut calls = Calls::of(&broker).await;
+    let mut first = device(&broker, "first", "$share/g/job").await;
+    let serves = async |device: &mut Peer| {
+        let call = calls.begin(asking("job", ""));
+        let heard = device.receive().await;
+        device.say_packet(answer(&heard, 1, "here")).await;
+        assert_eq!(answered(call).await, "here");
+    };
+    serves(&mut first).await;
+    let mut second = device(&broker, "second", "$share/g/job").await;
+    serves(&mut first).await;
+    let _other = device(&broker, "other", "other").await;
+    let status = calls.clone().refused(asking("other", "")).await;
+    assert_eq!((status.code(), &*reason_of(&status)), (Code::ResourceExhausted, "LIMIT_REACHED"));
+    // The place of one that has left is there for another at once.
+    first.unsubscribe("$share/g/job").await;
+    serves(&mut second).await;
+    second.nothing_came().await;
+    assert_eq!(calls.responders("job").await.len(), 1);
 }
 
 #[tokio::test]
@@ -439,18 +465,151 @@ async fn a_device_of_3_1_1_answers_on_the_topic_of_its_pair() {
     // Subscribers hear all of it.
     assert_eq!(listener.receive_texts(4).await, ["forged", "elsewhere", "first", "second"]);
 
-    // The answer to what was given up is not that to what comes next.
+    // It is asked nothing until it has answered what was given up: that is not the answer to what comes next.
     let late = calls.begin(within_time(asking("lamps/7/set", "slow"), Duration::from_millis(200)));
     lamp.receive().await;
     failed(late).await;
     broker.counts("calls_in_flight", 0).await;
     let call = calls.begin(asking("lamps/7/set", "next"));
-    lamp.receive().await;
-    lamp.say("lamps/7/state", QOS1, "late").await;
+    broker.counts("calls_in_flight", 1).await;
+    lamp.nothing_came().await;
+    lamp.send(Packet::Publish(publish("lamps/7/state", QOS0, 0, "late"))).await;
+    assert_eq!(text(&lamp.receive().await), "next");
     lamp.say("lamps/7/state", QOS1, "next").await;
     assert_eq!(answered(call).await, "next");
     broker.counts("call_replies_over_total", 1).await;
     assert_eq!(reason_of(&calls.refused(asking("fans/7/set", "")).await), "NO_RESPONDERS");
     let shown = calls.responders("lamps/7/set").await.remove(0);
     assert_eq!((&*shown.responder_id, shown.max_concurrent_requests, shown.served), ("lamp-7", 1, 3));
+}
+
+#[tokio::test]
+async fn an_answer_that_a_device_of_3_1_1_lost_does_not_keep_it_from_being_called() {
+    let config = "[limits]\ndevice_topics = [\"set -> state\"]\ncall_timeout = \"500ms\"\n";
+    let (_directory, path) = crate::harness::config_file(config);
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let mut lamp = Peer::clean(&broker, V311, "lamp").await;
+    lamp.subscribe("set", QOS1).await;
+    for _ in 0..2 {
+        let lost = calls.begin(asking("set", "lost"));
+        assert_eq!(text(&lamp.receive().await), "lost");
+        lost.abort();
+        broker.counts("calls_in_flight", 0).await;
+        // The next one is asked when the time of the first is over, and answers for itself.
+        for payload in ["after", "and so on"] {
+            let call = calls.begin(asking("set", payload));
+            assert_eq!(text(&lamp.receive().await), payload);
+            lamp.say("state", QOS0, payload).await;
+            assert_eq!(answered(call).await, payload);
+        }
+    }
+    broker.counts("call_replies_over_total", 0).await;
+}
+
+#[tokio::test]
+async fn a_device_that_does_not_read_is_passed_over() {
+    let (_directory, path) = crate::harness::config_file("[mqtt]\noutbox_bytes = \"64KiB\"\n");
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let mut stuck = device(&broker, "stuck", "$share/g/job").await;
+    stuck.subscribe("flood", QOS0).await;
+    // More than all buffers on the way hold.
+    let mut flood = Peer::clean(&broker, V5, "flood").await;
+    for _ in 0..200 {
+        flood.say("flood", QOS1, &"x".repeat(200_000)).await;
+    }
+    let told = calls.clone().refused(asking("job", "")).await;
+    assert_eq!((told.code(), &*reason_of(&told)), (Code::ResourceExhausted, "LIMIT_REACHED"));
+
+    let well = Serving::open(&calls, named("job", "well", 4)).await.echo();
+    let begun: Vec<_> = (0..50).map(|n| calls.begin(asking("job", &n.to_string()))).collect();
+    for (n, call) in begun.into_iter().enumerate() {
+        assert_eq!(answered(call).await, format!("{n} by well"));
+    }
+    well.abort();
+}
+
+#[tokio::test]
+async fn calls_and_answers_cannot_be_delayed() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let mut lamp = device(&broker, "lamp", "lamp").await;
+    let call = calls.begin(asking("lamp", "on"));
+    let heard = lamp.receive().await;
+    let mut old = Peer::clean(&broker, V311, "old").await;
+    let mut device = caller(&broker).await;
+    let later =
+        |publish: Publish| Publish { topic: format!("$delayed/60/{}", publish.topic).into(), ..publish };
+    let refused = ReasonCode::ImplementationSpecificError;
+    assert_eq!(device.say_packet(later(request("lamp", 1, "", |_| {}))).await, refused);
+    assert_eq!(lamp.say_packet(later(answer(&heard, 1, "later"))).await, refused);
+    old.send(Packet::Publish(publish("$delayed/60/$call/lamp", QOS1, 1, ""))).await;
+    assert_eq!(old.next_or_end().await, None);
+    let mut topics = PubSubServiceClient::new(broker.grpc().await);
+    for topic in ["$call/lamp", "$reply"] {
+        let schedule = crate::queue::seconds(60).map(v1::message::Schedule::Delay);
+        let message = v1::Message { topic: topic.to_owned(), schedule, ..Default::default() };
+        let answer = topics.publish(v1::PublishRequest { message: Some(message) });
+        let status = within("an answer", answer).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert!(status.message().contains(&format!("`{topic}` cannot be delayed")), "{status:?}");
+    }
+    lamp.nothing_came().await;
+    lamp.say_packet(answer(&heard, 2, "now")).await;
+    assert_eq!(answered(call).await, "now");
+    broker.counts("calls_total", 1).await;
+}
+
+#[tokio::test]
+async fn everyone_is_asked_but_listeners_and_of_a_share_group_one() {
+    let config = "[limits]\ndevice_topics = [\"lamps/+ -> said/+\"]\n";
+    let (_directory, path) = crate::harness::config_file(config);
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let mut listener = device(&broker, "listener", "lamps/#").await;
+    let mut plain = device(&broker, "plain", "lamps/all").await;
+    let mut vanishes = device(&broker, "vanishes", "lamps/all").await;
+    let mut old = Peer::clean(&broker, V311, "old").await;
+    old.subscribe("lamps/all", QOS1).await;
+    let mut members = [
+        device(&broker, "member-0", "$share/g/lamps/+").await,
+        device(&broker, "member-1", "$share/g/lamps/+").await,
+    ];
+    let mut stream = Serving::open(&calls, named("lamps/all", "stream", 0)).await;
+
+    let policy = || v1::GatherPolicy { timeout: crate::queue::seconds(20), ..Default::default() };
+    let mut asking = Asking::begin(&calls, everyone("lamps/all", "state", policy()), 5).await;
+    let heard = plain.receive().await;
+    assert!((1..=20).contains(&properties_of(&heard).message_expiry.unwrap()));
+    plain.say_packet(answer(&heard, 1, "on")).await;
+    assert_eq!(asking.said().await, ("plain".to_owned(), "on".to_owned()));
+    vanishes.receive().await;
+    vanishes.vanish();
+    let lost = asking.reply().await;
+    assert_eq!((&*lost.responder_id, lost.error.unwrap().code), ("vanishes", i32::from(Code::Aborted)));
+    old.receive().await;
+    old.say("said/all", QOS0, "off").await;
+    assert_eq!(asking.said().await, ("old".to_owned(), "off".to_owned()));
+    let asked = stream.one().await;
+    stream.reply(vec![reply(asked.request_id, "up")]).await;
+    assert_eq!(asking.said().await, ("stream".to_owned(), "up".to_owned()));
+    // The member that has less in hand; now neither has anything.
+    let [first, second] = &mut members;
+    let (at, heard) = tokio::select! {
+        heard = first.receive() => (0, heard),
+        heard = second.receive() => (1, heard),
+    };
+    let fault = answer(&heard, 1, "no bulb");
+    let mut properties = properties_of(&fault);
+    properties.user_properties = vec![property("stafett-error", "NOT_FOUND")];
+    members[at].say_packet(Publish { properties: Some(Box::new(properties)), ..fault }).await;
+    let failed = asking.reply().await;
+    assert_eq!(failed.responder_id, format!("member-{at}"));
+    assert_eq!(failed.error.unwrap().code, i32::from(Code::NotFound));
+    let summary = asking.summary().await;
+    assert_eq!((summary.replied, summary.failed, summary.quorum_met), (3, 1, false));
+    assert_eq!(missing(&summary), [("vanishes", v1::MissingReason::Lost)]);
+    members[1 - at].nothing_came().await;
+    listener.nothing_came().await;
 }

@@ -156,8 +156,6 @@ class Client:
         self._anew = False
         self.ledger.events["connections"] += 1
         self.note(f"connected, the {self.connection}th time, {len(self.pending)} to send again")
-        for stream in self.streams.values():
-            stream.resume()
         if self.subscribed:
             self._ready()
             return

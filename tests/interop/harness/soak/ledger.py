@@ -69,11 +69,6 @@ class Stream:
         self.stretch = -1
         self.missed.clear()
 
-    def resume(self):
-        """A new connection of the same session: what came at QoS 0 meanwhile is gone."""
-        if self.qos == 0:
-            self.missed.clear()
-
     def take(self, number, stretch):
         """One delivery; `stretch` is the publisher's in which it was first sent. Says what is wrong with it, or None."""
         if self.base is None or number < self.base:
@@ -139,7 +134,8 @@ class Ledger:
             self.events["sent again at QoS 1"] += 1
             return False
         if wrong:
-            self.fault(wrong, f"{who}: {stream.topic.name} {number} at QoS {stream.qos}, newest {stream.high}")
+            newest = f"newest {stream.high}, stretch {stretch} after {stream.stretch}"
+            self.fault(wrong, f"{who}: {stream.topic.name} {number} at QoS {stream.qos}, {newest}")
         return bool(wrong)
 
     def judge(self, who, stream, numbers):

@@ -1,0 +1,139 @@
+//! `Multicast` and `Gather`: everyone who serves is asked, and what each says is passed on.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use tonic::Extensions;
+
+use crate::core::CoreError;
+use crate::core::calls::{self, Gathered, Gathering, Missing, Policy, Summary};
+use crate::grpc::convert::optional_duration;
+use crate::grpc::deadline::{Deadline, exceeded};
+use crate::grpc::proto::v1;
+use crate::grpc::proto::v1::multicast_response::Event;
+use crate::grpc::status::{of_call, of_status};
+use crate::grpc::stream::{Events, Served, run};
+
+use super::{number, reply_of};
+
+/// How long one may wait.
+const RANGE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
+
+/// When it is over.
+///
+/// # Errors
+/// [`CoreError::Invalid`] naming the field.
+pub(super) fn policy_of(policy: Option<v1::GatherPolicy>, keeps: bool) -> Result<Policy, CoreError> {
+    let policy = policy.unwrap_or_default();
+    let v1::GatherPolicy { min_replies, max_replies, wait_for_all, stop_on_error, .. } = policy;
+    if max_replies > 0 && max_replies < min_replies {
+        return Err(CoreError::invalid("policy.max_replies", "is less than min_replies"));
+    }
+    Ok(Policy {
+        min_replies: min_replies as usize,
+        max_replies: max_replies as usize,
+        wait_for_all,
+        stop_on_error,
+        stall: optional_duration("policy.stall", policy.stall.as_ref(), RANGE)?,
+        timeout: optional_duration("policy.timeout", policy.timeout.as_ref(), RANGE)?,
+        keeps,
+    })
+}
+
+/// Waits for all that is said.
+pub(super) async fn gather(mut gathering: Gathering) -> v1::GatherResponse {
+    let mut replies = Vec::new();
+    while let Some(gathered) = gathering.next().await {
+        replies.push(gathered_of(gathered));
+    }
+    v1::GatherResponse { replies, summary: Some(summary_of(gathering.summary())) }
+}
+
+/// Serves one stream.
+pub(super) fn serve(gathering: Gathering, extensions: &Extensions) -> super::Events<v1::MulticastResponse> {
+    let mut events = Events::new();
+    let opened = v1::MulticastOpened { asked: number(gathering.asked()) };
+    events.say(v1::MulticastResponse { event: Some(Event::Opened(opened)) });
+    let deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
+    run(Asking { gathering: Some(gathering), deadline, events })
+}
+
+struct Asking {
+    gathering: Option<Gathering>,
+    deadline: Option<Instant>,
+    events: Events<v1::MulticastResponse>,
+}
+
+impl Served for Asking {
+    type Event = v1::MulticastResponse;
+
+    fn said(&mut self) -> &mut Events<v1::MulticastResponse> {
+        &mut self.events
+    }
+
+    async fn step(&mut self) {
+        let Self { gathering, deadline, events } = self;
+        let Some(asking) = gathering else { return events.end() };
+        let over = async {
+            match deadline {
+                Some(at) => sleep_until(*at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = tokio::select! {
+            biased;
+            gathered = asking.next() => match gathered {
+                Some(gathered) => Event::Reply(gathered_of(gathered)),
+                None => {
+                    let Some(over) = gathering.take() else { return };
+                    events.end();
+                    Event::Summary(summary_of(over.summary()))
+                }
+            },
+            () = over => {
+                *gathering = None;
+                return events.fail(exceeded());
+            }
+        };
+        events.say(v1::MulticastResponse { event: Some(event) });
+    }
+}
+
+fn gathered_of(gathered: Gathered) -> v1::Reply {
+    match gathered.said {
+        Ok(reply) => reply_of(reply),
+        Err(error) => v1::Reply {
+            responder_id: gathered.responder.into(),
+            error: Some(of_status(&of_call(&error))),
+            ..Default::default()
+        },
+    }
+}
+
+fn summary_of(summary: Summary) -> v1::GatherSummary {
+    let end = match summary.end {
+        calls::End::Complete => v1::GatherEnd::Complete,
+        calls::End::Quorum => v1::GatherEnd::Quorum,
+        calls::End::MaxReplies => v1::GatherEnd::MaxReplies,
+        calls::End::Deadline => v1::GatherEnd::Deadline,
+        calls::End::Stall => v1::GatherEnd::Stall,
+        calls::End::Error => v1::GatherEnd::Error,
+    };
+    let missing = summary.missing.into_iter().map(|(responder, why)| {
+        let reason = match why {
+            Missing::Lost => v1::MissingReason::Lost,
+            Missing::Refused => v1::MissingReason::Refused,
+            Missing::Silent => v1::MissingReason::Silent,
+        };
+        v1::MissingResponder { responder_id: responder.into(), reason: reason.into() }
+    });
+    v1::GatherSummary {
+        end: end.into(),
+        asked: number(summary.asked),
+        replied: number(summary.replied),
+        failed: number(summary.failed),
+        missing: missing.collect(),
+        quorum_met: summary.quorum_met,
+    }
+}
