@@ -45,7 +45,7 @@ fn nothing_acknowledged_is_lost_or_comes_back_after_a_power_cut() {
     for cut in 0..cuts {
         // Some come while the store is opened.
         let at = 1 + if cut % 4 == 3 { chance.below(40) } else { chance.below(1500) };
-        let report = machine.run(first + cut, &format!("cut {at}"));
+        let report = machine.run(first + cut, &format!("cut any {at}"));
         if let Err(what) = machine.check() {
             let kept = machine.disk.keep();
             panic!("cut {cut} of seed {first}, at call {at}: {what}; the store is in {}", kept.display());
@@ -61,7 +61,7 @@ fn nothing_acknowledged_is_lost_or_comes_back_after_a_power_cut() {
         );
     }
     assert!(
-        machine.disk.seen.of("syncs") > cuts && machine.disk.seen.of("lost_writes") > 0,
+        machine.disk.seen.of("syncs") > cuts && machine.disk.seen.of("unsynced") > 0,
         "the shim saw nothing: {:?}",
         machine.disk.seen
     );
@@ -74,7 +74,7 @@ fn a_store_that_acknowledges_before_its_sync_is_caught() {
     let mut chance = Chance(7);
     for round in 0..20 {
         let mut machine = Machine::new(Durability::Memory);
-        machine.run(round, &format!("cut {}", 200 + chance.below(400)));
+        machine.run(round, &format!("cut any {}", 200 + chance.below(400)));
         if machine.check().is_err() {
             return;
         }

@@ -6,16 +6,17 @@
  *
  * What it is to do is said in the file SHIM_CONTROL, which is read and removed at the next call. One order, which takes the
  * place of the one before; calls are counted from when it is read, that one included:
- *   cut N                     at the N-th call the power fails and the process is killed
- *   kill N                    at the N-th call the process is killed; what it wrote stays
+ *   cut KIND N                at the N-th call of this kind the power fails and the process is killed
+ *   kill KIND N               at the N-th call of this kind the process is killed; what it wrote stays
  *   fail KIND N ERRNO TIMES   the N-th call of this kind fails, and the next ones until it were TIMES; 0 is for ever, and
  *                             then what finds no room (ENOSPC) is written by half before
- * Kinds: see `kinds`; "any" is each that writes or syncs.
+ * Kinds: see `kinds`; "any" is each of them, for a failure each that writes or syncs.
  *
  * When the power fails, of what was not synced all of a file is kept, or nothing, or a beginning with a torn end, or each
  * sector of 512 bytes by chance (SHIM_SEED); of the names that were not synced a beginning holds. SHIM_IMAGE/tree is what is
  * left. When the process ends by itself the image is made as at a cut. SHIM_IMAGE/report says how many calls of each kind
- * came, how many syncs were carried out, how many calls were made to fail, and what was lost.
+ * came, how many syncs were carried out, how many calls were made to fail, how many writes were not
+ * synced at the end, and what was lost.
  *
  * Not seen: system calls past the C library (fallocate of the ballast, whose bytes nobody reads), descriptors that were
  * duplicated, paths relative to a directory, maps of files.
@@ -53,10 +54,10 @@ static struct inode *open_files[FDS];
 static struct name *now, *synced;
 static struct op *ops, **last_op = &ops;
 static char *dir, *image, *control;
-static long seen[KINDS], calls, syncs, failed, lost_writes, lost_names;
+static long seen[KINDS], calls, syncs, failed, unsynced, lost_writes, lost_names;
 /* Calls until the order is carried out; 0 when there is none. */
 static long cut, fail_in, fail_times;
-static int cut_loses, fail_kind, fail_errno, fail_half, inodes, done;
+static int cut_loses, cut_kind, fail_kind, fail_errno, fail_half, inodes, done;
 static uint64_t seed;
 
 #define REAL(name)                                                    \
@@ -190,7 +191,10 @@ static void copy(int from, int to) {
 static void make_image(int whole) {
     char path[PATH_MAX];
     if (done++) return;
-    for (struct name *name = now; name; name = name->next) settle(name->inode, whole);
+    for (struct name *name = now; name; name = name->next) {
+        for (struct change *change = name->inode->first; change; change = change->next) unsynced++;
+        settle(name->inode, whole);
+    }
     long pending = 0;
     for (struct op *op = ops; op; op = op->next) pending++;
     long kept = whole ? pending : chance() % (pending + 1);
@@ -214,23 +218,35 @@ static void make_image(int whole) {
     snprintf(path, sizeof path, "%s/report", image);
     FILE *report = fopen(path, "w");
     if (!report) die(path);
-    fprintf(report, "calls %ld\nsyncs %ld\nfailed %ld\nlost_writes %ld\nlost_names %ld\n", calls, syncs, failed, lost_writes, lost_names);
+    fprintf(report, "calls %ld\nsyncs %ld\nfailed %ld\nunsynced %ld\n", calls, syncs, failed, unsynced);
+    fprintf(report, "lost_writes %ld\nlost_names %ld\n", lost_writes, lost_names);
     for (int kind = 0; kind < KINDS; kind++) fprintf(report, "%s %ld\n", kinds[kind], seen[kind]);
     fclose(report);
+}
+
+/* KINDS for "any". */
+static int kind_of(const char *name) {
+    int kind = 0;
+    while (kind < KINDS && strcmp(name, kinds[kind])) kind++;
+    if (kind < KINDS || !strcmp(name, "any")) return kind;
+    errno = EINVAL;
+    die(name);
+    return kind;
 }
 
 static void order(const char *text) {
     char kind[16];
     cut = fail_in = 0;
-    cut_loses = sscanf(text, "cut %ld", &cut) == 1;
-    if (cut_loses || sscanf(text, "kill %ld", &cut) == 1) return;
-    if (sscanf(text, "fail %15s %ld %d %ld", kind, &fail_in, &fail_errno, &fail_times) == 4) {
+    cut_loses = sscanf(text, "cut %15s %ld", kind, &cut) == 2;
+    if (cut_loses || sscanf(text, "kill %15s %ld", kind, &cut) == 2) {
+        cut_kind = kind_of(kind);
+    } else if (sscanf(text, "fail %15s %ld %d %ld", kind, &fail_in, &fail_errno, &fail_times) == 4) {
+        fail_kind = kind_of(kind);
         fail_half = fail_errno == ENOSPC && !fail_times;
-        for (fail_kind = 0; fail_kind < KINDS && strcmp(kind, kinds[fail_kind]);) fail_kind++;
-        if (fail_kind < KINDS || !strcmp(kind, "any")) return;
+    } else {
+        errno = EINVAL;
+        die(text);
     }
-    errno = EINVAL;
-    die(text);
 }
 
 static void look_at_control(void) {
@@ -250,7 +266,7 @@ static int counted(enum kind kind) {
     look_at_control();
     calls++;
     seen[kind]++;
-    if (cut && !--cut) {
+    if (cut && (cut_kind == KINDS || cut_kind == (int)kind) && !--cut) {
         make_image(!cut_loses);
         kill(getpid(), SIGKILL);
         pause();
