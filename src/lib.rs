@@ -18,6 +18,7 @@
 //! | [`sys`] | what is counted, as topics under `$SYS/` |
 //! | [`core`] | the broker: what all doors share |
 //! | [`rate`] | how often one address may connect |
+//! | [`bell`] | wakes one waiter |
 //! | [`counters`] | what is counted for operators |
 //! | [`connections`] | how many connections the process may hold |
 //! | `causes` | an error with what is behind it, in one line |
@@ -27,6 +28,7 @@
 
 #[cfg(feature = "mqtt")]
 pub mod auth;
+pub mod bell;
 #[cfg(any(feature = "server", feature = "mqtt"))]
 mod causes;
 #[cfg(feature = "server")]

@@ -26,8 +26,8 @@ use crate::counters::{CounterSource, Counters, Traffic};
 use crate::engine::embedded::Embedded;
 use crate::engine::{Engine, EngineError, EngineSettings, Health, OpenError, OpenProgress};
 use crate::grpc::{self, AdminService, HealthBoard, ServerFacts};
-use crate::mqtt;
 use crate::mqtt::bridge::{Board, Bridges, SetUpError};
+use crate::mqtt::{self, UsersFiles};
 use crate::rate::{self, ConnectRate};
 use crate::shutdown::Shutdown;
 use crate::socket::{Address, Bound};
@@ -189,7 +189,8 @@ where
     let board_of_bridges = Board::default();
     let bridges = Bridges::set_up(settings.bridges, &board_of_bridges)?;
     let bridge_settings = settings.mqtt.settings.clone();
-    let mqtt_listeners = bind_mqtt(settings.mqtt, &mut ready).await?;
+    let mut users = UsersFiles::new();
+    let mqtt_listeners = bind_mqtt(settings.mqtt, &mut users, &mut ready).await?;
     let grpc_tls = match settings.grpc.tls.complete()? {
         Some(of) => {
             Some(Arc::new(Tls::load(of, grpc::ALPN).map_err(|error| ServerError::GrpcTls(Box::new(error)))?))
@@ -198,7 +199,7 @@ where
     };
     let files = Files {
         tls: mqtt_listeners.iter().filter_map(mqtt::Listener::tls).chain(grpc_tls.clone()).collect(),
-        users: mqtt_listeners.iter().filter_map(mqtt::Listener::users).collect(),
+        users: users.into_values().collect(),
     };
     services.start("files", files.renew(hangups, shutdown.clone()));
     if ready.doors.is_empty() {
@@ -341,7 +342,11 @@ async fn drain(broker: Arc<Broker>, shutdown: Shutdown) -> Result<(), ServerErro
 }
 
 /// Binds every listener of the MQTT door and notes it.
-async fn bind_mqtt(door: MqttDoor, ready: &mut Ready) -> Result<Vec<mqtt::Listener>, ServerError> {
+async fn bind_mqtt(
+    door: MqttDoor,
+    users: &mut UsersFiles,
+    ready: &mut Ready,
+) -> Result<Vec<mqtt::Listener>, ServerError> {
     let MqttDoor { listen, settings, listeners } = door;
     let first = match listen {
         Listen::Off => None,
@@ -351,7 +356,7 @@ async fn bind_mqtt(door: MqttDoor, ready: &mut Ready) -> Result<Vec<mqtt::Listen
     };
     let mut bound = Vec::new();
     for listener in first.into_iter().chain(listeners) {
-        let listener = mqtt::Listener::bind(listener).await?;
+        let listener = mqtt::Listener::bind(listener, users).await?;
         ready.doors.push((listener.door().to_owned(), listener.bound().clone()));
         bound.push(listener);
     }

@@ -46,6 +46,7 @@ const ADAPTER: &[&str] = &[
     "tls",
     "auth",
     "proxy",
+    "bell",
     "causes",
     "connections",
     "counters",
@@ -152,7 +153,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         module: "core",
-        may: &["engine", "types", "counters"],
+        may: &["engine", "types", "bell", "counters"],
         external: &[
             "siphasher",
             "tokio::sync",
@@ -164,10 +165,10 @@ const LAYERS: &[Layer] = &[
             "tokio_util",
         ],
     },
-    Layer { module: "engine", may: &["types"], external: &["tokio::sync", "tokio::time"] },
+    Layer { module: "engine", may: &["types", "bell"], external: &["tokio::sync", "tokio::time"] },
     Layer {
         module: "engine::embedded",
-        may: &["engine", "types"],
+        may: &["engine", "types", "bell"],
         external: &["crc32fast", "prost", "rustix", "siphasher", "sled", "tokio::sync", "tokio::time"],
     },
     Layer {
@@ -190,6 +191,7 @@ const LAYERS: &[Layer] = &[
         external: &["tokio::select", "tokio::time"],
     },
     Layer { module: "connections", may: &[], external: &[] },
+    Layer { module: "bell", may: &[], external: &[] },
     Layer { module: "causes", may: &[], external: &[] },
     Layer { module: "counters", may: &[], external: &[] },
     Layer { module: "rate", may: &["types"], external: &[] },

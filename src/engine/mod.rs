@@ -26,7 +26,9 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 use smallvec::SmallVec;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
+
+use crate::bell::Bell;
 
 use crate::types::topic::FilterSpec;
 use crate::types::{Message, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis};
@@ -405,7 +407,7 @@ pub trait Consumer: Send + Sync + fmt::Debug {
     fn is_reading(&self) -> bool;
 
     /// Woken when [`Consumer::take`] may give more, or the target is gone.
-    fn ready(&self) -> &Notify;
+    fn ready(&self) -> &Bell;
 
     /// The numbers that a session's peer knows unsettled deliveries by.
     fn outgoing(&self) -> Vec<u16>;

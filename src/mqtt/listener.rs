@@ -1,6 +1,9 @@
 //! One listener of the door: what it is bound to, what lies over its sockets, and its limits.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::stream::Stream;
@@ -87,6 +90,9 @@ pub enum ListenError {
     },
 }
 
+/// Files of users that are read, each once: the salts of unknown users are the same at all listeners.
+pub type UsersFiles = HashMap<PathBuf, Arc<Users>>;
+
 /// A listener that is bound.
 #[derive(Debug)]
 pub struct Listener {
@@ -125,11 +131,12 @@ pub(super) const MQTT: &[&str] = &["mqtt"];
 const HTTP: &[&str] = &["http/1.1"];
 
 impl Listener {
-    /// Reads the files for TLS and that of the users, and binds the address.
+    /// Reads the files for TLS and that of the users, and binds the address. A file of users that is in `users` is not read
+    /// again, one that is not is put there.
     ///
     /// # Errors
     /// [`ListenError`]
-    pub async fn bind(of: ListenerSettings) -> Result<Self, ListenError> {
+    pub async fn bind(of: ListenerSettings, users: &mut UsersFiles) -> Result<Self, ListenError> {
         let door = of.door();
         let alpn = if of.websocket.is_some() { HTTP } else { MQTT };
         let tls = match of.tls {
@@ -139,10 +146,15 @@ impl Listener {
             },
             None => None,
         };
-        let users = match of.settings.users.clone().map(Users::load) {
-            Some(Ok(users)) => Some(Arc::new(users)),
-            Some(Err(source)) => return Err(ListenError::Users { listener: door, source }),
+        let users = match of.settings.users.clone() {
             None => None,
+            Some(file) => match users.entry(file) {
+                Entry::Occupied(read) => Some(Arc::clone(read.get())),
+                Entry::Vacant(place) => match Users::load(place.key().clone()) {
+                    Ok(users) => Some(Arc::clone(place.insert(Arc::new(users)))),
+                    Err(source) => return Err(ListenError::Users { listener: door, source }),
+                },
+            },
         };
         let bound = async {
             let socket = socket::Listener::bind(&of.address, of.unix_mode).await?;
@@ -174,12 +186,6 @@ impl Listener {
     #[must_use]
     pub fn tls(&self) -> Option<Arc<Tls>> {
         self.layers.tls.clone()
-    }
-
-    /// Its users, likewise.
-    #[must_use]
-    pub fn users(&self) -> Option<Arc<Users>> {
-        self.users.clone()
     }
 }
 

@@ -68,7 +68,7 @@ use outbox::{Bounds, Mailbox};
 pub use state::fuzz_state;
 use will::Wills;
 
-pub use listener::{ListenError, Listener, ListenerSettings, UNIX_MODE};
+pub use listener::{ListenError, Listener, ListenerSettings, UNIX_MODE, UsersFiles};
 pub use terms::{DeniedFilter, Terms, UnknownVersion, Versions};
 
 /// What the operator decides about how clients are served, for each listener.

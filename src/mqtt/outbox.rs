@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use super::aliases::Aliases;
 use super::buffers::Buffers;
 use super::codec::{ReasonCode, Version};
 use super::frames::{Form, Frames};
 use super::violation;
+use crate::bell::Bell;
 use crate::core::{Answers, CloseReason, Offer, Outbox};
 use crate::types::Qos;
 
@@ -36,7 +36,7 @@ pub(super) struct Mailbox {
     bounds: Bounds,
     buffers: Arc<Buffers>,
     waiting: Mutex<Waiting>,
-    wake: Notify,
+    wake: Bell,
     /// What the connection has taken and is not acknowledged.
     in_flight: AtomicUsize,
     /// Deliveries above QoS 0 that wait here.
@@ -65,7 +65,7 @@ impl Mailbox {
             bounds,
             buffers,
             waiting: Mutex::new(Waiting { aliases, ..Waiting::default() }),
-            wake: Notify::new(),
+            wake: Bell::default(),
             in_flight: AtomicUsize::new(0),
             above_qos0: AtomicUsize::new(0),
             ends: AtomicBool::new(false),
@@ -77,9 +77,9 @@ impl Mailbox {
         self.form
     }
 
-    /// Returns when there is something to [`take`](Self::take). Cancel safe.
-    pub(super) async fn woken(&self) {
-        self.wake.notified().await;
+    /// Rung when there is something to [`take`](Self::take).
+    pub(super) fn wake(&self) -> &Bell {
+        &self.wake
     }
 
     /// Moves all that waits into `frames`, if these are empty and have `room`. Says why the connection is to end.
@@ -106,7 +106,7 @@ impl Mailbox {
     pub(super) fn end(&self, reason: ReasonCode) {
         self.ends.store(true, Ordering::Release);
         self.waiting.lock().closed.get_or_insert(reason);
-        self.wake.notify_one();
+        self.wake.ring();
     }
 
     /// Takes nothing any more. Returns what waits.
@@ -147,7 +147,7 @@ impl Outbox for Mailbox {
         let wake = closed.is_some() || was_empty && !frames.is_empty();
         drop(waiting);
         if wake {
-            self.wake.notify_one();
+            self.wake.ring();
         }
         dropped
     }

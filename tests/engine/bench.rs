@@ -245,7 +245,7 @@ pub(crate) async fn take(consumer: &dyn Consumer, max: usize) -> Vec<Leased> {
             if !out.is_empty() {
                 return;
             }
-            consumer.ready().notified().await;
+            consumer.ready().heard().await;
         }
     })
     .await;

@@ -405,7 +405,7 @@ async fn a_deleted_target_is_gone_with_all_it_held() {
     bench.commit(bench.publish(&[gone, kept], "m")).await;
     let consumer = bench.consumer(gone);
     assert_eq!(bench.commit(Op::Delete(gone)).await, Outcome::Done);
-    within("the wake", consumer.ready().notified()).await;
+    within("the wake", consumer.ready().heard()).await;
     let error = consumer.take(1, 1, &mut Vec::new()).unwrap_err();
     assert_eq!(error, EngineError::NoSuchTarget(gone));
     assert_eq!(refusal(bench.commit(bench.publish(&[gone], "m")).await), Refusal::Gone(gone));
@@ -544,7 +544,7 @@ async fn a_consumer_with_something_in_flight_waits_before_what_is_handed_out_alo
     bench.settle(queue, &in_flight[..1]).await;
     assert!(take_now(&*busy).is_empty());
     bench.settle(queue, &in_flight[1..]).await;
-    within("to be woken", busy.ready().notified()).await;
+    within("to be woken", busy.ready().heard()).await;
     let alone = take_now(&*busy);
     assert_eq!(alone.iter().map(text).collect::<Vec<_>>(), ["suspect"]);
 
@@ -555,7 +555,7 @@ async fn a_consumer_with_something_in_flight_waits_before_what_is_handed_out_alo
     assert_eq!(next.iter().map(text).collect::<Vec<_>>(), ["2"]);
     assert!(take_now(&*busy).is_empty());
     bench.settle(queue, &alone).await;
-    within("to be woken", busy.ready().notified()).await;
+    within("to be woken", busy.ready().heard()).await;
     assert_eq!(take_now(&*busy).iter().map(text).collect::<Vec<_>>(), ["3"]);
 }
 
@@ -577,7 +577,7 @@ async fn who_is_held_up_goes_on_when_another_takes_what_held_him_up() {
     assert!(take_now(&*busy).is_empty());
     let idle = bench.consumer(queue);
     assert_eq!(take(&*idle, 10).await.iter().map(text).collect::<Vec<_>>(), ["suspect"]);
-    within("to be woken", busy.ready().notified()).await;
+    within("to be woken", busy.ready().heard()).await;
     assert_eq!(take_now(&*busy).iter().map(text).collect::<Vec<_>>(), ["1"]);
 }
 

@@ -112,7 +112,7 @@ async fn work(directory: &Path, first: u64, durability: Durability, alone: bool)
             let others = engine.consumer(OTHER, ConsumerOptions::default()).unwrap();
             loop {
                 if !settle_some(&engine, &*consumer, &*others).await {
-                    consumer.ready().notified().await;
+                    consumer.ready().heard().await;
                 }
             }
         });

@@ -284,7 +284,7 @@ async fn settled_messages_are_not_exported() {
         if taken.len() >= 150 {
             break;
         }
-        tokio::time::timeout(Duration::from_secs(10), consumer.ready().notified()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(10), consumer.ready().heard()).await.unwrap();
     }
     taken.truncate(150);
     let leases: Vec<_> = taken.iter().map(|it| stafett::engine::LeaseRef::of(it.sequence)).collect();

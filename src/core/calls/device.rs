@@ -66,7 +66,7 @@ impl Device {
     /// Whether it is there and still subscribes.
     pub(super) fn answers(&self) -> bool {
         answers(&self.session) == self.answers
-            && self.session.state.lock().subscriptions.contains_key(&self.filter)
+            && self.session.state.lock().subscriptions.contains(&self.filter)
     }
 
     /// Sends it a request.
@@ -268,7 +268,7 @@ impl Broker {
         };
         routing.matches(name, &mut |_, route| match route {
             Route::Session(session, _) => {
-                let subscribed = || session.state.lock().subscriptions.contains_key(&exact);
+                let subscribed = || session.state.lock().subscriptions.contains(&exact);
                 if subscribed() {
                     add(session, &exact, ByteString::new());
                 }

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use super::super::admission::Admitted;
 use super::super::delivery::FanOut;
+use super::super::session::entry::Incoming;
 use super::super::session::{SessionEntry, SessionKey};
 use super::batch::Batch;
 use super::{Receipt, Sender};
@@ -98,8 +99,8 @@ impl Line {
         let mut admitted = None;
         let wait = if stores {
             admitted = broker.admission.admit_now(batch.stored_weight());
-            if let Some(session) = &line.session {
-                session.incoming.begin(batch.stored_incoming());
+            if let Some(incoming) = line.incoming() {
+                incoming.begin(batch.stored_incoming());
             }
             let ops = batch.ops(line.name.as_ref(), line.session_target(), clock::unix_now());
             let retained = &broker.pubsub.retained;
@@ -119,6 +120,10 @@ impl Line {
 
     pub(crate) fn name(&self) -> Option<&ClientId> {
         self.name.as_ref()
+    }
+
+    fn incoming(&self) -> Option<&Incoming> {
+        self.session.as_ref()?.incoming.as_deref()
     }
 
     fn session_target(&self) -> Option<crate::types::TargetId> {
@@ -183,8 +188,8 @@ impl Line {
     /// Takes in what became of a commit.
     fn settle(&self, batch: &mut Batch, stored: Stored) {
         batch.settle(stored.map_err(CoreError::Engine), &self.broker, |item, ok| {
-            if let (Some(session), Some(id)) = (&self.session, item.incoming) {
-                session.incoming.end(id, ok);
+            if let (Some(incoming), Some(id)) = (self.incoming(), item.incoming) {
+                incoming.end(id, ok);
             }
             if !ok && item.message.retain {
                 self.broker.pubsub.retained.give_up(&item.message.topic);

@@ -18,6 +18,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::mem;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use super::delivery::FanOut;
 use super::route::Target;
@@ -164,7 +165,12 @@ impl Publisher {
     ///
     /// Cancel safe. Never returns without a receipt; waits for ever when nothing is pending.
     pub async fn completed(&mut self, out: &mut Vec<Receipt>) {
-        poll_fn(|cx| self.line.poll_receipts(cx, out)).await;
+        poll_fn(|cx| self.poll_completed(cx, out)).await;
+    }
+
+    /// The same for one task, which is woken when there is a receipt.
+    pub fn poll_completed(&self, cx: &mut Context<'_>, out: &mut Vec<Receipt>) -> Poll<()> {
+        self.line.poll_receipts(cx, out)
     }
 
     /// The receipts that are there now, without waiting.
@@ -182,13 +188,6 @@ impl Publisher {
     /// peer asks before it reads.
     pub async fn room(&self) {
         self.line.broker.admission.room().await;
-    }
-
-    /// Gives back the memory that helps to publish fast: for a connection that has gone idle.
-    pub fn shrink(&mut self) {
-        self.cache.clear();
-        self.fan = FanOut::default();
-        self.spare = Batch::default();
     }
 }
 

@@ -189,7 +189,7 @@ impl QueueConsumer {
     ///
     /// Cancel safe.
     pub async fn ready(&self) {
-        self.inner.ready().notified().await;
+        self.inner.ready().heard().await;
     }
 
     /// The end of the first lease that is outstanding, or a moment before it.

@@ -60,7 +60,7 @@ impl Broker {
                     break;
                 }
                 tokio::select! {
-                    () = consumer.ready().notified() => {}
+                    () = consumer.ready().heard() => {}
                     () = over.as_mut() => break,
                     () = self.draining.cancelled() => break,
                 }

@@ -1,6 +1,6 @@
 //! What is known of a session beside its handle: publishers, share groups and the registry hold it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -10,9 +10,11 @@ use arc_swap::ArcSwapOption;
 use bytestring::ByteString;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use super::sources::Sources;
+use super::subscriptions::Subscriptions;
+use crate::bell::Bell;
 use crate::core::Limits;
 use crate::core::delivery::Outbox;
 use crate::core::retained::replay::Replays;
@@ -42,7 +44,8 @@ pub struct SessionEntry {
     pub(crate) all_dropped: Arc<AtomicU64>,
     /// Of what its full backlog dropped, how much its connections were told of.
     pub(crate) told_dropped: AtomicU64,
-    pub(crate) incoming: Incoming,
+    /// Of a session that outlives its connection (or did so when it was made).
+    pub(crate) incoming: Option<Box<Incoming>>,
     pub(crate) replays: Mutex<Replays>,
     pub(crate) state: Mutex<State>,
 }
@@ -53,7 +56,7 @@ pub(crate) struct State {
     /// Whose it is; empty: nobody's, and the first who is somebody makes it theirs.
     pub(crate) principal: ByteString,
     pub(crate) expiry: Duration,
-    pub(crate) subscriptions: BTreeMap<FilterSpec, Subscription>,
+    pub(crate) subscriptions: Subscriptions,
     /// How many subscriptions have an identifier.
     pub(crate) identified: usize,
     /// It is being deleted: nothing may be added any more.
@@ -75,11 +78,11 @@ pub(crate) struct Attachment {
     pub(crate) outbox: Arc<dyn Outbox>,
     pub(crate) sources: Mutex<Sources>,
     /// Woken when there is another source or replay.
-    pub(crate) changed: Notify,
+    pub(crate) changed: Bell,
     /// The session has gone to another connection, or is deleted.
     pub(crate) detached: AtomicBool,
-    /// True when the connection has given everything back.
-    pub(crate) released: watch::Sender<bool>,
+    /// Rung when the connection has given everything back.
+    pub(crate) released: Bell,
 }
 
 impl Attachment {
@@ -87,9 +90,9 @@ impl Attachment {
         Arc::new(Self {
             outbox,
             sources: Mutex::default(),
-            changed: Notify::new(),
+            changed: Bell::default(),
             detached: AtomicBool::new(false),
-            released: watch::Sender::new(false),
+            released: Bell::default(),
         })
     }
 }

@@ -12,6 +12,7 @@ mod open;
 mod registry;
 pub(crate) mod sources;
 mod subscribe;
+mod subscriptions;
 mod timers;
 
 use std::fmt;
@@ -30,7 +31,7 @@ use entry::Attachment;
 
 use super::delivery::{self, Offer, Outbox};
 use super::share::ShareGroup;
-use super::{Broker, CoreError};
+use super::{Broker, CoreError, Publisher, PublisherInfo};
 use crate::engine::{Append, Leased, Op, Publish};
 use crate::types::{ClientId, Message, Qos, TargetId};
 
@@ -115,6 +116,16 @@ impl Session {
         self.entry.target
     }
 
+    /// A way in for its connection.
+    pub fn publisher(&self) -> Publisher {
+        self.broker.publisher(PublisherInfo {
+            client_id: Some(self.client_id().clone()),
+            session: self.target(),
+            no_local: Some(self.key()),
+            ..PublisherInfo::default()
+        })
+    }
+
     /// Whether it outlives its connection, or did so when it was made.
     #[must_use]
     pub fn is_durable(&self) -> bool {
@@ -140,7 +151,9 @@ impl Session {
     /// [`CoreError::Engine`].
     pub async fn release_incoming(&self, packet_id: u16) -> Result<(), CoreError> {
         let Some(session) = self.entry.target else { return Ok(()) };
-        self.entry.incoming.release(packet_id);
+        if let Some(incoming) = &self.entry.incoming {
+            incoming.release(packet_id);
+        }
         self.broker.engine.commit(vec![Op::ReleaseIncoming { session, packet_id }]).await?;
         Ok(())
     }

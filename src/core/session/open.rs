@@ -7,7 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
-use super::entry::{Attachment, Incoming, SessionEntry, State};
+use super::entry::{Attachment, SessionEntry, State};
 use super::sources::Kind;
 use super::{End, OpenSession, Opened, Session};
 use crate::core::delivery::CloseReason;
@@ -90,7 +90,10 @@ impl Broker {
             self.calls.session_came_back();
         }
         let outgoing = session.begin(present).await?;
-        let incoming = session.entry.incoming.all().await;
+        let incoming = match &session.entry.incoming {
+            Some(incoming) => incoming.all().await,
+            None => Vec::new(),
+        };
         Ok(Opened { session, present, expiry, incoming, outgoing })
     }
 
@@ -98,8 +101,7 @@ impl Broker {
     async fn take_from(&self, entry: &Arc<SessionEntry>) {
         let Some(attached) = entry.attached.load_full() else { return };
         attached.outbox.close(CloseReason::TakenOver);
-        let mut released = attached.released.subscribe();
-        let given_back = tokio::time::timeout(RELEASE_WITHIN, released.wait_for(|released| *released)).await;
+        let given_back = tokio::time::timeout(RELEASE_WITHIN, attached.released.heard()).await;
         if given_back.is_err() {
             tracing::warn!(client = %entry.client_id, "a connection does not end: its session is taken from it");
             entry.detach(&attached);
@@ -125,7 +127,7 @@ impl Broker {
             dropped: AtomicU64::new(0),
             all_dropped: Arc::clone(&self.pubsub.dropped),
             told_dropped: AtomicU64::new(0),
-            incoming: Incoming::default(),
+            incoming: target.map(|_| Box::default()),
             replays: Mutex::default(),
             state: Mutex::new(state),
         })
@@ -193,7 +195,9 @@ impl Broker {
         let known = (spec.created_at, spec.connected);
         let state = State { principal: spec.principal, expiry: spec.expiry, ..State::default() };
         let entry = self.new_entry(spec.client_id, Some(id), state, known);
-        entry.incoming.restore(incoming);
+        if let Some(known) = &entry.incoming {
+            known.restore(incoming);
+        }
         let sessions = &self.pubsub.sessions;
         if !sessions.restore(&entry) {
             drop(self.engine.commit(vec![Op::Delete(id)]));
@@ -297,7 +301,7 @@ impl Drop for Session {
             self.broker.end_session_now(&self.entry);
         }
         self.broker.pubsub.connected.fetch_sub(1, Ordering::Relaxed);
-        self.attachment.released.send_replace(true);
+        self.attachment.released.ring();
     }
 }
 

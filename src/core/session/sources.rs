@@ -1,16 +1,15 @@
 //! What a connection takes stored messages from: its session's backlog, durable share groups, queues.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::num::NonZeroU32;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
-use tokio::sync::futures::Notified;
 
 use super::entry::Attachment;
 use super::entry::State;
@@ -132,7 +131,7 @@ impl Attachment {
         let mut sources = self.sources.lock();
         if !self.detached.load(Ordering::Acquire) {
             sources.put(source);
-            self.changed.notify_one();
+            self.changed.ring();
         }
     }
 
@@ -142,7 +141,7 @@ impl Attachment {
         self.detached.store(true, Ordering::Release);
         sources.list.clear();
         drop(sources);
-        self.changed.notify_one();
+        self.changed.ring();
     }
 }
 
@@ -205,7 +204,7 @@ impl Session {
             // Gives nothing; that the target is gone is seen when there is room.
             source.consumer.take(0, 0, &mut Vec::new()).ok();
         }
-        self.attachment.changed.notify_one();
+        self.attachment.changed.ring();
     }
 
     /// Turns what was taken from one source into deliveries.
@@ -300,39 +299,17 @@ impl Session {
 
     /// Returns when [`take`](Self::take) may give more. Cancel safe.
     pub async fn ready(&self) {
-        let changed = self.attachment.changed.notified();
-        let replays = poll_fn(|cx| self.entry.replays.lock().poll_ready(cx));
-        let sources: SmallVec<[Arc<Source>; 2]> =
-            self.attachment.sources.lock().list.iter().cloned().collect();
-        match &*sources {
-            [] => {
-                tokio::select! {
-                    () = changed => {}
-                    () = replays => {}
-                }
-            }
-            [one] => {
-                tokio::select! {
-                    () = changed => {}
-                    () = replays => {}
-                    () = one.consumer.ready().notified() => {}
-                }
-            }
-            many => {
-                let mut all: Vec<_> =
-                    many.iter().map(|source| Box::pin(source.consumer.ready().notified())).collect();
-                let (mut changed, mut replays) = (pin!(changed), pin!(replays));
-                poll_fn(|cx| {
-                    let mut ready = changed.as_mut().poll(cx).is_ready();
-                    ready |= replays.as_mut().poll(cx).is_ready();
-                    for one in &mut all {
-                        ready |= Notified::poll(one.as_mut(), cx).is_ready();
-                    }
-                    if ready { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-                })
-                .await;
-            }
+        poll_fn(|cx| self.poll_ready(cx)).await;
+    }
+
+    /// The same for one task, which is woken when it is so.
+    pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut ready = self.attachment.changed.poll_heard(cx).is_ready();
+        ready |= self.entry.replays.lock().poll_ready(cx).is_ready();
+        for source in &self.attachment.sources.lock().list {
+            ready |= source.consumer.ready().poll_heard(cx).is_ready();
         }
+        if ready { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// The source of something that this connection took, and the leases.

@@ -100,7 +100,7 @@ impl Session {
                 self.entry.replays.lock().begin(replay);
             }
             self.replay(REPLAY_AT_ONCE);
-            self.attachment.changed.notify_one();
+            self.attachment.changed.ring();
         }
         answers
     }
@@ -108,7 +108,7 @@ impl Session {
     /// What it is subscribed to.
     #[must_use]
     pub fn filters(&self) -> Vec<FilterSpec> {
-        self.entry.state.lock().subscriptions.keys().cloned().collect()
+        self.entry.state.lock().subscriptions.iter().map(|(spec, _)| spec.clone()).collect()
     }
 
     /// Notes one subscription. Returns what it grants and whether it was there before.
@@ -126,7 +126,7 @@ impl Session {
                 return Err(taken_over());
             }
             let max = broker.limits.max_subscriptions;
-            if state.subscriptions.len() >= max && !state.subscriptions.contains_key(spec) {
+            if state.subscriptions.len() >= max && !state.subscriptions.contains(spec) {
                 return Err(CoreError::Limit { what: "too many subscriptions".to_owned(), max: max as u64 });
             }
         }
@@ -181,7 +181,7 @@ impl Session {
                 _ => false,
             });
             if is_queue(spec.filter()) {
-                self.attachment.changed.notify_one();
+                self.attachment.changed.ring();
             }
             if let Some(target) = self.entry.target {
                 work.ops.push(Op::Unsubscribe(target, spec));
@@ -304,7 +304,7 @@ impl Broker {
     pub(super) fn end_subscriptions(&self, entry: &SessionEntry) -> (Vec<RouteChange>, Vec<Op>) {
         let subscriptions = std::mem::take(&mut entry.state.lock().subscriptions);
         let mut work = Work::default();
-        for (spec, subscription) in &subscriptions {
+        for (spec, subscription) in subscriptions.iter() {
             self.end_subscription(entry, spec, subscription, &mut work);
         }
         (work.routes, work.ops)

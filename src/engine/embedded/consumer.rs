@@ -5,15 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-
 use super::body::decode_message;
 use super::index::Take;
 use super::keeper::{self, Job, follow_up};
-use super::members::Waker;
 use super::returns::Return;
 use super::shared::Shared;
 use super::target::Target;
+use crate::bell::Bell;
 use crate::engine::{Consumer, EngineError, Leased};
 use crate::types::clock::unix_now;
 use crate::types::{Sequence, TargetId, UnixMillis};
@@ -23,7 +21,7 @@ pub(super) struct EmbeddedConsumer {
     pub(super) shared: Arc<Shared>,
     pub(super) target: Arc<Target>,
     pub(super) id: u64,
-    pub(super) waker: Arc<Waker>,
+    pub(super) bell: Arc<Bell>,
     pub(super) lease: Option<Duration>,
     pub(super) keep_leases: bool,
     /// See [`Consumer::is_reading`].
@@ -96,8 +94,8 @@ impl Consumer for EmbeddedConsumer {
         self.reading.load(Ordering::Relaxed)
     }
 
-    fn ready(&self) -> &Notify {
-        &self.waker.notify
+    fn ready(&self) -> &Bell {
+        &self.bell
     }
 
     fn outgoing(&self) -> Vec<u16> {

@@ -9,17 +9,12 @@ use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use rustc_hash::FxHasher;
-use tokio::sync::Notify;
 
-/// Wakes one consumer.
-#[derive(Debug, Default)]
-pub(super) struct Waker {
-    pub(super) notify: Notify,
-}
+use crate::bell::Bell;
 
 #[derive(Debug)]
 struct Member {
-    waker: Arc<Waker>,
+    bell: Arc<Bell>,
     /// How many messages it has.
     has: usize,
     /// It has one message, alone.
@@ -40,8 +35,8 @@ impl Members {
         self.consumers.len()
     }
 
-    pub(super) fn join(&mut self, consumer: u64, waker: Arc<Waker>) {
-        self.consumers.insert(consumer, Member { waker, has: 0, alone: false });
+    pub(super) fn join(&mut self, consumer: u64, bell: Arc<Bell>) {
+        self.consumers.insert(consumer, Member { bell, has: 0, alone: false });
     }
 
     /// The consumer is gone; what it has should have been given back before.
@@ -103,7 +98,7 @@ impl Members {
         member.alone = false;
         if let Some(at) = self.held_up.iter().position(|&other| other == consumer) {
             self.held_up.swap_remove(at);
-            member.waker.notify.notify_one();
+            member.bell.ring();
         }
     }
 
@@ -132,12 +127,12 @@ impl Members {
 
     /// All are told.
     pub(super) fn wake_all(&self) {
-        self.consumers.values().for_each(|member| member.waker.notify.notify_one());
+        self.consumers.values().for_each(|member| member.bell.ring());
     }
 
     fn notify(&self, consumer: u64) {
         if let Some(member) = self.consumers.get(&consumer) {
-            member.waker.notify.notify_one();
+            member.bell.ring();
         }
     }
 }

@@ -26,7 +26,6 @@ use self::keeper::{Job, Tasks};
 use self::lanes::{Lanes, SettleReply, Work};
 use self::log::Log;
 use self::marker::Marker;
-use self::members::Waker;
 use self::pack::Packer;
 use self::pen::Pen;
 use self::prepare::prepare_all;
@@ -39,6 +38,7 @@ use super::{
     Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
     Nack, Op, OpenError, OpenProgress, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
 };
+use crate::bell::Bell;
 use crate::types::clock::unix_now;
 use crate::types::{Sequence, TargetId};
 
@@ -260,13 +260,13 @@ impl Engine for Embedded {
     fn consumer(&self, target: TargetId, options: ConsumerOptions) -> Result<Box<dyn Consumer>, EngineError> {
         let target = self.shared.target(target)?;
         let id = self.shared.next_consumer.fetch_add(1, Ordering::Relaxed);
-        let waker = Arc::new(Waker::default());
-        target.state.lock().members.join(id, waker.clone());
+        let bell = Arc::new(Bell::default());
+        target.state.lock().members.join(id, bell.clone());
         Ok(Box::new(EmbeddedConsumer {
             shared: self.shared.clone(),
             target,
             id,
-            waker,
+            bell,
             lease: options.lease,
             keep_leases: options.keep_leases,
             reading: AtomicBool::new(false),

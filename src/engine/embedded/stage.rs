@@ -425,7 +425,7 @@ mod tests {
     async fn next(consumer: &dyn Consumer) -> Leased {
         let mut out = Vec::new();
         while out.is_empty() {
-            let ready = consumer.ready().notified();
+            let ready = consumer.ready().heard();
             consumer.take(1, usize::MAX, &mut out).unwrap();
             if out.is_empty() {
                 ready.await;

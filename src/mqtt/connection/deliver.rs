@@ -23,7 +23,7 @@ impl Live {
     pub(super) fn deliver(&mut self, wire: &mut Wire) -> Result<(), CoreError> {
         let room = wire.out.len() <= LOW_WATER;
         // An end that comes up during a turn is for the next: the client is heard out before. It wakes for it.
-        let closed = self.mailbox.take(&mut self.frames, room);
+        let closed = self.mailbox.take(&mut self.busy.get_or_insert_default().frames, room);
         if let Some(code) = closed.filter(|_| self.heard_out) {
             if code == ReasonCode::QuotaExceeded {
                 self.session.count_cut();
@@ -39,12 +39,14 @@ impl Live {
             }
             self.take(wire)?;
             // What held up the rest may have been sent: nobody wakes for what waits already.
-            while !self.frames.is_empty() {
-                self.frames.send(self.form, self.state.window(), self.aliases.as_deref_mut(), &mut wire.out);
-                if !self.frames.is_empty() || wire.out.len() > LOW_WATER {
+            let Self { busy, state, aliases, mailbox, form, .. } = self;
+            let frames = &mut busy.get_or_insert_default().frames;
+            while !frames.is_empty() {
+                frames.send(*form, state.window(), aliases.as_deref_mut(), &mut wire.out);
+                if !frames.is_empty() || wire.out.len() > LOW_WATER {
                     break;
                 }
-                self.mailbox.take(&mut self.frames, true);
+                mailbox.take(frames, true);
             }
         }
         self.mailbox.set_in_flight(self.state.window().in_flight());
@@ -63,7 +65,7 @@ impl Live {
             self.waits = true;
             self.more = !taken.is_empty();
             if let Some(client) = self.state.client() {
-                let settled = &mut self.effects.settled;
+                let settled = &mut self.busy.get_or_insert_default().effects.settled;
                 taken.retain_mut(|delivery| {
                     let goes = client.make_out(&mut delivery.leased);
                     if !goes {
@@ -95,7 +97,7 @@ impl Live {
         match self.state.start(&delivery, wire.out.position()) {
             Start::Unnumbered => {
                 self.send(&delivery, Qos::AtMostOnce, None, false, wire);
-                self.effects.settled.push(stored(&delivery));
+                self.busy().effects.settled.push(stored(&delivery));
             }
             Start::Publish { packet_id, dup } => {
                 // 3.1.1 and 5: [MQTT-4.6.0-1]: what is sent again is sent in the order of the first time.
@@ -113,7 +115,7 @@ impl Live {
                 self.errands().note(Note { packet_id, delivery, ticket });
             }
             Start::Release(packet_id) => {
-                self.effects.packets.push(Packet::PubRel(Ack::new(packet_id, ReasonCode::Success)));
+                self.busy().effects.packets.push(Packet::PubRel(Ack::new(packet_id, ReasonCode::Success)));
             }
             Start::Wait => self.errands().parked.push(delivery),
         }
@@ -130,7 +132,7 @@ impl Live {
     ) {
         if !self.send(delivery, delivery.leased.qos, Some(packet_id), dup, wire) {
             self.state.window().forget(packet_id);
-            self.effects.settled.push(stored(delivery));
+            self.busy().effects.settled.push(stored(delivery));
             if let Some(client) = self.state.client() {
                 client.not_sent();
             }

@@ -63,7 +63,7 @@ pub(super) async fn linger(door: &Door, wire: &mut Wire) {
 impl Live {
     /// Acknowledges what the store still completes.
     async fn acknowledge_rest(&mut self, wire: &mut Wire) {
-        while self.publisher.pending() > 0 {
+        while self.pending() > 0 {
             self.receive().await;
             self.carry_out(wire);
         }
@@ -85,8 +85,9 @@ impl Live {
 
 /// Gives the will, the leases and the session back.
 async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Ending) {
-    let Live { mut state, session, mailbox, frames, mut publisher, errands, mut expiry, .. } = live;
+    let Live { mut state, session, mailbox, busy, mut publisher, errands, mut expiry, .. } = live;
     drop(errands);
+    let frames = busy.map(|busy| busy.frames).unwrap_or_default();
     let mut handed_back: Vec<_> = frames.into_shared().chain(mailbox.shut().into_shared()).collect();
     let mut failed: Vec<(TargetId, Sequence)> = Vec::new();
     let mut begun: Vec<(TargetId, Sequence)> = Vec::new();
@@ -145,7 +146,8 @@ async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Endin
     if ending.will
         && let Some(will) = state.take_will()
     {
-        door.wills.lost(session.client_id(), will, expiry, &mut publisher);
+        let publisher = publisher.get_or_insert_with(|| Box::new(session.publisher()));
+        door.wills.lost(session.client_id(), will, expiry, publisher);
     }
     // What waits for the store is seen to by the broker.
     drop(publisher);

@@ -1,7 +1,7 @@
 //! What a connection waits for besides its socket and its deliveries: answers of the core and of the store.
 
 use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::num::NonZeroU16;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -79,12 +79,8 @@ impl Errands {
         self.released.push_back(errand);
     }
 
-    /// The next that ends. Cancel safe. Waits for ever when there is nothing to wait for.
-    pub(super) async fn next(&mut self) -> Done {
-        poll_fn(|cx| self.poll_next(cx)).await
-    }
-
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
+    /// The next that ends. Pending as well when there is nothing to wait for.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
         if let Some(asked) = &mut self.asked
             && let Poll::Ready(input) = asked.as_mut().poll(cx)
         {

@@ -6,10 +6,11 @@
 //! Bounds: the socket is not read while the core has as many open publishes of this connection as it may, while the
 //! answer to a SUBSCRIBE is awaited, or while the client does not take what it is sent.
 
-use std::future::pending;
+use std::future::{Future, poll_fn};
 use std::num::NonZeroU16;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -17,7 +18,7 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::errands::{Done, Errands, Note};
 use super::wire::{Io, Wire};
-use crate::core::{Opened, Publisher, PublisherInfo, Receipt, Session};
+use crate::core::{Opened, Publisher, Receipt, Session};
 use crate::engine::Outcome;
 use crate::mqtt::aliases::Aliases;
 use crate::mqtt::codec::{Packet, ReasonCode};
@@ -25,7 +26,7 @@ use crate::mqtt::frames::{Form, Frames};
 use crate::mqtt::outbox::Mailbox;
 use crate::mqtt::state::{Ask, Effects, Ending, Hello, Input, State, Stored};
 use crate::mqtt::{Connected, Door};
-use crate::types::{ClientId, Sequence, clock};
+use crate::types::{ClientId, Sequence, UnixMillis, clock};
 
 /// While more waits to be written, no more deliveries are taken.
 pub(super) const LOW_WATER: usize = 256 << 10;
@@ -40,15 +41,14 @@ const LONG: Duration = Duration::from_secs(86_400);
 pub(super) struct Live {
     pub(super) state: State,
     pub(super) session: Arc<Session>,
-    pub(super) publisher: Publisher,
+    /// While the client publishes, and some time after.
+    pub(super) publisher: Option<Box<Publisher>>,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) form: Form,
-    /// Taken from the mailbox.
-    pub(super) frames: Frames,
+    /// While something goes on.
+    pub(super) busy: Option<Box<Busy>>,
     /// For what is encoded here.
     pub(super) aliases: Option<Box<Aliases>>,
-    pub(super) effects: Effects,
-    receipts: Vec<Receipt>,
     pub(super) errands: Option<Box<Errands>>,
     /// The session may have more.
     pub(super) more: bool,
@@ -64,6 +64,15 @@ pub(super) struct Live {
     later: Option<Box<Later>>,
     pub(super) expiry: Duration,
     _connected: Connected,
+}
+
+/// What a connection needs only while something goes on.
+#[derive(Default)]
+pub(super) struct Busy {
+    pub(super) effects: Effects,
+    receipts: Vec<Receipt>,
+    /// Taken from the mailbox.
+    pub(super) frames: Frames,
 }
 
 /// An end that is to come.
@@ -93,23 +102,15 @@ impl Live {
     ) -> Self {
         let Opened { session, incoming, outgoing, expiry, .. } = opened;
         let limits = door.broker.limits();
-        let publisher = door.broker.publisher(PublisherInfo {
-            client_id: Some(session.client_id().clone()),
-            session: session.target(),
-            no_local: Some(session.key()),
-            ..PublisherInfo::default()
-        });
         let state =
             State::new(hello, session.target(), (incoming, outgoing), &door.settings, limits, clock::now());
         Self {
             state,
             session: Arc::new(session),
-            publisher,
+            publisher: None,
             form: mailbox.form(),
-            frames: Frames::default(),
+            busy: None,
             aliases,
-            effects: Effects::default(),
-            receipts: Vec::new(),
             errands: None,
             more: true,
             waits: false,
@@ -153,7 +154,11 @@ impl Live {
                         return later.ending;
                     }
                     if self.published.take_if(|at| *at + IDLE <= now).is_some() {
-                        self.publisher.shrink();
+                        if self.pending() > 0 {
+                            self.published = Some(now);
+                        } else {
+                            self.publisher = None;
+                        }
                     }
                     if std::mem::take(&mut self.deaf) {
                         self.state.excuse(now);
@@ -171,16 +176,37 @@ impl Live {
 
     /// Waits for receipts. Cancel safe.
     pub(super) async fn receive(&mut self) {
-        self.publisher.completed(&mut self.receipts).await;
+        poll_fn(|cx| self.poll_receive(cx)).await;
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let receipts = &mut self.busy.get_or_insert_default().receipts;
+        match &self.publisher {
+            Some(publisher) => publisher.poll_completed(cx, receipts),
+            None => Poll::Pending,
+        }
+    }
+
+    /// How many publishes wait for the store.
+    pub(super) fn pending(&self) -> usize {
+        self.publisher.as_ref().map_or(0, |publisher| publisher.pending())
     }
 
     pub(super) fn handle(&mut self, input: Input) {
-        self.state.handle(input, clock::now(), clock::unix_now(), &mut self.effects);
+        self.handle_at(input, clock::now(), clock::unix_now());
+    }
+
+    fn handle_at(&mut self, input: Input, now: Instant, wall: UnixMillis) {
+        self.state.handle(input, now, wall, &mut self.busy.get_or_insert_default().effects);
+    }
+
+    pub(super) fn busy(&mut self) -> &mut Busy {
+        self.busy.get_or_insert_default()
     }
 
     /// Sets the one timer, if it rings later than anything is due. One that rings too early does no harm, so what is
     /// heard of the client does not move it.
-    fn set(&mut self, timer: std::pin::Pin<&mut Sleep>) {
+    fn set(&mut self, timer: Pin<&mut Sleep>) {
         let later = self.later.as_ref().map(|later| later.at);
         let idle = self.published.map(|at| at + IDLE);
         let due = [self.state.deadline(), later, idle].into_iter().flatten().min();
@@ -191,11 +217,11 @@ impl Live {
         }
     }
 
-    async fn wait(&mut self, door: &Door, wire: &mut Wire, timer: std::pin::Pin<&mut Sleep>) -> Wake {
+    async fn wait(&mut self, door: &Door, wire: &mut Wire, mut timer: Pin<&mut Sleep>) -> Wake {
         let asks = self.errands.as_ref().is_some_and(|errands| errands.asks());
-        let may_read =
-            !asks && self.later.is_none() && self.publisher.pending() < door.broker.limits().publish_pending;
-        let has_room = may_read && self.publisher.room().now_or_never().is_some();
+        let pending = self.pending();
+        let may_read = !asks && self.later.is_none() && pending < door.broker.limits().publish_pending;
+        let has_room = may_read && door.broker.admission().room().now_or_never().is_some();
         self.deaf |= !has_room;
         // A client that does not take its answers is not read either, and that is its own fault.
         let reads = has_room && wire.out.len() < HIGH_WATER;
@@ -204,43 +230,52 @@ impl Live {
         if !takes {
             self.stand_back();
         }
-        if wire.input.is_empty() && wire.out.is_empty() {
-            self.rest(door);
-        }
-        let Self { mailbox, publisher, receipts, session, errands, .. } = self;
-        let publishing = async {
-            if publisher.pending() > 0 {
-                publisher.completed(receipts).await;
-                Wake::Receipts
-            } else if may_read && !has_room {
-                publisher.room().await;
-                Wake::Room
-            } else {
-                pending().await
+        // Seldom, and of some size.
+        let mut room =
+            (pending == 0 && may_read && !has_room).then(|| Box::pin(door.broker.admission().room()));
+        // What each turn sees to anyway comes last. One that is always ready keeps no other waiting: the socket is
+        // behind what is done with for good, and takes its share of the task's time only.
+        poll_fn(|cx| {
+            if let Some(errands) = &mut self.errands
+                && let Poll::Ready(done) = errands.poll_next(cx)
+            {
+                return Poll::Ready(Wake::Done(done));
             }
-        };
-        let errand = async {
-            match errands {
-                Some(errands) => errands.next().await,
-                None => pending().await,
+            if timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Wake::Time);
             }
-        };
-        tokio::select! {
-            io = wire.io(&door.buffers, reads, LOW_WATER) => Wake::Io(io),
-            () = mailbox.woken() => Wake::Mail,
-            wake = publishing => wake,
-            () = session.ready(), if takes => Wake::Stored,
-            done = errand => Wake::Done(done),
-            () = timer => Wake::Time,
-        }
+            if takes && self.session.poll_ready(cx).is_ready() {
+                return Poll::Ready(Wake::Stored);
+            }
+            if let Poll::Ready(io) = wire.poll_io(cx, &door.buffers, reads, LOW_WATER) {
+                return Poll::Ready(Wake::Io(io));
+            }
+            if wire.input.is_empty() && wire.out.is_empty() {
+                self.rest(door);
+            }
+            if pending > 0 && self.poll_receive(cx).is_ready() {
+                return Poll::Ready(Wake::Receipts);
+            }
+            if let Some(room) = &mut room
+                && room.as_mut().poll(cx).is_ready()
+            {
+                return Poll::Ready(Wake::Room);
+            }
+            self.mailbox.wake().poll_heard(cx).map(|()| Wake::Mail)
+        })
+        .await
     }
 
     /// Gives back what only a busy connection needs.
     fn rest(&mut self, door: &Door) {
-        self.receipts = Vec::new();
-        self.effects.packets = Vec::new();
-        self.effects.settled = Vec::new();
-        self.frames.release(&door.buffers);
+        if let Some(busy) = &mut self.busy
+            && busy.frames.is_empty()
+            && busy.effects.is_empty()
+            && busy.receipts.is_empty()
+        {
+            busy.frames.release(&door.buffers);
+            self.busy = None;
+        }
         self.state.release();
         self.errands.take_if(|errands| errands.is_empty());
     }
@@ -254,14 +289,15 @@ impl Live {
                 tracing::debug!(client = %self.client_id(), %error, "the connection cannot go on");
                 self.handle(Input::Closed(ReasonCode::UnspecifiedError));
             }
-            if let Some(ending) = self.effects.ending.take() {
+            if let Some(ending) = self.busy().effects.ending.take() {
                 if ending.after.is_zero() {
                     return Some(ending);
                 }
                 let at = clock::now() + ending.after;
                 self.later.get_or_insert_with(|| Box::new(Later { at, ending }));
             }
-            if self.effects.packets.is_empty() && self.effects.settled.is_empty() {
+            let effects = &self.busy().effects;
+            if effects.packets.is_empty() && effects.settled.is_empty() {
                 return None;
             }
         }
@@ -273,56 +309,61 @@ impl Live {
             return;
         }
         let (now, wall) = (clock::now(), clock::unix_now());
-        while !self.effects.halts() {
+        while !self.busy().effects.halts() {
             match wire.decode() {
                 Ok(Some(packet)) => {
-                    self.state.handle(Input::Packet(packet), now, wall, &mut self.effects);
+                    self.handle_at(Input::Packet(packet), now, wall);
                 }
                 Ok(None) => return,
-                Err(error) => self.state.handle(Input::Malformed(error), now, wall, &mut self.effects),
+                Err(error) => self.handle_at(Input::Malformed(error), now, wall),
             }
         }
     }
 
     /// Does what the state machine says.
     pub(super) fn carry_out(&mut self, wire: &mut Wire) {
-        if !self.effects.publishes.is_empty() {
-            self.publisher.publish(std::mem::take(&mut self.effects.publishes));
+        let Self { busy, publisher, session, state, form, .. } = self;
+        let Busy { effects, receipts, .. } = &mut **busy.get_or_insert_default();
+        if !effects.publishes.is_empty() {
+            let publisher = publisher.get_or_insert_with(|| Box::new(session.publisher()));
+            publisher.publish(std::mem::take(&mut effects.publishes));
             self.published = Some(clock::now());
         }
-        self.publisher.completed_now(&mut self.receipts);
-        if !self.receipts.is_empty() {
+        if let Some(publisher) = publisher {
+            publisher.completed_now(receipts);
+        }
+        if !receipts.is_empty() {
             let (now, wall) = (clock::now(), clock::unix_now());
-            for receipt in self.receipts.drain(..) {
-                self.state.handle(Input::Receipt(receipt), now, wall, &mut self.effects);
+            for receipt in receipts.drain(..) {
+                state.handle(Input::Receipt(receipt), now, wall, effects);
             }
         }
         let mut unsaid = false;
-        for packet in self.effects.packets.drain(..) {
+        for packet in effects.packets.drain(..) {
             let awaited = matches!(packet, Packet::Auth(_));
-            unsaid |= !wire.send(packet, self.form) && awaited;
+            unsaid |= !wire.send(packet, *form) && awaited;
         }
         if unsaid {
             self.handle(Input::Closed(ReasonCode::PacketTooLarge));
         }
         self.settle();
-        for (stored, how) in std::mem::take(&mut self.effects.failed) {
+        for (stored, how) in std::mem::take(&mut self.busy().effects.failed) {
             drop(self.session.nack(stored.source, &[stored.sequence], how, Duration::ZERO));
         }
-        for (stored, outgoing) in std::mem::take(&mut self.effects.notes) {
+        for (stored, outgoing) in std::mem::take(&mut self.busy().effects.notes) {
             let ticket = self.session.outgoing(stored.source, stored.sequence, outgoing);
             if let Some(packet_id) = NonZeroU16::new(outgoing.packet_id) {
                 self.errands().note(Note { packet_id, delivery: None, ticket });
             }
         }
-        for packet_id in std::mem::take(&mut self.effects.release) {
+        for packet_id in std::mem::take(&mut self.busy().effects.release) {
             let session = Arc::clone(&self.session);
             self.errands().release(Box::pin(async move {
                 let released = session.release_incoming(packet_id.get()).await;
                 (packet_id, released)
             }));
         }
-        if let Some(ask) = self.effects.ask.take() {
+        if let Some(ask) = self.busy().effects.ask.take() {
             let session = Arc::clone(&self.session);
             self.errands().ask(match *ask {
                 Ask::Subscribe(asked, filters) => Box::pin(async move {
@@ -349,16 +390,18 @@ impl Live {
     /// Settles what is done with, one call for each source in a row.
     fn settle(&mut self) {
         let mut sequences: Vec<Sequence> = Vec::new();
-        for settled in self.effects.settled.chunk_by(|a, b| a.source == b.source) {
+        let Self { busy, session, .. } = self;
+        let Some(Busy { effects, .. }) = busy.as_deref_mut() else { return };
+        for settled in effects.settled.chunk_by(|a, b| a.source == b.source) {
             let Some(Stored { source, .. }) = settled.first() else { continue };
             sequences.clear();
             sequences.extend(settled.iter().map(|stored| stored.sequence));
             // Nobody waits for it; a lease that has ended is another's.
-            if let Err(error) = self.session.settle(*source, &sequences) {
-                tracing::debug!(client = %self.session.client_id(), %error, "not settled");
+            if let Err(error) = session.settle(*source, &sequences) {
+                tracing::debug!(client = %session.client_id(), %error, "not settled");
             }
         }
-        self.effects.settled.clear();
+        effects.settled.clear();
     }
 
     /// Takes in what came of an errand. What is left for the state machine is returned.

@@ -48,14 +48,15 @@ const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 /// Serves one connection to its end.
 pub(super) async fn run(door: Arc<Door>, arrived: Box<(Socket, Peer)>, permit: ConnectionPermit) {
     // What comes before and after takes more room than what lasts: it is given back.
-    let Some((mut wire, mut live, peer)) = Box::pin(arrive(&door, *arrived)).await else { return };
+    let Some((mut wire, mut live, peer)) = Box::pin(arrive(&door, arrived)).await else { return };
     let ending = live.serve(&door, &mut wire).await;
     Box::pin(end::end(&door, wire, live, *ending, *peer)).await;
     drop(permit);
 }
 
 /// All that comes before a connection is served.
-async fn arrive(door: &Arc<Door>, (socket, mut peer): (Socket, Peer)) -> Option<(Wire, Live, Box<Peer>)> {
+async fn arrive(door: &Arc<Door>, arrived: Box<(Socket, Peer)>) -> Option<(Wire, Live, Box<Peer>)> {
+    let (socket, mut peer) = *arrived;
     let until = clock::now() + door.settings.connect_timeout;
     let stream = if door.layers.is_empty() {
         socket.into()

@@ -77,7 +77,8 @@ impl Wire {
         poll_fn(|cx| self.poll_io(cx, buffers, reads, low)).await
     }
 
-    fn poll_io(
+    /// The same for one task, which is woken when it is so.
+    pub(super) fn poll_io(
         &mut self,
         cx: &mut Context<'_>,
         buffers: &Buffers,

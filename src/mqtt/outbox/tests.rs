@@ -108,14 +108,14 @@ fn deliveries_leave_in_order_within_the_window() {
 fn one_wake_is_enough_for_all_that_waits() {
     let mailbox = mailbox(Version::V311, BOUNDS);
     let message = message("x");
-    assert!(mailbox.woken().now_or_never().is_none());
+    assert!(mailbox.wake().heard().now_or_never().is_none());
     mailbox.offer(&[offer(&message, Qos::AtMostOnce)]);
     mailbox.offer(&[offer(&message, Qos::AtMostOnce)]);
-    assert!(mailbox.woken().now_or_never().is_some());
-    assert!(mailbox.woken().now_or_never().is_none());
+    assert!(mailbox.wake().heard().now_or_never().is_some());
+    assert!(mailbox.wake().heard().now_or_never().is_none());
     assert_eq!(Sent::new(mailbox.form(), 1).take(&mailbox).len(), 2);
     mailbox.offer(&[offer(&message, Qos::AtMostOnce)]);
-    assert!(mailbox.woken().now_or_never().is_some());
+    assert!(mailbox.wake().heard().now_or_never().is_some());
 }
 
 #[test]

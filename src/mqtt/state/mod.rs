@@ -105,6 +105,19 @@ impl Effects {
         self.ending.get_or_insert_with(|| Box::new(ending));
     }
 
+    /// Whether there is nothing to do.
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { publishes, packets, settled, failed, notes, release, ask, ending } = self;
+        publishes.is_empty()
+            && packets.is_empty()
+            && settled.is_empty()
+            && failed.is_empty()
+            && notes.is_empty()
+            && release.is_empty()
+            && ask.is_none()
+            && ending.is_none()
+    }
+
     /// Whether the next packet has to wait.
     pub(super) fn halts(&self) -> bool {
         self.ask.is_some() || self.ending.is_some()

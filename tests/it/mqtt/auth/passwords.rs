@@ -100,6 +100,22 @@ async fn a_hangup_reads_the_users_again() {
 }
 
 #[tokio::test]
+async fn listeners_share_what_they_read_from_one_file() {
+    let configured = Configured::new().await;
+    let line = configured.line();
+    let (_directory, path) = config_file(&format!(
+        "[mqtt]\n{line}[[mqtt.listeners]]\nname = \"x\"\nlisten = \"127.0.0.1:0\"\n{line}"
+    ));
+    let mut broker = Broker::start_with(&["--config", &path]).await;
+    broker.process().signal(Signal::HUP);
+    broker.process().says("users read again").await;
+    std::fs::write(configured.users(), "ann:secret\n").unwrap();
+    broker.process().signal(Signal::HUP);
+    broker.process().says("the users that were in use stay").await;
+    assert_eq!(broker.process().stderr().matches("users read again").count(), 1);
+}
+
+#[tokio::test]
 async fn a_wrong_users_file_is_named_with_its_line() {
     let configured = Configured::new().await;
     let good = std::fs::read_to_string(configured.users()).unwrap();
