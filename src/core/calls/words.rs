@@ -1,6 +1,5 @@
 //! What callers and responders say to each other.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,7 +31,7 @@ pub struct Caller {
     /// Its name, if it has one.
     pub client_id: Option<ClientId>,
     /// Where its connection comes from.
-    pub address: Option<SocketAddr>,
+    pub address: Option<ByteString>,
 }
 
 /// An answer, or a part of it.
