@@ -8,7 +8,7 @@
 //!
 //! `STAFETT_KILLS` and `STAFETT_SEED` make it longer or repeat a run.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -20,6 +20,7 @@ use stafett::engine::embedded::Embedded;
 use stafett::engine::{Append, Consumer, ConsumerOptions, Definition, Durability, Engine, LeaseRef, Op};
 use stafett::types::{Message, MessageIds, Qos, TargetId, TopicName};
 
+use crate::below::{Chance, Promises, setting};
 use crate::bench::{publish, settings, spec};
 
 const DIRECTORY: &str = "STAFETT_CRASH_DIRECTORY";
@@ -166,9 +167,7 @@ async fn work_alone(engine: &Embedded, ids: &MessageIds, first: u64) {
 /// What the children have said.
 #[derive(Default)]
 pub(crate) struct History {
-    pub(crate) stored: HashSet<u64>,
-    tried: HashSet<u64>,
-    pub(crate) settled: HashSet<u64>,
+    pub(crate) said: Promises,
     /// How many callers committed by themselves.
     pub(crate) alone: usize,
     next: u64,
@@ -183,7 +182,7 @@ impl History {
         directory: &Path,
         durability: Durability,
         lines: usize,
-        environment: &[(&str, String)],
+        environment: &[(&'static str, String)],
     ) -> bool {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "crash::child", "--nocapture", "--test-threads=1"])
@@ -218,9 +217,9 @@ impl History {
         let Some((what, n)) = line.split_once(' ') else { return };
         let Ok(n) = n.parse() else { return };
         match what {
-            "E" => drop(self.stored.insert(n)),
-            "T" => drop(self.tried.insert(n)),
-            "S" => drop(self.settled.insert(n)),
+            "E" => drop(self.said.stored.insert(n)),
+            "T" => drop(self.said.tried.insert(n)),
+            "S" => drop(self.said.settled.insert(n)),
             "A" => self.alone += 1,
             _ => {}
         }
@@ -231,7 +230,7 @@ impl History {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let engine = Embedded::open(settings(directory, durability)).map_err(|e| e.to_string())?;
         if self.next == 0 || engine.stored().queues.is_empty() {
-            let nothing = self.stored.is_empty();
+            let nothing = self.said.stored.is_empty();
             return if nothing { Ok(()) } else { Err("the queues are lost".to_owned()) };
         }
         let left = runtime.block_on(async {
@@ -247,29 +246,7 @@ impl History {
             }
             left
         });
-        let lost: Vec<_> =
-            self.stored.iter().filter(|n| !self.tried.contains(n) && !left.contains_key(n)).collect();
-        let back: Vec<_> = self.settled.iter().filter(|n| left.contains_key(n)).collect();
-        let twice: Vec<_> = left.iter().filter(|(_, count)| **count > 1).collect();
-        if lost.is_empty() && back.is_empty() && twice.is_empty() {
-            return Ok(());
-        }
-        Err(format!("stored and lost: {lost:?}; settled and back again: {back:?}; there twice: {twice:?}"))
-    }
-}
-
-/// A number of the environment, or what holds without it.
-pub(crate) fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
-}
-
-/// Numbers by chance that a seed repeats.
-pub(crate) struct Chance(pub(crate) u64);
-
-impl Chance {
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
+        self.said.check(&left)
     }
 }
 
@@ -283,10 +260,10 @@ fn nothing_acknowledged_is_lost_or_comes_back_after_kill_9() {
         let lines = 1 + chance.below(4000) as usize;
         assert!(history.run(directory.path(), Durability::Fsync, lines, &[]), "the store did not open");
         history.check(directory.path(), Durability::Fsync).unwrap();
-        let (stored, settled) = (history.stored.len(), history.settled.len());
+        let (stored, settled) = (history.said.stored.len(), history.said.settled.len());
         println!("kill {} of {kills}: {stored} stored, {settled} settled, none lost", kill + 1);
     }
-    assert!(history.stored.len() > kills, "hardly anything was stored between the kills");
-    assert!(!history.settled.is_empty(), "nothing was settled between the kills");
+    assert!(history.said.stored.len() > kills, "hardly anything was stored between the kills");
+    assert!(!history.said.settled.is_empty(), "nothing was settled between the kills");
     assert!(kills < 2 || history.alone > 0, "no caller committed by itself");
 }

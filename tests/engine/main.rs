@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "../power/mod.rs"]
+mod below;
 mod bench;
 mod conformance;
 mod crash;

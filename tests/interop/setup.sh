@@ -76,6 +76,36 @@ setup_node() {
     fi
 }
 
+# setup_examples LANGUAGE…: what their examples are built with, by the names of their sections in examples/README.md, and the
+# lamp's; builds them.
+setup_examples() {
+    setup_python || return 1
+    have git || apt_packages git || return 1
+    local language
+    for language in "$@"; do
+        "setup_examples_$language" || {
+            echo "what the examples in $language are built with cannot be had; --without $language leaves them out" >&2
+            return 1
+        }
+    done
+    "$BUILT/venv/bin/python" -m harness.examples "$@" Device
+}
+
+setup_examples_Python() { have python3; }
+
+setup_examples_TypeScript() {
+    have node || apt_packages nodejs || return 1
+    have npm || apt_packages npm || return 1
+}
+
+# Go, gRPC and the plugins of protoc as Debian has them: there is no module proxy in CI.
+setup_examples_Go() {
+    apt_packages golang-go golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev golang-google-protobuf-dev \
+        protobuf-compiler protoc-gen-go protoc-gen-go-grpc
+}
+
+setup_examples_Rust() { have cargo; }
+
 # A browser, and what tells it which authority to trust.
 setup_browser() {
     setup_node || return 1

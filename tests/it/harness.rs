@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::io::{Seek, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -168,7 +169,8 @@ pub(crate) struct Broker {
     process: Process,
     ready_line: String,
     doors: Vec<(String, String)>,
-    data: Arc<TempDir>,
+    /// Where the store is a test's own to keep, it has none.
+    data: Option<Arc<TempDir>>,
 }
 
 impl Broker {
@@ -184,23 +186,42 @@ impl Broker {
 
     /// The same on the store in `data`, which another broker may have left.
     pub(crate) async fn start_in(data: Arc<TempDir>, flags: &[&str]) -> Self {
-        let mut args = vec!["serve", "--data-dir", data.path().to_str().unwrap()];
+        let path = data.path().to_owned();
+        match Self::try_start(&path, flags, &[]).await {
+            Ok(broker) => Self { data: Some(data), ..broker },
+            Err(ended) => panic!("did not become ready:\n{}", ended.stderr),
+        }
+    }
+
+    /// A broker on the store below `path`, with more in its environment; how it ended if it did so before it was ready.
+    pub(crate) async fn try_start(
+        path: &Path,
+        flags: &[&str],
+        environment: &[(&str, String)],
+    ) -> Result<Self, Ended> {
+        let mut args = vec!["serve", "--data-dir", path.to_str().unwrap()];
         for door in ["--grpc-listen", "--mqtt-listen"] {
             if !flags.contains(&door) {
                 args.extend([door, "127.0.0.1:0"]);
             }
         }
         args.extend(flags);
-        let mut process = Process::start(args);
+        let mut command = command();
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        let mut process = Process::of(command, args);
         let ready = process.stdout.wait_for(|said| said.text.ends_with('\n') || said.ended);
         let ready = timeout(DEADLINE, ready).await.map(|said| said.is_ok_and(|said| !said.ended));
-        assert_eq!(ready, Ok(true), "did not become ready:\n{}", process.stderr());
+        match ready {
+            Ok(true) => {}
+            Ok(false) => return Err(process.end().await),
+            Err(_) => panic!("did not become ready:\n{}", process.stderr()),
+        }
         let ready_line = process.stdout.borrow().text.trim_end().to_owned();
         let doors = ready_line.split(' ').skip(1).map(|door| {
             let (name, address) = door.split_once('=').expect("name=address");
             (name.to_owned(), address.to_owned())
         });
-        Self { doors: doors.collect(), process, ready_line, data }
+        Ok(Self { doors: doors.collect(), process, ready_line, data: None })
     }
 
     /// The line on stdout, without its end.
@@ -230,6 +251,11 @@ impl Broker {
         within("a gRPC connection", endpoint.connect()).await.unwrap()
     }
 
+    /// The same where the broker may be gone.
+    pub(crate) async fn try_grpc(&self) -> Option<Channel> {
+        Endpoint::from_shared(self.url()).unwrap().connect().await.ok()
+    }
+
     /// Asks for a counter of `GetServerInfo` until it is `count`.
     pub(crate) async fn counts(&self, name: &str, count: u64) {
         let mut admin = AdminServiceClient::new(self.grpc().await);
@@ -246,7 +272,7 @@ impl Broker {
 
     /// The directory of the store, kept as long as someone holds it.
     pub(crate) fn data(&self) -> Arc<TempDir> {
-        Arc::clone(&self.data)
+        self.data.clone().expect("a directory of its own")
     }
 
     /// The child process.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "../power/mod.rs"]
+mod below;
 mod bridge;
 mod call;
 mod certificates;
@@ -12,6 +14,7 @@ mod grpc_tls;
 mod harness;
 mod mqtt;
 mod passwd;
+mod power;
 mod process;
 mod pubsub;
 mod queue;

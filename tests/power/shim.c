@@ -1,12 +1,24 @@
-/* A disk whose power fails, below a process that was started with LD_PRELOAD.
+/* A disk whose power fails, or that fails, below a process that was started with LD_PRELOAD.
  *
  * Of every file below SHIM_DIR it keeps what was synced (in SHIM_IMAGE/inodes) apart from what was only written. Names
- * (made, renamed, removed) hold when their directory was synced. At call SHIM_CUT the power fails: of what was not synced
- * each sector of 512 bytes is kept or lost by chance (SHIM_SEED), of the names that were not synced a beginning holds;
- * SHIM_IMAGE/tree is what is left, and the process is killed. sync_file_range counts as no sync.
+ * (made, renamed, removed) hold when their directory was synced. sync_file_range counts as no sync. A sync that fails has
+ * lost what it was for, as on Linux: a later one does not bring it back.
  *
- * SHIM_FAIL_AT fails that call and all later ones that write or sync with SHIM_ERRNO. When the process ends by itself the
- * image is made as at a cut. SHIM_IMAGE/report says: calls, syncs, writes lost, names lost.
+ * What it is to do is said in the file SHIM_CONTROL, which is read and removed at the next call. One order, which takes the
+ * place of the one before; calls are counted from when it is read, that one included:
+ *   cut N                     at the N-th call the power fails and the process is killed
+ *   kill N                    at the N-th call the process is killed; what it wrote stays
+ *   fail KIND N ERRNO TIMES   the N-th call of this kind fails, and the next ones until it were TIMES; 0 is for ever, and
+ *                             then what finds no room (ENOSPC) is written by half before
+ * Kinds: see `kinds`; "any" is each that writes or syncs.
+ *
+ * When the power fails, of what was not synced all of a file is kept, or nothing, or a beginning with a torn end, or each
+ * sector of 512 bytes by chance (SHIM_SEED); of the names that were not synced a beginning holds. SHIM_IMAGE/tree is what is
+ * left. When the process ends by itself the image is made as at a cut. SHIM_IMAGE/report says how many calls of each kind
+ * came, how many syncs were carried out, how many calls were made to fail, and what was lost.
+ *
+ * Not seen: system calls past the C library (fallocate of the ballast, whose bytes nobody reads), descriptors that were
+ * duplicated, paths relative to a directory, maps of files.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -28,6 +40,9 @@
 #define SECTOR 512
 #define FDS 65536
 
+enum kind { WRITE, SYNC, RANGE, TRUNCATE, ALLOCATE, CREATE, RENAME, UNLINK, MKDIR, KINDS };
+static const char *kinds[KINDS] = {"write", "sync", "range", "truncate", "allocate", "create", "rename", "unlink", "mkdir"};
+
 struct change { off_t at; size_t len; char *data; struct change *next; }; /* no data: cut to `at` bytes */
 struct inode { int id, image, dir; struct change *first, **last; };
 struct name { char *path; struct inode *inode; struct name *next; };
@@ -37,12 +52,19 @@ static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static struct inode *open_files[FDS];
 static struct name *now, *synced;
 static struct op *ops, **last_op = &ops;
-static char *dir, *image;
-static long cut, fail_at, calls, syncs, lost_writes, lost_names;
-static int fail_errno, inodes, done;
+static char *dir, *image, *control;
+static long seen[KINDS], calls, syncs, failed, lost_writes, lost_names;
+/* Calls until the order is carried out; 0 when there is none. */
+static long cut, fail_in, fail_times;
+static int cut_loses, fail_kind, fail_errno, fail_half, inodes, done;
 static uint64_t seed;
 
-#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+#define REAL(name)                                                    \
+    ({                                                                \
+        static __typeof__(&name) real;                                \
+        if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name); \
+        real;                                                         \
+    })
 
 static uint32_t chance(void) {
     seed = seed * 6364136223846793005u + 1442695040888963407u;
@@ -117,21 +139,24 @@ static void apply(struct inode *inode, struct change *change, int whole) {
 }
 
 static void settle(struct inode *inode, int whole) {
-    /* Of one file all, nothing, or each sector by chance. */
-    int how = whole ? 1 : chance() % 3;
-    for (struct change *change = inode->first; change; change = change->next) {
-        lost_writes += how != 1;
-        if (how) apply(inode, change, how == 1);
-    }
-    if (whole) {
-        for (struct change *change = inode->first, *next; change; change = next) {
-            next = change->next;
-            free(change->data);
-            free(change);
+    enum { NOTHING, ALL, BEGINNING, SECTORS };
+    int how = whole ? ALL : chance() % 4;
+    long pending = 0;
+    for (struct change *change = inode->first; change; change = change->next) pending++;
+    long kept = how == BEGINNING && pending ? chance() % pending : how == ALL ? pending : 0;
+    for (struct change *change = inode->first, *next; change; change = next) {
+        if (kept-- > 0) {
+            apply(inode, change, 1);
+        } else {
+            lost_writes++;
+            if (how == SECTORS || (how == BEGINNING && kept == -1)) apply(inode, change, 0);
         }
-        inode->first = NULL;
-        inode->last = &inode->first;
+        next = change->next;
+        free(change->data);
+        free(change);
     }
+    inode->first = NULL;
+    inode->last = &inode->first;
 }
 
 static void note(struct inode *inode, const void *data, size_t len, off_t at) {
@@ -161,14 +186,14 @@ static void copy(int from, int to) {
     }
 }
 
-/* What the power cut leaves. */
-static void make_image(void) {
+/* What a power cut leaves, or all. */
+static void make_image(int whole) {
     char path[PATH_MAX];
     if (done++) return;
-    for (struct name *name = now; name; name = name->next) settle(name->inode, 0);
+    for (struct name *name = now; name; name = name->next) settle(name->inode, whole);
     long pending = 0;
     for (struct op *op = ops; op; op = op->next) pending++;
-    long kept = pending ? chance() % (pending + 1) : 0;
+    long kept = whole ? pending : chance() % (pending + 1);
     lost_names = pending - kept;
     for (struct op *op = ops; op && kept--; op = op->next) set(&synced, op->path, op->inode);
     snprintf(path, sizeof path, "%s/tree/", image);
@@ -189,23 +214,56 @@ static void make_image(void) {
     snprintf(path, sizeof path, "%s/report", image);
     FILE *report = fopen(path, "w");
     if (!report) die(path);
-    fprintf(report, "calls %ld\nsyncs %ld\nlost_writes %ld\nlost_names %ld\n", calls, syncs, lost_writes, lost_names);
+    fprintf(report, "calls %ld\nsyncs %ld\nfailed %ld\nlost_writes %ld\nlost_names %ld\n", calls, syncs, failed, lost_writes, lost_names);
+    for (int kind = 0; kind < KINDS; kind++) fprintf(report, "%s %ld\n", kinds[kind], seen[kind]);
     fclose(report);
 }
 
-/* Counts a call that changes or syncs something. Fails it, or lets the power fail. */
-static int counted(int fails) {
+static void order(const char *text) {
+    char kind[16];
+    cut = fail_in = 0;
+    cut_loses = sscanf(text, "cut %ld", &cut) == 1;
+    if (cut_loses || sscanf(text, "kill %ld", &cut) == 1) return;
+    if (sscanf(text, "fail %15s %ld %d %ld", kind, &fail_in, &fail_errno, &fail_times) == 4) {
+        fail_half = fail_errno == ENOSPC && !fail_times;
+        for (fail_kind = 0; fail_kind < KINDS && strcmp(kind, kinds[fail_kind]);) fail_kind++;
+        if (fail_kind < KINDS || !strcmp(kind, "any")) return;
+    }
+    errno = EINVAL;
+    die(text);
+}
+
+static void look_at_control(void) {
+    char text[128];
+    int fd = control ? REAL(open)(control, O_RDONLY | O_CLOEXEC) : -1;
+    if (fd < 0) return;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    text[n > 0 ? n : 0] = 0;
+    REAL(close)(fd);
+    REAL(unlink)(control);
+    order(text);
+}
+
+/* Counts a call that changes or syncs something. Lets it fail, or the power. */
+static int counted(enum kind kind) {
     if (done) return 0;
-    if (++calls == cut) {
-        make_image();
+    look_at_control();
+    calls++;
+    seen[kind]++;
+    if (cut && !--cut) {
+        make_image(!cut_loses);
         kill(getpid(), SIGKILL);
         pause();
     }
-    if (fails && fail_at && calls >= fail_at) {
-        errno = fail_errno;
-        return -1;
+    if (!fail_in || (fail_kind == KINDS ? kind > ALLOCATE : fail_kind != (int)kind)) return 0;
+    if (fail_in > 1) {
+        fail_in--;
+        return 0;
     }
-    return 0;
+    if (fail_times && !--fail_times) fail_in = 0;
+    failed++;
+    errno = fail_errno;
+    return -1;
 }
 
 static void take_in(const char *path) {
@@ -246,9 +304,7 @@ __attribute__((constructor)) static void begin(void) {
     REAL(mkdir)(image, 0700);
     REAL(mkdir)(path, 0700);
     seed = number("SHIM_SEED");
-    cut = number("SHIM_CUT");
-    fail_at = number("SHIM_FAIL_AT");
-    fail_errno = number("SHIM_ERRNO");
+    control = getenv("SHIM_CONTROL") ? strdup(getenv("SHIM_CONTROL")) : NULL;
     take_in(getenv("SHIM_DIR"));
     for (struct name *name = now; name; name = name->next) set(&synced, name->path, name->inode);
     dir = strdup(getenv("SHIM_DIR"));
@@ -257,7 +313,7 @@ __attribute__((constructor)) static void begin(void) {
 __attribute__((destructor)) static void end(void) {
     if (!dir) return;
     pthread_mutex_lock(&lock);
-    make_image();
+    make_image(0);
     pthread_mutex_unlock(&lock);
 }
 
@@ -267,16 +323,22 @@ void abort(void) {
     for (;;) pause();
 }
 
+/* What an open changes, before it is done. */
+static int opening(const char *path, int flags) {
+    if (!below(path)) return 0;
+    struct name *name = *find(&now, path);
+    if (!name && flags & O_CREAT) return counted(CREATE);
+    return name && flags & O_TRUNC ? counted(TRUNCATE) : 0;
+}
+
 static int opened(int fd, const char *path, int flags) {
     if (fd < 0 || fd >= FDS || !below(path)) return fd;
     struct name *name = *find(&now, path);
     struct inode *inode = name ? name->inode : NULL;
     if (!inode && flags & O_CREAT) {
-        counted(0);
         inode = make_inode(0);
         rename_later(path, inode);
     } else if (inode && flags & O_TRUNC) {
-        counted(0);
         note(inode, NULL, 0, 0);
     }
     open_files[fd] = inode;
@@ -291,7 +353,8 @@ static int opened(int fd, const char *path, int flags) {
         if (flags & (O_CREAT | O_TMPFILE)) mode = va_arg(more, mode_t); \
         va_end(more);                                                  \
         pthread_mutex_lock(&lock);                                     \
-        int fd = opened(REAL(name) GIVEN, path, flags);                \
+        int fd = opening(path, flags);                                 \
+        if (!fd) fd = opened(REAL(name) GIVEN, path, flags);           \
         pthread_mutex_unlock(&lock);                                   \
         return fd;                                                     \
     }
@@ -299,6 +362,9 @@ OPEN(open, (const char *path, int flags, ...), (path, flags, mode))
 OPEN(open64, (const char *path, int flags, ...), (path, flags, mode))
 OPEN(openat, (int at, const char *path, int flags, ...), (at, path, flags, mode))
 OPEN(openat64, (int at, const char *path, int flags, ...), (at, path, flags, mode))
+
+int creat(const char *path, mode_t mode) { return open(path, O_CREAT | O_WRONLY | O_TRUNC, mode); }
+int creat64(const char *path, mode_t mode) { return open64(path, O_CREAT | O_WRONLY | O_TRUNC, mode); }
 
 static struct inode *known(int fd) { return fd >= 0 && fd < FDS ? open_files[fd] : NULL; }
 
@@ -314,7 +380,12 @@ int close(int fd) {
 static ssize_t written(int fd, const void *data, size_t len, off_t at) {
     pthread_mutex_lock(&lock);
     struct inode *inode = known(fd);
-    ssize_t result = inode ? counted(1) : 0;
+    ssize_t result = inode ? counted(WRITE) : 0;
+    if (result && fail_half && len > 1) {
+        fail_half = 0;
+        len /= 2;
+        result = 0;
+    }
     if (!result) {
         off_t from = at;
         if (at < 0 && inode) from = lseek(fd, 0, REAL(fcntl)(fd, F_GETFL) & O_APPEND ? SEEK_END : SEEK_CUR);
@@ -329,21 +400,27 @@ ssize_t write(int fd, const void *data, size_t len) { return known(fd) ? written
 ssize_t pwrite(int fd, const void *data, size_t len, off_t at) { return written(fd, data, len, at); }
 ssize_t pwrite64(int fd, const void *data, size_t len, off64_t at) { return written(fd, data, len, at); }
 
-ssize_t writev(int fd, const struct iovec *parts, int count) {
-    if (!known(fd)) return REAL(writev)(fd, parts, count);
+
+static ssize_t written_in_parts(int fd, const struct iovec *parts, int count, off_t at) {
     ssize_t all = 0;
     for (int i = 0; i < count; i++) {
-        ssize_t n = written(fd, parts[i].iov_base, parts[i].iov_len, -1);
+        ssize_t n = written(fd, parts[i].iov_base, parts[i].iov_len, at < 0 ? at : at + all);
         if (n < 0) return all ? all : n;
         all += n;
+        if ((size_t)n < parts[i].iov_len) break;
     }
     return all;
 }
+ssize_t writev(int fd, const struct iovec *parts, int count) {
+    return known(fd) ? written_in_parts(fd, parts, count, -1) : REAL(writev)(fd, parts, count);
+}
+ssize_t pwritev(int fd, const struct iovec *parts, int count, off_t at) { return written_in_parts(fd, parts, count, at); }
+ssize_t pwritev64(int fd, const struct iovec *parts, int count, off64_t at) { return written_in_parts(fd, parts, count, at); }
 
 static int truncated(int fd, off_t len) {
     pthread_mutex_lock(&lock);
     struct inode *inode = known(fd);
-    int result = inode ? counted(1) : 0;
+    int result = inode ? counted(TRUNCATE) : 0;
     if (!result) {
         result = REAL(ftruncate)(fd, len);
         if (inode && !result) note(inode, NULL, 0, len);
@@ -353,6 +430,23 @@ static int truncated(int fd, off_t len) {
 }
 int ftruncate(int fd, off_t len) { return truncated(fd, len); }
 int ftruncate64(int fd, off64_t len) { return truncated(fd, len); }
+
+static int allocated(int fd, int mode, off_t at, off_t len) {
+    pthread_mutex_lock(&lock);
+    struct inode *inode = known(fd);
+    int result = inode ? counted(ALLOCATE) : 0;
+    struct stat stat;
+    if (!result) {
+        result = REAL(fallocate)(fd, mode, at, len);
+        if (inode && !result && !fstat(fd, &stat)) note(inode, NULL, 0, stat.st_size);
+    }
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+int fallocate(int fd, int mode, off_t at, off_t len) { return allocated(fd, mode, at, len); }
+int fallocate64(int fd, int mode, off64_t at, off64_t len) { return allocated(fd, mode, at, len); }
+int posix_fallocate(int fd, off_t at, off_t len) { return allocated(fd, 0, at, len) ? errno : 0; }
+int posix_fallocate64(int fd, off64_t at, off64_t len) { return allocated(fd, 0, at, len) ? errno : 0; }
 
 static int is_in(const char *path, const char *directory) {
     size_t n = strlen(directory);
@@ -379,11 +473,13 @@ static void sync_names(struct inode *directory) {
 static int synchronized(int fd) {
     pthread_mutex_lock(&lock);
     struct inode *inode = known(fd);
-    int result = inode ? counted(1) : 0;
+    int result = inode ? counted(SYNC) : 0;
     if (!result && inode) {
         syncs++;
         if (inode->dir) sync_names(inode);
         else settle(inode, 1);
+    } else if (inode && !inode->dir) {
+        settle(inode, 0);
     }
     pthread_mutex_unlock(&lock);
     /* The real disk may take its time: nothing here ends by losing its power. */
@@ -395,16 +491,16 @@ int fdatasync(int fd) { return known(fd) ? synchronized(fd) : REAL(fdatasync)(fd
 int sync_file_range(int fd, off64_t at, off64_t len, unsigned flags) {
     (void)at, (void)len, (void)flags;
     pthread_mutex_lock(&lock);
-    int result = known(fd) ? counted(1) : 0;
+    int result = known(fd) ? counted(RANGE) : 0;
     pthread_mutex_unlock(&lock);
     return result;
 }
 
-int rename(const char *from, const char *to) {
+static int renamed(const char *from, const char *to, unsigned flags) {
     pthread_mutex_lock(&lock);
     int ours = below(from) && below(to);
-    if (ours) counted(0);
-    int result = REAL(rename)(from, to);
+    int result = ours ? counted(RENAME) : 0;
+    if (!result) result = REAL(renameat2)(AT_FDCWD, from, AT_FDCWD, to, flags);
     if (ours && !result) {
         struct name *name = *find(&now, from);
         if (name) {
@@ -416,20 +512,30 @@ int rename(const char *from, const char *to) {
     pthread_mutex_unlock(&lock);
     return result;
 }
+int rename(const char *from, const char *to) { return renamed(from, to, 0); }
+int renameat(int at, const char *from, int there, const char *to) {
+    return below(from) && below(to) ? renamed(from, to, 0) : REAL(renameat)(at, from, there, to);
+}
+int renameat2(int at, const char *from, int there, const char *to, unsigned flags) {
+    return below(from) && below(to) ? renamed(from, to, flags) : REAL(renameat2)(at, from, there, to, flags);
+}
 
 int unlink(const char *path) {
     pthread_mutex_lock(&lock);
-    if (below(path)) counted(0);
-    int result = REAL(unlink)(path);
+    int result = below(path) ? counted(UNLINK) : 0;
+    if (!result) result = REAL(unlink)(path);
     if (below(path) && !result) rename_later(path, NULL);
     pthread_mutex_unlock(&lock);
     return result;
 }
+int unlinkat(int at, const char *path, int flags) {
+    return below(path) && !flags ? unlink(path) : REAL(unlinkat)(at, path, flags);
+}
 
 int mkdir(const char *path, mode_t mode) {
     pthread_mutex_lock(&lock);
-    if (below(path)) counted(0);
-    int result = REAL(mkdir)(path, mode);
+    int result = below(path) ? counted(MKDIR) : 0;
+    if (!result) result = REAL(mkdir)(path, mode);
     if (below(path) && !result) rename_later(path, make_inode(1));
     pthread_mutex_unlock(&lock);
     return result;

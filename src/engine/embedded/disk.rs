@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
@@ -94,6 +95,8 @@ pub(super) struct Disk {
     db: sled::Db,
     file: File,
     ballast_bytes: u64,
+    /// A write or sync failed: none follows, not even sled's own at its end.
+    failed: AtomicBool,
     _lock: File,
 }
 
@@ -103,6 +106,15 @@ fn unusable(path: &Path, what: impl ToString) -> OpenError {
 
 fn damaged(path: &Path, what: impl ToString) -> OpenError {
     OpenError::Damaged { path: path.to_owned(), what: what.to_string() }
+}
+
+/// What went wrong in sled. Of an error of the system it keeps nothing but how it looks to a debugger: it is made again from
+/// the code that stands there.
+pub(super) fn io_error(error: sled::Error) -> io::Error {
+    let sled::Error::Io(error) = error else { return io::Error::other(error) };
+    let text = error.to_string();
+    let code = text.split_once("Os { code: ").and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
+    code.map_or(error, io::Error::from_raw_os_error)
 }
 
 /// What a caught panic said.
@@ -192,7 +204,7 @@ impl Disk {
         let db = catch_unwind(AssertUnwindSafe(|| config.open()))
             .map_err(|panic| damaged(path, panic_text(&*panic)))?
             .map_err(|error| match error {
-                sled::Error::Io(e) if e.kind() != io::ErrorKind::Other => unusable(path, e),
+                sled::Error::Io(e) if e.kind() != io::ErrorKind::Other => unusable(path, io_error(e.into())),
                 sled::Error::Io(e) if e.to_string().contains("lock") => OpenError::Locked(path.to_owned()),
                 other => damaged(path, other),
             })?;
@@ -200,21 +212,24 @@ impl Disk {
             .map_err(|panic| damaged(path, panic_text(&*panic)))?
             .map_err(|e| damaged(path, e))?;
         let file = File::open(dir.join("db")).map_err(|e| unusable(path, e))?;
-        Ok(Self { trees, path: path.to_owned(), db, file, ballast_bytes: 0, _lock: lock })
+        let failed = AtomicBool::new(false);
+        Ok(Self { trees, path: path.to_owned(), db, file, ballast_bytes: 0, failed, _lock: lock })
     }
 
     /// Makes what was inserted durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.flush()?;
-        self.file.sync_data()
+        self.file.sync_data().inspect_err(|_| self.give_up())
     }
 
     /// Hands what was inserted to the operating system: survives this process, not the machine.
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.db.flush().map(drop).map_err(|error| match error {
-            sled::Error::Io(e) => e,
-            other => io::Error::other(other),
-        })
+        self.db.flush().map(drop).map_err(io_error).inspect_err(|_| self.give_up())
+    }
+
+    /// Nothing is written to sled's file any more.
+    pub(super) fn give_up(&self) {
+        self.failed.store(true, Ordering::SeqCst);
     }
 
     /// Bytes that are free for this process on the disk of the store.
@@ -248,6 +263,16 @@ impl Disk {
     /// How much the ballast holds.
     pub(super) fn ballast_bytes(&self) -> u64 {
         self.ballast_bytes
+    }
+}
+
+impl Drop for Disk {
+    /// At its end sled writes what it has and syncs, and panics if that fails. It has no end where it would not do so in
+    /// vain: its file stays locked until the process is over.
+    fn drop(&mut self) {
+        if self.failed.load(Ordering::SeqCst) || self.sync().is_err() {
+            std::mem::forget(self.db.clone());
+        }
     }
 }
 
@@ -342,5 +367,23 @@ fn has_current_format(path: &Path, trees: &Trees, fresh: bool) -> Result<bool, O
         Some(Err(_)) => Err(damaged(path, "its format is not a number")),
         None if fresh || trees.head.is_empty() && trees.obj.is_empty() => Ok(false),
         None => Err(damaged(path, "it has data and no format")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_system_is_told_as_the_system_tells_it() {
+        let full = || io::Error::from_raw_os_error(28);
+        let first = sled::Error::Io(full());
+        let copies = [first.clone(), first.clone().clone(), first];
+        for error in copies {
+            assert_eq!(io_error(error).to_string(), full().to_string());
+        }
+        let other = io::Error::other("could not acquire lock");
+        assert_eq!(io_error(sled::Error::Io(other)).to_string(), "could not acquire lock");
+        assert!(io_error(sled::Error::Unsupported("x".to_owned())).to_string().contains("Unsupported: x"));
     }
 }

@@ -9,11 +9,12 @@
 //! least sled has all rows; what it has beyond is of records. What sled brings back after a crash is the beginning of what it
 //! was given, so that row, and the records behind it, make the rest again.
 
+use std::io;
 use std::path::Path;
 
 use sled::IVec;
 
-use super::disk::{Disk, SYNC_BYTES, Tree, Trees};
+use super::disk::{Disk, SYNC_BYTES, Tree, Trees, io_error};
 use super::journal::{self, Journal, RECORD_BYTES, Rows};
 use super::marker::meta_number;
 use super::pack::Failed;
@@ -183,7 +184,7 @@ impl Log {
             self.number += 1;
             self.say_stored(disk)?;
         }
-        disk.sync().map_err(|e| e.to_string())?;
+        disk.sync().map_err(about_file)?;
         (self.loose, self.lag) = (0, 0);
         self.direct = self.journal.is_none();
         if let Some(journal) = &mut self.journal {
@@ -193,7 +194,7 @@ impl Log {
     }
 
     fn say_stored(&mut self, disk: &Disk) -> Result<(), Failed> {
-        store_number(&disk.trees, self.number).map_err(|e| e.to_string())?;
+        store_number(&disk.trees, self.number).map_err(io_error).map_err(about_file)?;
         self.lag += ROW_COST as u64;
         Ok(())
     }
@@ -206,7 +207,12 @@ fn give(trees: &Trees, tree: Tree, key: &[u8], value: Option<IVec>) -> Result<()
         None => tree.remove(key),
     }
     .map(drop)
-    .map_err(|e| e.to_string())
+    .map_err(io_error)
+    .map_err(about_file)
+}
+
+fn about_file(error: io::Error) -> Failed {
+    format!("the store's file: {error}")
 }
 
 fn store_number(trees: &Trees, number: u64) -> sled::Result<()> {

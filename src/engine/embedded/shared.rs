@@ -92,6 +92,7 @@ impl Shared {
 
     /// Nothing is acknowledged any more.
     pub(super) fn fail(&self, why: &str) -> EngineError {
+        self.disk.give_up();
         if !self.failed.swap(true, Ordering::SeqCst) {
             tracing::error!("the store cannot write any more: {why}");
             self.health.send_replace(Health::Failed(why.to_owned()));

@@ -13,7 +13,7 @@ _SAID = threading.Condition()
 class Tool:
     """A running program and what it says, stderr included."""
 
-    def __init__(self, *command, stdin=None):
+    def __init__(self, *command, stdin=None, cwd=None):
         # Without stdbuf the mosquitto clients hold back what they say while a pipe takes it.
         self.command = [str(word) for word in command]
         self.lines = []
@@ -25,6 +25,7 @@ class Tool:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            cwd=cwd,
         )
         threading.Thread(target=self._read, daemon=True).start()
 

@@ -211,6 +211,25 @@ impl Peer {
         self.stream.write_all(bytes).await.is_ok()
     }
 
+    /// The same for a packet.
+    pub(super) async fn try_send(&mut self, packet: Packet) -> bool {
+        let mut bytes = BytesMut::new();
+        packet.encode(self.version, &mut bytes).unwrap();
+        self.try_send_bytes(&bytes).await
+    }
+
+    /// Sends CONNECT; nothing when the broker is gone before it answers.
+    pub(super) async fn try_greet(address: SocketAddr, connect: Connect) -> Option<(Self, ConnAck)> {
+        let stream = TcpStream::connect(address).await.ok()?;
+        stream.set_nodelay(true).ok()?;
+        let mut peer = Self::over(stream, connect.version);
+        peer.try_send(Packet::Connect(Box::new(connect))).await;
+        match peer.next_or_end().await? {
+            Packet::ConnAck(connack) => Some((peer, *connack)),
+            other => panic!("{other:?} instead of CONNACK"),
+        }
+    }
+
     /// The next packet; `None` when the broker has closed the connection.
     pub(super) async fn next_or_end(&mut self) -> Option<Packet> {
         if let Some(packet) = self.held.pop_front() {

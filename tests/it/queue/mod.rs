@@ -17,6 +17,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+pub(crate) use streams::which;
+
 use crate::harness::{Broker, within};
 
 /// A client with what the tests say often.
@@ -51,7 +53,7 @@ pub(crate) fn seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }
 
-pub(super) fn millis(millis: i32) -> Option<prost_types::Duration> {
+pub(crate) fn millis(millis: i32) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds: (millis / 1000).into(), nanos: millis % 1000 * 1_000_000 })
 }
 
@@ -59,7 +61,7 @@ pub(crate) fn message(payload: &str) -> v1::Message {
     v1::Message { payload: Bytes::copy_from_slice(payload.as_bytes()), ..Default::default() }
 }
 
-pub(super) fn named(name: &str) -> v1::Queue {
+pub(crate) fn named(name: &str) -> v1::Queue {
     v1::Queue { name: name.to_owned(), ..Default::default() }
 }
 

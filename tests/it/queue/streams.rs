@@ -79,7 +79,7 @@ pub(super) fn opening(queue: &str, max_outstanding_messages: u32) -> v1::Consume
     v1::ConsumeOpen { queue: queue.to_owned(), window: Some(window), ..Default::default() }
 }
 
-pub(super) fn which(ack_id: u64, delivery_ids: &[u64]) -> v1::AckBatch {
+pub(crate) fn which(ack_id: u64, delivery_ids: &[u64]) -> v1::AckBatch {
     v1::AckBatch { ack_id, delivery_ids: delivery_ids.to_vec(), lease_tokens: vec![] }
 }
 

@@ -1,0 +1,24 @@
+// Puts messages into a queue: node dist/producer.js jobs one two three
+import type { EnqueueBatchResponse__Output } from './generated/stafett/v1/EnqueueBatchResponse';
+import { args, fail, unary } from './client';
+
+const { words, deadline, queues } = args('QUEUE', 'TEXT');
+const [queue, ...texts] = words;
+
+async function main() {
+  const client = queues();
+  const messages = texts.map((text) => ({ payload: Buffer.from(text) }));
+  const { results } = await unary<EnqueueBatchResponse__Output>((callback) =>
+    client.enqueueBatch({ queue, messages }, { deadline: deadline() }, callback),
+  );
+  client.close();
+  // Each message has an outcome of its own: a full queue may take some of them.
+  const refused = results.flatMap(({ error }) => (error ? [error.message] : []));
+  console.log(`stored ${results.length - refused.length} messages`);
+  if (refused.length > 0) {
+    console.error(`${refused.length} were refused, the first one because: ${refused[0]}`);
+    process.exitCode = 1;
+  }
+}
+
+main().catch(fail);

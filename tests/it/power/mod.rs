@@ -1,0 +1,270 @@
+//! The real program on a disk whose power fails, killed in the middle of its writes, and on a disk that fails, while clients
+//! work at both doors.
+//!
+//! `tests/power/shim.c` lies below the broker, and kills it at a call. Between two cuts a broker without it opens what the disk has left, and the
+//! clients' [`history`] is compared with what it finds: nothing acknowledged is lost, nothing settled comes back, order holds,
+//! QoS 2 is exactly once, nothing delayed is early, no message is leased twice at a time, publishes with two targets reach
+//! both, retained values and definitions are the newest or what was under way.
+//!
+//! `STAFETT_CUTS` and `STAFETT_SEED` make it longer or repeat a run; `tests/power/run` does so.
+
+mod history;
+mod queues;
+mod sessions;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::below::{Chance, Disk, setting};
+use crate::harness::{Broker, Ended};
+use history::History;
+use queues::{Caller, Gone};
+use sessions::{Clients, Reader};
+
+/// Much longer than any run takes.
+const ENDS_WITHIN: Duration = Duration::from_secs(120);
+
+/// When the disk is told what to do.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum When {
+    /// Before the store is opened.
+    Opening,
+    /// When the doors are open.
+    Working,
+}
+
+/// A broker on such a disk.
+struct Machine {
+    disk: Disk,
+    history: Arc<History>,
+    durability: &'static str,
+    seed: u64,
+}
+
+impl Machine {
+    fn new(durability: &'static str, seed: u64) -> Self {
+        Self { disk: Disk::new(), history: Arc::default(), durability, seed }
+    }
+
+    async fn start(&self, data: &Path, below: Vec<(&'static str, String)>) -> Result<Broker, Ended> {
+        let mut environment = below;
+        environment.push(("STAFETT_STORE_BALLAST_BYTES", "8MiB".to_owned()));
+        environment.push(("STAFETT_SHUTDOWN_DRAIN_TIMEOUT", "2s".to_owned()));
+        Broker::try_start(data, &["--durability", self.durability], &environment).await
+    }
+
+    /// Runs the broker and its clients until it ends by what the disk does, and leaves what the disk has kept.
+    async fn run(&mut self, when: When, order: &str) -> Ended {
+        self.seed += 1;
+        if when == When::Opening {
+            self.disk.order(order);
+        }
+        let ended = match self.start(&self.disk.data(), self.disk.environment(self.seed)).await {
+            Ok(broker) => {
+                match when {
+                    When::Working => self.disk.order(order),
+                    // What failed while the store was opened was not needed.
+                    When::Opening if order.starts_with("fail") => self.disk.order("cut 300"),
+                    When::Opening => {}
+                }
+                if timeout(ENDS_WITHIN, self.work(&broker)).await.is_err() {
+                    panic!("seed {}: {order}: the broker goes on", self.seed);
+                }
+                broker.end().await
+            }
+            Err(ended) => ended,
+        };
+        self.disk.restart();
+        ended
+    }
+
+    /// Works until the broker is gone.
+    async fn work(&self, broker: &Broker) -> Result<(), Gone> {
+        self.history.lock().held.clear();
+        let caller = async |of: u64| {
+            let channel = broker.try_grpc().await.ok_or(Gone)?;
+            Ok(Caller::new(channel, &self.history, self.seed * 100 + of))
+        };
+        let setting_up = caller(0).await?;
+        setting_up.define().await?;
+        let clients = Clients::new(broker.address("mqtt"), &self.history);
+        let live = clients.attach(Reader::Live).await?;
+        let exact = clients.attach(Reader::Exact).await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(clients.clone().read(Reader::Live, live, None));
+        tasks.spawn(clients.clone().read(Reader::Exact, exact, None));
+        tasks.spawn(clients.clone().publish(Chance(self.seed)));
+        tasks.spawn(clients.publish_exactly(false));
+        tasks.spawn(caller(1).await?.enqueue());
+        tasks.spawn(caller(2).await?.produce());
+        tasks.spawn(caller(3).await?.receive());
+        tasks.spawn(caller(4).await?.receive());
+        tasks.spawn(caller(5).await?.publish());
+        tasks.spawn(caller(6).await?.consume());
+        tasks.spawn(caller(7).await?.delay());
+        tasks.spawn(caller(8).await?.receive_delayed());
+        tasks.spawn(caller(9).await?.retain());
+        tasks.spawn(caller(10).await?.come_and_go());
+        while let Some(ended) = tasks.join_next().await {
+            let Err(Gone) = ended.unwrap() else { continue };
+        }
+        Err(Gone)
+    }
+
+    /// Compares what a broker without such a disk finds with the history. With `sessions` also what these still get, which
+    /// goes on where the store stood; without, it finds it in a copy.
+    async fn check(&self, sessions: bool) -> Result<(), String> {
+        let copy = (!sessions).then(|| self.disk.copy());
+        let data = copy.as_ref().map_or_else(|| self.disk.data(), |copy| copy.path().to_owned());
+        let opened = self.start(&data, Vec::new()).await;
+        let broker = opened.map_err(|ended| format!("the store does not open: {}", ended.stderr))?;
+        let found = Caller::new(broker.grpc().await, &self.history, 0).find().await;
+        self.history.check(&found.map_err(|status| status.to_string())?)?;
+        if sessions {
+            let mut task = JoinSet::new();
+            task.spawn(finish(Clients::new(broker.address("mqtt"), &self.history)));
+            // A panic says what did not come.
+            let Some(Ok(Ok(()))) = task.join_next().await else {
+                return self.history.check_sessions().and(Err("a session did not end".to_owned()));
+            };
+            self.history.check_sessions()?;
+        }
+        let ended = broker.terminate().await;
+        if ended.code == Some(0) { Ok(()) } else { Err(format!("it stopped with {ended:?}")) }
+    }
+
+    /// Says what was wrong, and where the store is.
+    fn fail(self, what: &str) -> ! {
+        let Self { disk, seed, .. } = self;
+        panic!("seed {seed}: {what}; the store is in {}", disk.keep().display())
+    }
+}
+
+/// What is under way is finished, and the sessions get all that is theirs.
+async fn finish(clients: Clients) -> Result<(), Gone> {
+    clients.clone().publish_exactly(true).await?;
+    for reader in [Reader::Live, Reader::Exact] {
+        let peer = clients.attach(reader).await?;
+        let last = clients.mark(reader).await?;
+        clients.clone().read(reader, peer, Some(last)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_promised_at_either_door_is_broken_by_a_power_cut_or_kill_9() {
+    let cuts = setting("STAFETT_CUTS", 4);
+    let first = setting("STAFETT_SEED", 1);
+    let mut chance = Chance(first);
+    let mut machine = Machine::new("fsync", first * 1_000_000);
+    for cut in 1..=cuts {
+        let (when, at) = match cut % 4 {
+            // What the cuts before have left is read back.
+            0 | 3 => (When::Opening, 1 + chance.below(60)),
+            _ => (When::Working, 1 + chance.below(900)),
+        };
+        let order = if cut % 3 == 2 { "kill" } else { "cut" };
+        let ended = machine.run(when, &format!("{order} {at}")).await;
+        assert_eq!(ended.code, None, "it ended by itself: {}", ended.stderr);
+        if let Err(what) = machine.check(cut % 4 == 1 || cut == cuts).await {
+            machine.fail(&format!("{cut}, {when:?}, {order} {at}: {what}"));
+        }
+        let ((stored, settled), seen) = (machine.history.counts(), &machine.disk.seen);
+        let (writes, names) = (seen.of("lost_writes"), seen.of("lost_names"));
+        println!(
+            "{cut} of {cuts}, {when:?}, {order} {at}; in all {stored} stored, {settled} settled, {writes} writes and {names} \
+             names cut off, none lost"
+        );
+    }
+    let seen = &machine.disk.seen;
+    let saw_all = ["write", "sync", "range"].iter().all(|kind| seen.of(kind) > cuts);
+    assert!(saw_all && seen.of("lost_writes") > 0, "the shim saw too little: {seen:?}");
+    let (stored, settled) = machine.history.counts();
+    assert!(stored > 100 && settled > 100, "too little was done: {stored} stored, {settled} settled");
+    println!("{cuts} cuts of seed {first}: {stored} stored, {settled} settled, none lost; {seen:?}");
+}
+
+#[tokio::test]
+async fn a_broker_that_acknowledges_before_its_sync_is_caught() {
+    for durability in ["memory", "interval"] {
+        let mut machine = Machine::new(durability, 7);
+        let mut chance = Chance(7);
+        let mut caught = None;
+        for _ in 0..10 {
+            machine.run(When::Working, &format!("cut {}", 5 + chance.below(30))).await;
+            caught = machine.check(false).await.err();
+            if caught.is_some() {
+                break;
+            }
+        }
+        println!(
+            "{durability}: {}",
+            caught.unwrap_or_else(|| panic!("what policy {durability} loses was not seen"))
+        );
+    }
+}
+
+/// For ever, or once, so that what comes later would succeed.
+const FOR_EVER: u64 = 0;
+
+/// When a call fails, of which kind, the how manyth, and how often.
+fn failure(chance: &mut Chance) -> (When, &'static str, u64, u64) {
+    let when = if chance.below(3) == 0 { When::Opening } else { When::Working };
+    let (kind, most) = match when {
+        When::Working => {
+            [("any", 200), ("write", 200), ("sync", 200), ("range", 8)][chance.below(4) as usize]
+        }
+        When::Opening => {
+            let names = ["create", "rename", "unlink", "mkdir"].map(|kind| (kind, 3));
+            let kinds = [("any", 40), ("write", 12), ("sync", 12), ("range", 3)];
+            kinds.into_iter().chain(names).nth(chance.below(8) as usize).unwrap()
+        }
+    };
+    (when, kind, 1 + chance.below(most), chance.below(2))
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_ends_the_broker_and_nothing_that_it_promised() {
+    const EIO: i32 = 5;
+    const ENOSPC: i32 = 28;
+    let rounds = setting("STAFETT_CUTS", 5);
+    let first = setting("STAFETT_SEED", 1);
+    let mut chance = Chance(first);
+    let mut machine = Machine::new("fsync", first * 1_000_000);
+    let mut working = 0;
+    for round in 0..rounds {
+        let errno = if round % 2 == 0 { EIO } else { ENOSPC };
+        let (when, kind, at, times) = match round {
+            // These once ended it in a panic, and without the reason in words.
+            0 => (When::Working, "sync", 20, FOR_EVER),
+            1 => (When::Working, "range", 1, 1),
+            _ => failure(&mut chance),
+        };
+        working += u64::from(when == When::Working);
+        let order = format!("fail {kind} {at} {errno} {times}");
+        let ended = machine.run(when, &order).await;
+        let about = format!("round {round}, {when:?}, {order}");
+        let says = if errno == EIO { "os error 5" } else { "os error 28" };
+        let in_words = ended.stderr.contains(says) && !ended.stderr.contains("panicked");
+        let expected = match (when, ended.code) {
+            (When::Working, code) => code == Some(1) && in_words,
+            (When::Opening, None) => true,
+            (When::Opening, Some(code)) => code != 0 && in_words,
+        };
+        if !expected {
+            machine.fail(&format!("{about}: ended with {:?}:\n{}", ended.code, ended.stderr));
+        }
+        if let Err(what) = machine.check(round % 2 == 1 || round + 1 == rounds).await {
+            machine.fail(&format!("{about}: {what}"));
+        }
+        println!("{about}: {:?}, {}", ended.code, ended.stderr.lines().last().unwrap_or_default());
+    }
+    let seen = &machine.disk.seen;
+    assert!(seen.of("failed") >= working && working > 0, "the disk did not fail: {seen:?}");
+    let (stored, settled) = machine.history.counts();
+    println!("{rounds} failures of seed {first}: {stored} stored, {settled} settled, none lost; {seen:?}");
+}
