@@ -1,6 +1,5 @@
 //! What callers and responders say to each other.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,8 +30,8 @@ pub struct Request {
 pub struct Caller {
     /// Its name, if it has one.
     pub client_id: Option<ClientId>,
-    /// Where its connection comes from.
-    pub address: Option<SocketAddr>,
+    /// Where its connection comes from, as HOST:PORT.
+    pub address: Option<ByteString>,
 }
 
 /// An answer, or a part of it.

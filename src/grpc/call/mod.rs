@@ -56,7 +56,7 @@ impl CallService {
         Ok(calls::Request {
             message: message.map_err(|error| error.within("request"))?,
             deadline: deadline(extensions),
-            caller: Caller { client_id: None, address },
+            caller: Caller { client_id: None, address: address.map(|address| address.to_string().into()) },
             metadata: carried(metadata),
             idempotent: false,
             takes_parts: false,

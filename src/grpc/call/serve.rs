@@ -302,7 +302,7 @@ fn incoming(asked: &Asked) -> v1::IncomingRequest {
         message: Some(content(message.clone())),
         deadline: deadline.map(timestamp),
         caller_id: caller.client_id.as_ref().map(ToString::to_string).unwrap_or_default(),
-        caller_address: caller.address.map(|address| address.to_string()).unwrap_or_default(),
+        caller_address: caller.address.as_deref().unwrap_or_default().to_owned(),
         metadata: metadata.iter().map(property).collect(),
         takes_parts: *takes_parts,
         attempt: u32::try_from(asked.attempt()).unwrap_or(u32::MAX),
