@@ -263,7 +263,7 @@ impl Source {
     }
 }
 
-/// The text without comments, literals and everything from the first `#[cfg(test)]` on a line of its own; lines stay.
+/// The text without comments, literals and the tests at its end; lines stay.
 fn code_of(text: &str) -> String {
     let text = without_tests(text);
     let bytes = text.as_bytes();
@@ -294,8 +294,12 @@ fn code_of(text: &str) -> String {
     code
 }
 
+/// Up to the module of tests that stands in the file; one that is only named there ends nothing.
 fn without_tests(text: &str) -> &str {
-    text.find("\n#[cfg(test)]\nmod ").map_or(text, |end| &text[..=end])
+    const TESTS: &str = "\n#[cfg(test)]\nmod ";
+    let stands_here =
+        |at: &usize| text[at + TESTS.len()..].lines().next().is_some_and(|line| line.contains('{'));
+    text.match_indices(TESTS).map(|(at, _)| at).find(stands_here).map_or(text, |end| &text[..=end])
 }
 
 fn string(rest: &str) -> usize {
@@ -497,6 +501,7 @@ fn planted_violations_are_found() {
         ("core/router.rs", "fn f() { tokio::net::lookup_host(1); }", "tokio::net::lookup_host"),
         ("core/router.rs", "use tokio::{sync::mpsc, net::TcpStream};", "tokio::net::TcpStream"),
         ("core/router.rs", "fn f(a: std::net::SocketAddr) {}", "the socket std::net::SocketAddr"),
+        ("core/mod.rs", "fn f() {}\n#[cfg(test)]\nmod tests;\nuse tonic::Status;", "tonic::Status"),
         ("core/router.rs", "use crate::engine::embedded::Store;", "the implementation engine::embedded"),
         ("grpc/mod.rs", "use crate::{types::clock, mqtt::state::{State}};", "crate::mqtt::state::State"),
         ("grpc/mod.rs", "use crate::config::Settings;", "crate::config::Settings"),

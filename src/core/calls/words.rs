@@ -30,7 +30,7 @@ pub struct Request {
 pub struct Caller {
     /// Its name, if it has one.
     pub client_id: Option<ClientId>,
-    /// Where its connection comes from, as HOST:PORT.
+    /// Where its connection comes from.
     pub address: Option<ByteString>,
 }
 

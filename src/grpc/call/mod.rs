@@ -53,10 +53,11 @@ impl CallService {
         let service = service_named(&self.broker, "service", service)?;
         let message = said(intake(&self.broker, clock::unix_now()), message, &service);
         let address = extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+        let address = address.map(|address| address.to_string().into());
         Ok(calls::Request {
             message: message.map_err(|error| error.within("request"))?,
             deadline: deadline(extensions),
-            caller: Caller { client_id: None, address: address.map(|address| address.to_string().into()) },
+            caller: Caller { client_id: None, address },
             metadata: carried(metadata),
             idempotent: false,
             takes_parts: false,
