@@ -1,6 +1,6 @@
 //! Clients of the gRPC door: queues, topics, retained values, definitions.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use stafett::grpc::proto::v1;
@@ -343,7 +343,9 @@ impl Caller {
         let mut found = Found::default();
         for queue in [WORK, BOUND, LATER] {
             let numbers = found.queues.entry(queue).or_default();
-            for view in [v1::QueueView::Ready, v1::QueueView::Delayed, v1::QueueView::Leased] {
+            // What becomes ready in between is found twice, but is one: it has one sequence.
+            let mut sequences = HashSet::new();
+            for view in [v1::QueueView::Delayed, v1::QueueView::Leased, v1::QueueView::Ready] {
                 let browse =
                     v1::BrowseRequest { queue: queue.to_owned(), view: view.into(), from_sequence: 0 };
                 let mut pages = match within("an answer", self.queues.browse(browse)).await {
@@ -354,7 +356,7 @@ impl Caller {
                     pages => pages?.into_inner(),
                 };
                 while let Some(page) = within("a page", pages.message()).await? {
-                    for shown in page.messages {
+                    for shown in page.messages.into_iter().filter(|shown| sequences.insert(shown.sequence)) {
                         *numbers.entry(Sent::of(&shown.message.unwrap().payload).number).or_default() += 1;
                     }
                 }
