@@ -136,7 +136,7 @@ pub struct Append {
     pub priority: Priority,
     /// Not delivered earlier.
     pub not_before: Option<UnixMillis>,
-    /// Not delivered later; the message's own expiry holds too.
+    /// Not delivered later, but for up to a tenth of a second; the message's own expiry holds too.
     pub expires_at: Option<UnixMillis>,
     /// The retain flag is handed on.
     pub retain: bool,
