@@ -322,13 +322,14 @@ impl Bridge {
         let greeted = async |clean_start| {
             timeout(within, greeting(clean_start)).await.map_err(|_| BridgeError::Silent)?
         };
-        let forget = !self.settings.clean_start && self.fresh.load(Ordering::Relaxed);
-        if forget && self.settings.version == Version::V311 {
-            // A clean session ends with its connection, and whatever the other broker had with it.
-            self.accepted(&greeted(true).await?)?;
+        if !self.settings.clean_start && self.fresh.load(Ordering::Relaxed) {
+            // This session ends with its connection, and with it whatever the other broker had. In 5.0, too: mosquitto 2
+            // does not save a session that began clean.
+            let clean = greeted(true).await?;
+            self.accepted(&clean)?;
+            clean.leave(door).await;
         }
-        let begins_anew = forget && self.settings.version == Version::V5;
-        let greeted = greeted(self.settings.clean_start || begins_anew).await?;
+        let greeted = greeted(self.settings.clean_start).await?;
         self.accepted(&greeted)?;
         Ok(greeted)
     }
@@ -349,7 +350,7 @@ impl Bridge {
             properties.receive_maximum = NonZeroU16::new(door.settings.receive_maximum());
             properties.maximum_packet_size = std::num::NonZeroU32::new(door.settings.max_packet());
             let expiry = translate::session_expiry_seconds(*session_expiry);
-            properties.session_expiry = (!self.settings.clean_start).then_some(expiry);
+            properties.session_expiry = (!clean_start).then_some(expiry);
         }
         Connect {
             version: *version,

@@ -10,8 +10,10 @@ use super::{Door, end};
 use crate::core::Opened;
 use crate::mqtt::aliases::Aliases;
 use crate::mqtt::codec::{
-    self, ConnAck, Connect, DecodeError, Decoder, Limits, Packet, Subscribe, peek_frame,
+    self, ConnAck, Connect, DecodeError, Decoder, Disconnect, Limits, Packet, ReasonCode, Subscribe, Version,
+    peek_frame,
 };
+use crate::mqtt::frames::Form;
 use crate::mqtt::outbox::Mailbox;
 use crate::mqtt::state::{Client, Hello};
 use crate::mqtt::stream::Stream;
@@ -36,6 +38,7 @@ pub(in crate::mqtt) enum GreetError {
 pub(in crate::mqtt) struct Greeted {
     wire: Wire,
     peer: Peer,
+    version: Version,
     pub(in crate::mqtt) connack: ConnAck,
 }
 
@@ -68,7 +71,7 @@ pub(in crate::mqtt) async fn greet(
     wire.out.count(1);
     loop {
         match wire.decode()? {
-            Some(Packet::ConnAck(connack)) => return Ok(Greeted { wire, peer, connack: *connack }),
+            Some(Packet::ConnAck(connack)) => return Ok(Greeted { wire, peer, version, connack: *connack }),
             Some(other) => return Err(GreetError::Other(other.packet_type())),
             None => {}
         }
@@ -80,6 +83,14 @@ pub(in crate::mqtt) async fn greet(
 }
 
 impl Greeted {
+    /// Says DISCONNECT and waits, for a bounded time, for the server to end the connection.
+    pub(in crate::mqtt) async fn leave(mut self, door: &Door) {
+        let form = Form { version: self.version, max_packet: usize::MAX };
+        let goodbye = Disconnect { reason: ReasonCode::Success, properties: None };
+        self.wire.send(Packet::Disconnect(goodbye), form);
+        end::linger(door, &mut self.wire).await;
+    }
+
     /// Serves the connection to its end, and says why that came.
     pub(in crate::mqtt) async fn serve(
         self,
