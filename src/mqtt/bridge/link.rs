@@ -45,10 +45,6 @@ impl Link {
         &self.name
     }
 
-    pub(in crate::mqtt) fn map(&self) -> &Mapping {
-        &self.mapping
-    }
-
     /// A message was not carried, and will not be. The first time that is told, then it is counted.
     pub(in crate::mqtt) fn drops(&self, why: impl fmt::Display) {
         if self.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -68,7 +64,7 @@ impl Link {
         self.ended.lock().take()
     }
 
-    pub(super) fn mapping(&self) -> &Arc<Mapping> {
+    pub(in crate::mqtt) fn mapping(&self) -> &Arc<Mapping> {
         &self.mapping
     }
 

@@ -67,6 +67,9 @@ impl Live {
             self.receive().await;
             self.carry_out(wire);
         }
+        if self.has_receipts() {
+            self.carry_out(wire);
+        }
     }
 
     /// Queues DISCONNECT, where the version has one from the server [5: MQTT-3.14.0-1].

@@ -154,7 +154,7 @@ impl Live {
                         return later.ending;
                     }
                     if self.published.take_if(|at| *at + IDLE <= now).is_some() {
-                        if self.pending() > 0 {
+                        if self.pending() > 0 || self.has_receipts() {
                             self.published = Some(now);
                         } else {
                             self.publisher = None;
@@ -185,6 +185,15 @@ impl Live {
             Some(publisher) => publisher.poll_completed(cx, receipts),
             None => Poll::Pending,
         }
+    }
+
+    /// Takes the receipts that are there, and says whether there are any. Asked when nothing is [pending](Self::pending) any
+    /// more, there will be no others: another task than this one may have brought the last of them.
+    pub(super) fn has_receipts(&mut self) -> bool {
+        let Some(publisher) = &mut self.publisher else { return false };
+        let receipts = &mut self.busy.get_or_insert_default().receipts;
+        publisher.completed_now(receipts);
+        !receipts.is_empty()
     }
 
     /// How many publishes wait for the store.
@@ -220,6 +229,9 @@ impl Live {
     async fn wait(&mut self, door: &Door, wire: &mut Wire, mut timer: Pin<&mut Sleep>) -> Wake {
         let asks = self.errands.as_ref().is_some_and(|errands| errands.asks());
         let pending = self.pending();
+        if pending == 0 && self.has_receipts() {
+            return Wake::Receipts;
+        }
         let may_read = !asks && self.later.is_none() && pending < door.broker.limits().publish_pending;
         let has_room = may_read && door.broker.admission().room().now_or_never().is_some();
         self.deaf |= !has_room;
@@ -250,7 +262,7 @@ impl Live {
             if let Poll::Ready(io) = wire.poll_io(cx, &door.buffers, reads, LOW_WATER) {
                 return Poll::Ready(Wake::Io(io));
             }
-            if wire.input.is_empty() && wire.out.is_empty() {
+            if pending == 0 && wire.input.is_empty() && wire.out.is_empty() {
                 self.rest(door);
             }
             if pending > 0 && self.poll_receive(cx).is_ready() {

@@ -40,7 +40,7 @@ impl Client {
     }
 
     pub(super) fn map(&self) -> &Mapping {
-        self.link.map()
+        self.link.mapping()
     }
 
     /// Makes a stored message what the other broker takes. False: it is not carried.
@@ -105,7 +105,7 @@ impl Client {
 
     fn answered(&mut self, suback: &SubAck) {
         self.ready();
-        for (code, filter) in suback.codes.iter().zip(self.link.map().subscribed()) {
+        for (code, filter) in suback.codes.iter().zip(self.link.mapping().subscribed()) {
             if code.is_failure() {
                 let name = self.link.name();
                 tracing::warn!(bridge = name, %filter, %code, "the other broker refuses the subscription");
