@@ -9,7 +9,7 @@ use crate::grpc::proto::v1::call_service_client::CallServiceClient;
 use crate::grpc::proto::v1::call_stream_response::Event;
 
 use super::ClientOptions;
-use super::client::{connect, refused, request};
+use super::client::{calls, refused, request};
 use super::exit::{Exit, Failure};
 use super::message::{key_value, message_json, payload_text, show_duration};
 use super::out::line;
@@ -71,9 +71,7 @@ impl Template {
 impl Call {
     pub(super) async fn run(&self, options: &ClientOptions) -> Result<Exit, Failure> {
         let template = self.template.message()?;
-        let mut client = CallServiceClient::new(connect(options).await?)
-            .max_encoding_message_size(usize::MAX)
-            .max_decoding_message_size(usize::MAX);
+        let mut client = calls(options).await?;
         self.payloads
             .send(1, async |payloads| {
                 for payload in payloads {

@@ -11,6 +11,7 @@ use tonic::{Code, Request, Status};
 use super::ClientOptions;
 use super::exit::{Exit, Failure};
 use crate::causes;
+use crate::grpc::proto::v1::call_service_client::CallServiceClient;
 
 /// Runs a client command on a runtime of its own.
 pub(super) fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
@@ -43,6 +44,12 @@ pub(super) async fn connect(options: &ClientOptions) -> Result<Channel, Failure>
         }
         Failure { exit: Exit::Unreachable, reason: anyhow::anyhow!(reason) }
     })
+}
+
+/// A client for calls, of any size.
+pub(super) async fn calls(options: &ClientOptions) -> Result<CallServiceClient<Channel>, Failure> {
+    let client = CallServiceClient::new(connect(options).await?);
+    Ok(client.max_encoding_message_size(usize::MAX).max_decoding_message_size(usize::MAX))
 }
 
 /// What rustls says of a peer whose first bytes are no TLS.

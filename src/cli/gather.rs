@@ -8,12 +8,11 @@ use serde_json::json;
 use tonic::Request;
 
 use crate::grpc::proto::v1;
-use crate::grpc::proto::v1::call_service_client::CallServiceClient;
 use crate::grpc::proto::v1::multicast_response::Event;
 
 use super::ClientOptions;
 use super::call::{Template, reply_json};
-use super::client::{connect, refused};
+use super::client::{calls, refused};
 use super::exit::{Exit, Failure};
 use super::message::{duration, payload_text};
 use super::out::line;
@@ -73,9 +72,7 @@ impl Gather {
             policy: Some(policy),
         });
         request.set_timeout(options.timeout.saturating_add(GRACE));
-        let mut client = CallServiceClient::new(connect(options).await?)
-            .max_encoding_message_size(usize::MAX)
-            .max_decoding_message_size(usize::MAX);
+        let mut client = calls(options).await?;
         let events = client.multicast(request).await;
         let mut events = events.map_err(|status| refused(&status))?.into_inner();
         while let Some(event) = events.message().await.map_err(|status| refused(&status))? {

@@ -15,12 +15,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use crate::grpc::proto::v1;
-use crate::grpc::proto::v1::call_service_client::CallServiceClient;
 use crate::grpc::proto::v1::serve_request::Action;
 use crate::grpc::proto::v1::serve_response::Event;
 
 use super::ClientOptions;
-use super::client::{connect, refused};
+use super::client::{calls, refused};
 use super::exit::{Exit, Failure};
 use super::taking::say;
 
@@ -56,9 +55,7 @@ pub(super) struct ServeWith {
 
 impl ServeWith {
     pub(super) async fn run(&self, options: &ClientOptions) -> Result<Exit, Failure> {
-        let mut client = CallServiceClient::new(connect(options).await?)
-            .max_encoding_message_size(usize::MAX)
-            .max_decoding_message_size(usize::MAX);
+        let mut client = calls(options).await?;
         let open = v1::ServeOpen {
             service: self.service.clone(),
             group: self.group.clone(),

@@ -108,8 +108,8 @@ pub enum CoreError {
         /// What was called.
         service: String,
     },
-    /// Who was to answer a call is gone; whether it has carried the request out is not known.
-    #[error("the responder `{responder}` of `{service}` was lost with the request in hand")]
+    /// Who was to answer a call is gone; if it had the request, whether it has carried it out is not known.
+    #[error("the responder `{responder}` of `{service}` is gone and has not answered")]
     ResponderLost {
         /// What was called.
         service: String,

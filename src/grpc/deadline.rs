@@ -23,6 +23,14 @@ const LEAD: RangeInclusive<Duration> = Duration::from_millis(2)..=Duration::from
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(pub(super) Instant);
 
+/// Returns when the deadline of a call has passed; never, if it has none. Cancel safe.
+pub(super) async fn passed(deadline: Option<Deadline>) {
+    match deadline {
+        Some(Deadline(at)) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Gives every call its deadline.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DeadlineLayer;

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytestring::ByteString;
 use futures_util::{Stream, stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 use crate::connections::{ConnectionBudget, ConnectionPermit};
 use crate::counters::{Passed, Traffic};
@@ -125,14 +126,19 @@ fn bytes(count: usize) -> Passed {
     Passed { messages: 0, bytes: count as u64 }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+/// Where a connection comes from, in words; in the extensions of its calls.
+#[derive(Clone, Debug)]
+pub(super) struct CallerAddress(pub(super) Option<ByteString>);
 
-    fn connect_info(&self) -> Self::ConnectInfo {
-        match &self.stream {
-            Carrier::Plain(stream) => stream.connect_info(),
-            Carrier::Secure(stream) => stream.get_ref().0.connect_info(),
-        }
+impl Connected for Connection {
+    type ConnectInfo = CallerAddress;
+
+    fn connect_info(&self) -> CallerAddress {
+        let address = match &self.stream {
+            Carrier::Plain(stream) => stream.peer_addr(),
+            Carrier::Secure(stream) => stream.get_ref().0.peer_addr(),
+        };
+        CallerAddress(address.ok().map(|address| address.to_string().into()))
     }
 }
 

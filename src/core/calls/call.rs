@@ -13,7 +13,7 @@ use bytestring::ByteString;
 use parking_lot::Mutex;
 
 use super::service::Service;
-use super::{CallError, Calls, Counts, Reply, Request, Serve};
+use super::{CallError, Calls, Counts, Fault, Reply, Request, Serve};
 use crate::core::CoreError;
 use crate::types::{Message, TopicName, clock};
 
@@ -26,13 +26,21 @@ const TOO_LARGE: &str = "too many bytes of calls in flight";
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Call {
-    pub(super) request: Arc<Request>,
+    to: To,
     begun: Instant,
     weight: usize,
-    /// It is one of a multicast, and for one responder alone.
-    shared: Option<Arc<Shared>>,
     calls: Arc<Calls>,
     slot: Mutex<Slot>,
+}
+
+/// What is asked, and of whom.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a plain call is the common one, and has one allocation")]
+pub(super) enum To {
+    /// Of one responder.
+    One(Request),
+    /// Of many, each with a call of its own that is for it alone.
+    Many(Arc<Shared>),
 }
 
 #[derive(Debug)]
@@ -53,9 +61,8 @@ struct Slot {
 /// What the calls of one multicast take together.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// Of the request.
-    weight: usize,
-    /// Of the replies that are not read, or are kept.
+    request: Request,
+    /// Of what was said and is not read, or is kept.
     bytes: AtomicUsize,
     calls: Arc<Calls>,
 }
@@ -63,25 +70,41 @@ pub(super) struct Shared {
 impl Shared {
     /// # Errors
     /// [`CoreError::Limit`].
-    pub(super) fn new(calls: &Arc<Calls>, request: &Request) -> Result<Arc<Self>, CoreError> {
-        let weight = request.message.weight();
-        calls.reserve(weight)?;
-        Ok(Arc::new(Self { weight, bytes: AtomicUsize::new(0), calls: Arc::clone(calls) }))
+    pub(super) fn new(calls: &Arc<Calls>, request: Request) -> Result<Arc<Self>, CoreError> {
+        calls.reserve(request.message.weight())?;
+        Ok(Arc::new(Self { request, bytes: AtomicUsize::new(0), calls: Arc::clone(calls) }))
     }
 
-    /// A reply has gone to who asked.
-    pub(super) fn read(&self, reply: &Reply) {
-        let weight = reply.message.weight() + OVERHEAD;
+    /// That has gone to who asked.
+    pub(super) fn read(&self, said: &Result<Reply, CallError>) {
+        let weight = match said {
+            Ok(reply) => weight_of(&reply.message),
+            Err(CallError::Responder(fault)) => weight_of_fault(fault),
+            Err(CallError::Broker(_)) => return,
+        };
         self.bytes.fetch_sub(weight, Ordering::Relaxed);
         self.calls.counts.bytes.fetch_sub(weight, Ordering::Relaxed);
+    }
+
+    /// Nothing of what was said is kept any more; its calls may still lie in a line.
+    pub(super) fn forget(&self) {
+        self.calls.counts.bytes.fetch_sub(self.bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let weight = self.weight + *self.bytes.get_mut();
+        let weight = self.request.message.weight() + *self.bytes.get_mut();
         self.calls.counts.bytes.fetch_sub(weight, Ordering::Relaxed);
     }
+}
+
+fn weight_of(message: &Message) -> usize {
+    message.weight() + OVERHEAD
+}
+
+fn weight_of_fault(fault: &Fault) -> usize {
+    fault.message.len() + fault.details.len() + OVERHEAD
 }
 
 impl Calls {
@@ -112,20 +135,18 @@ pub(super) enum Place {
 impl Call {
     /// # Errors
     /// [`CoreError::Limit`].
-    pub(super) fn new(
-        calls: &Arc<Calls>,
-        request: Arc<Request>,
-        shared: Option<Arc<Shared>>,
-    ) -> Result<Self, CoreError> {
-        let weight = OVERHEAD + if shared.is_some() { 0 } else { request.message.weight() };
+    pub(super) fn new(calls: &Arc<Calls>, to: To) -> Result<Self, CoreError> {
+        let weight = match &to {
+            To::One(request) => weight_of(&request.message),
+            To::Many(_) => OVERHEAD,
+        };
         calls.reserve(weight)?;
         let count = calls.counts.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         // From here on its drop gives back what it has taken.
         let call = Self {
-            request,
+            to,
             begun: clock::now(),
             weight,
-            shared,
             calls: Arc::clone(calls),
             slot: Mutex::new(Slot {
                 place: Place::Over,
@@ -143,9 +164,23 @@ impl Call {
         Ok(call)
     }
 
-    /// Whether another responder may get it that has not seen it.
+    pub(super) fn request(&self) -> &Request {
+        match &self.to {
+            To::One(request) => request,
+            To::Many(shared) => &shared.request,
+        }
+    }
+
+    fn shared(&self) -> Option<&Shared> {
+        match &self.to {
+            To::One(_) => None,
+            To::Many(shared) => Some(shared),
+        }
+    }
+
+    /// Whether another responder may get it.
     pub(super) fn is_for_anyone(&self) -> bool {
-        self.shared.is_none()
+        self.shared().is_none()
     }
 
     pub(super) fn place(&self) -> Place {
@@ -169,7 +204,7 @@ impl Call {
     /// Whether another responder may be asked after one that has seen the request.
     pub(super) fn may_retry(&self, tries: usize) -> bool {
         let slot = self.slot.lock();
-        self.request.idempotent && !slot.answered && slot.tries < tries
+        self.is_for_anyone() && self.request().idempotent && !slot.answered && slot.tries < tries
     }
 
     /// A part. The waker is to be called when no lock is held.
@@ -182,22 +217,8 @@ impl Call {
         message: Message,
         more: bool,
     ) -> Result<Option<Waker>, CoreError> {
-        let weight = message.weight() + OVERHEAD;
         let mut slot = self.slot.lock();
-        let bounds = &self.calls.bounds;
-        let (unread, max) = match &self.shared {
-            Some(shared) => (shared.bytes.load(Ordering::Relaxed), bounds.gather_bytes),
-            None => (slot.bytes, bounds.reply_bytes),
-        };
-        // One part is within the bound of a payload, and taken however large it is.
-        if unread > 0 && unread + weight > max {
-            return Err(self.calls.refused("too many bytes of the answer are not read by the caller", max));
-        }
-        self.calls.reserve(weight)?;
-        match &self.shared {
-            Some(shared) => drop(shared.bytes.fetch_add(weight, Ordering::Relaxed)),
-            None => slot.bytes += weight,
-        }
+        self.keep(&mut slot, weight_of(&message))?;
         slot.answered = true;
         let latency = clock::now().saturating_duration_since(self.begun);
         slot.said.push_back(Reply { responder: responder.clone(), message, more, latency });
@@ -206,6 +227,47 @@ impl Call {
             slot.end.get_or_insert(Ok(()));
         }
         Ok(slot.waker.take())
+    }
+
+    /// Takes room for what is said until it is read.
+    fn keep(&self, slot: &mut Slot, weight: usize) -> Result<(), CoreError> {
+        let bounds = &self.calls.bounds;
+        let (unread, max, what) = match self.shared() {
+            Some(shared) => {
+                let unread = shared.bytes.load(Ordering::Relaxed);
+                (
+                    unread,
+                    bounds.gather_bytes,
+                    "too many bytes of the answers are kept, or not read by the caller",
+                )
+            }
+            None => {
+                (slot.bytes, bounds.reply_bytes, "too many bytes of the answer are not read by the caller")
+            }
+        };
+        // One alone is within the bound of a payload, and may be larger than this bound.
+        if unread > 0 && unread + weight > max {
+            return Err(self.calls.refused(what, max));
+        }
+        self.calls.reserve(weight)?;
+        match self.shared() {
+            Some(shared) => drop(shared.bytes.fetch_add(weight, Ordering::Relaxed)),
+            None => slot.bytes += weight,
+        }
+        Ok(())
+    }
+
+    /// The responder has said an error.
+    pub(super) fn fault(&self, fault: Fault) -> Option<Waker> {
+        // Where many answer, who asked may keep the errors of all.
+        let kept = match self.shared() {
+            Some(_) => self.keep(&mut self.slot.lock(), weight_of_fault(&fault)),
+            None => Ok(()),
+        };
+        self.fail(match kept {
+            Ok(()) => CallError::Responder(fault),
+            Err(error) => CallError::Broker(error),
+        })
     }
 
     /// Nothing more will be said.
@@ -235,14 +297,14 @@ impl Call {
     }
 
     fn service(&self) -> &TopicName {
-        &self.request.message.topic
+        &self.request().message.topic
     }
 
     fn poll(&self, cx: &Context<'_>) -> Poll<Option<Result<Reply, CallError>>> {
         let mut slot = self.slot.lock();
         if let Some(reply) = slot.said.pop_front() {
-            if self.shared.is_none() {
-                let weight = reply.message.weight() + OVERHEAD;
+            if self.shared().is_none() {
+                let weight = weight_of(&reply.message);
                 slot.bytes -= weight;
                 self.calls.counts.bytes.fetch_sub(weight, Ordering::Relaxed);
             }

@@ -287,7 +287,9 @@ impl Broker {
             }
             Route::Queue(_) => {}
         });
-        // One session may be there on several ways; it is one responder.
+        // One session may be there on several ways; it is one responder, and its own subscription counts before those in
+        // groups: it is asked in any case, then.
+        found.sort_by_key(|(device, _)| device.is_member());
         let mut sessions = std::collections::HashSet::new();
         found.retain(|(device, _)| sessions.insert(device.key()));
         found

@@ -10,11 +10,11 @@ use bytestring::ByteString;
 use rustc_hash::FxHashMap;
 use smallvec::{SmallVec, smallvec};
 
-use super::call::{Call, Place, Shared};
+use super::call::{Call, Place, Shared, To};
 use super::device::NotAsked;
 use super::service::Service;
 use super::state::{Door, State, Wakes};
-use super::{CallError, Calls, Request};
+use super::{CallError, Calls};
 use crate::core::CoreError;
 
 /// Those of whom one is asked.
@@ -114,7 +114,6 @@ impl Service {
     pub(super) fn ask_all(
         &self,
         calls: &Arc<Calls>,
-        request: &Arc<Request>,
         shared: &Arc<Shared>,
     ) -> Result<Vec<(ByteString, Arc<Call>)>, CoreError> {
         let mut wakes = Wakes::default();
@@ -126,7 +125,7 @@ impl Service {
             return Err(calls.refused(what, max));
         }
         let new = |members| {
-            let call = Call::new(calls, Arc::clone(request), Some(Arc::clone(shared)))?;
+            let call = Call::new(calls, To::Many(Arc::clone(shared)))?;
             Ok((members, Arc::new(call)))
         };
         let new: Vec<(Members, Arc<Call>)> = all.into_iter().map(new).collect::<Result<_, CoreError>>()?;

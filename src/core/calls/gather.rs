@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use crate::core::{Broker, CoreError};
 /// Longer than anyone waits.
 const EVER: Duration = Duration::from_secs(86_400 * 365);
 
-/// When a gathering ends before everyone has replied.
+/// When a gathering ends before everyone has replied, and what becomes of the replies.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Policy {
     /// So many replies are enough; 0: as many as were asked, or may come.
@@ -37,7 +36,7 @@ pub struct Policy {
     pub stall: Option<Duration>,
     /// It ends so long after it began.
     pub timeout: Option<Duration>,
-    /// Replies are gathered for who asks: they count as unread to the end.
+    /// Replies are kept for who asks: they take room to the end.
     pub keeps: bool,
 }
 
@@ -156,13 +155,13 @@ impl Gathering {
     fn gather(&mut self, at: usize, said: Result<Reply, CallError>) -> Gathered {
         self.stalls = later(self.policy.stall);
         let responder = self.missing.get(&at).map(|(name, _)| name.clone()).unwrap_or_default();
+        if !self.policy.keeps {
+            self.shared.read(&said);
+        }
         match &said {
-            Ok(reply) => {
+            Ok(_) => {
                 self.replied += 1;
                 self.missing.remove(&at);
-                if !self.policy.keeps {
-                    self.shared.read(reply);
-                }
             }
             Err(CallError::Responder(_)) => {
                 self.failed += 1;
@@ -195,9 +194,10 @@ impl Gathering {
         self.awaited.clear();
     }
 
-    /// How it was. One that is not over ends as if its time were.
+    /// How it was, once. One that is not over ends as if its time were.
     #[must_use]
-    pub fn summary(self) -> Summary {
+    pub fn summary(&mut self) -> Summary {
+        self.finish(self.end.unwrap_or(End::Deadline));
         let enough = match (self.policy.min_replies, self.policy.max_replies) {
             (0, 0) => self.asked,
             (0, max) => max.min(self.asked),
@@ -209,8 +209,15 @@ impl Gathering {
             replied: self.replied,
             failed: self.failed,
             quorum_met: self.replied >= enough,
-            missing: self.missing.into_values().collect(),
+            missing: std::mem::take(&mut self.missing).into_values().collect(),
         }
+    }
+}
+
+impl Drop for Gathering {
+    fn drop(&mut self) {
+        self.awaited.clear();
+        self.shared.forget();
     }
 }
 
@@ -224,9 +231,9 @@ impl Calls {
         let Some(service) = self.service(&request.message.topic) else {
             return Err(self.nobody(&request.message.topic));
         };
-        let shared = Shared::new(self, &request)?;
-        let all = service.ask_all(self, &Arc::new(request), &shared)?;
-        self.counts.multicasts.fetch_add(1, Ordering::Relaxed);
+        let shared = Shared::new(self, Request { takes_parts: false, ..request })?;
+        let all = service.ask_all(self, &shared)?;
+        Counts::add(&self.counts.multicasts);
         let mut missing = BTreeMap::new();
         let awaited = FuturesUnordered::new();
         for (at, (name, call)) in all.into_iter().enumerate() {

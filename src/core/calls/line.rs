@@ -53,6 +53,7 @@ impl Line {
             self.dead = 0;
         }
     }
+
     /// All of them waited for a responder that is gone.
     pub(super) fn lost(mut self, responder: &Serve, wakes: &mut Wakes) {
         while let Some(call) = self.pop() {

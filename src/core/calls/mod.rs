@@ -144,7 +144,7 @@ impl Calls {
         let Some(service) = self.service(&request.message.topic) else {
             return Err(self.nobody(&request.message.topic));
         };
-        let call = Arc::new(Call::new(self, Arc::new(request), None)?);
+        let call = Arc::new(Call::new(self, call::To::One(request))?);
         service.take_in(&call)?;
         Counts::add(&self.counts.begun);
         Ok(Calling::new(service, call))

@@ -36,7 +36,7 @@ impl Asked {
     /// What is asked.
     #[must_use]
     pub fn request(&self) -> &Request {
-        &self.call.request
+        self.call.request()
     }
 
     /// 1 for the first responder that was asked.

@@ -1,6 +1,6 @@
 //! One service: its responders, the calls that they have in hand, and those that wait for one of them.
 //!
-//! Invariants, under its lock: a call waits only while no responder has room; a call in hand is in its responder's table
+//! Invariants, under its lock: a call waits only while no responder has room, or the one that it is for has none; a call in hand is in its responder's table
 //! and nowhere else; without a responder that takes requests nothing waits.
 
 use std::sync::{Arc, Weak};
@@ -261,7 +261,7 @@ impl Service {
             held.taken = true;
             held.call.seen();
             count += 1;
-            weight += held.call.request.message.weight();
+            weight += held.call.request().message.weight();
             request(number, Arc::clone(&held.call));
         }
         if let Door::Stream(wake) = &entry.door

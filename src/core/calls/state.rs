@@ -291,7 +291,7 @@ impl State {
                 entry.inbox.push_back(number);
             }
             Door::Device(device) => {
-                device.ask(entry.key, number, &call.request)?;
+                device.ask(entry.key, number, call.request())?;
                 held.taken = true;
                 call.seen();
             }
@@ -363,7 +363,7 @@ impl State {
         };
         let id = entry.serve.id.clone().unwrap_or_default();
         if let Said::Part(message) = said {
-            if !held.call.request.takes_parts {
+            if !held.call.request().takes_parts {
                 return Err(ReplyRefused::OneReply(number));
             }
             let call = Arc::clone(&held.call);
@@ -391,7 +391,7 @@ impl State {
                 Ok(waker) => waker,
                 Err(error) => call.fail(CallError::Broker(error)),
             },
-            Said::Fault(fault) => call.fail(CallError::Responder(fault)),
+            Said::Fault(fault) => call.fault(fault),
             Said::Wrong(error) => {
                 let responder = id.to_string();
                 let bad = CoreError::BadReply { responder, what: error.to_string() };

@@ -402,6 +402,60 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..80)
 }
 
+#[tokio::test]
+async fn errors_take_room_in_a_gathering_like_replies() {
+    let fault = || Said::Fault(Fault { code: 5, message: "none".into(), details: vec![0; 600].into() });
+    for keeps in [true, false] {
+        let calls = bed(|limits| limits.gather_bytes = 1000);
+        let both = [calls.responder("one", "", 9), calls.responder("two", "", 9)];
+        let policy = Policy { keeps, ..Policy::default() };
+        let mut gathering = calls.gather(request("a"), policy).unwrap();
+        let before = calls.count("call_bytes");
+        let mut said = Vec::new();
+        for responder in &both {
+            let [(number, _)] = asked(responder)[..] else { panic!("it is not asked") };
+            assert_eq!(answer(responder, number, fault()), None);
+            let gathered = gathering.next().now_or_never().flatten().unwrap();
+            said.push(matches!(gathered.said, Err(CallError::Responder(_))));
+        }
+        assert_eq!(said, [true, !keeps]);
+        assert_eq!(calls.count("call_bytes") > before, keeps);
+        drop(gathering);
+        assert_eq!(calls.count("call_bytes"), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_a_gathering_has_kept_is_free_though_a_call_of_it_lies_in_a_line() {
+    let calls = bed(|_| {});
+    let (quick, stuck) = (calls.responder("quick", "", 9), calls.responder("stuck", "", 1));
+    let _in_hand = calls.gather(request("first"), Policy::default()).unwrap();
+    let [(first, _)] = asked(&stuck)[..] else { panic!("it is not asked") };
+    // Two more wait, so that one that is over stays.
+    let _others = [(); 2].map(|()| calls.gather(request("other"), Policy::default()).unwrap());
+    let before = calls.count("call_bytes");
+    let policy = Policy { keeps: true, ..Policy::default() };
+    let mut gathering = calls.gather(request("last"), policy).unwrap();
+    let number = asked(&quick).pop().unwrap().0;
+    assert_eq!(answer(&quick, number, Said::Last(message(&"x".repeat(100_000)))), None);
+    assert_eq!(heard(&mut gathering), 1);
+    assert!(calls.count("call_bytes") > before + 100_000);
+    drop(gathering);
+    assert!(calls.count("call_bytes") < before + 10_000);
+    assert_eq!(answer(&stuck, first, Said::Last(message("done"))), None);
+}
+
+#[tokio::test]
+async fn nobody_is_asked_twice_by_a_gathering() {
+    let calls = bed(|_| {});
+    let (one, two) = (calls.responder("one", "", 9), calls.responder("two", "", 9));
+    let mut gathering = calls.gather(idempotent("a"), Policy::default()).unwrap();
+    assert_eq!((asked(&one).len(), asked(&two).len()), (1, 1));
+    drop(one);
+    assert!(matches!(gathering.next().now_or_never().flatten().unwrap().said, Err(CallError::Broker(_))));
+    assert_eq!(asked(&two), []);
+}
+
 /// How many have replied or failed since the last look.
 fn heard(gathering: &mut Gathering) -> u64 {
     std::iter::from_fn(|| gathering.next().now_or_never()?).count() as u64

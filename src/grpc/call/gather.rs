@@ -3,13 +3,12 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
 use tonic::Extensions;
 
 use crate::core::CoreError;
 use crate::core::calls::{self, Gathered, Gathering, Missing, Policy, Summary};
 use crate::grpc::convert::optional_duration;
-use crate::grpc::deadline::{Deadline, exceeded};
+use crate::grpc::deadline::{Deadline, exceeded, passed};
 use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::multicast_response::Event;
 use crate::grpc::status::{of_call, of_status};
@@ -55,13 +54,13 @@ pub(super) fn serve(gathering: Gathering, extensions: &Extensions) -> super::Eve
     let mut events = Events::new();
     let opened = v1::MulticastOpened { asked: number(gathering.asked()) };
     events.say(v1::MulticastResponse { event: Some(Event::Opened(opened)) });
-    let deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
-    run(Asking { gathering: Some(gathering), deadline, events })
+    let deadline = extensions.get::<Deadline>().copied();
+    run(Asking { gathering, deadline, events })
 }
 
 struct Asking {
-    gathering: Option<Gathering>,
-    deadline: Option<Instant>,
+    gathering: Gathering,
+    deadline: Option<Deadline>,
     events: Events<v1::MulticastResponse>,
 }
 
@@ -74,27 +73,16 @@ impl Served for Asking {
 
     async fn step(&mut self) {
         let Self { gathering, deadline, events } = self;
-        let Some(asking) = gathering else { return events.end() };
-        let over = async {
-            match deadline {
-                Some(at) => sleep_until(*at).await,
-                None => std::future::pending().await,
-            }
-        };
         let event = tokio::select! {
             biased;
-            gathered = asking.next() => match gathered {
+            gathered = gathering.next() => match gathered {
                 Some(gathered) => Event::Reply(gathered_of(gathered)),
                 None => {
-                    let Some(over) = gathering.take() else { return };
                     events.end();
-                    Event::Summary(summary_of(over.summary()))
+                    Event::Summary(summary_of(gathering.summary()))
                 }
             },
-            () = over => {
-                *gathering = None;
-                return events.fail(exceeded());
-            }
+            () = passed(*deadline) => return events.fail(exceeded()),
         };
         events.say(v1::MulticastResponse { event: Some(event) });
     }

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use bytestring::ByteString;
 use futures_util::Stream;
 use tonic::metadata::{KeyAndValueRef, MetadataMap};
-use tonic::transport::server::TcpConnectInfo;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use crate::core::calls::{self, Caller, Calling, Gathering, Reply, ResponderFacts};
@@ -24,6 +23,7 @@ use crate::types::{Message, TopicName, UnixMillis, clock};
 use super::bounds::{Answer, answer, intake, page_size};
 use super::convert::{Intake, at_most, content, duration_of};
 use super::deadline::Deadline;
+use super::incoming::CallerAddress;
 use super::proto::v1;
 use super::status::{of_call, status};
 use super::stream::Bounds;
@@ -52,8 +52,7 @@ impl CallService {
     ) -> Result<calls::Request, CoreError> {
         let service = service_named(&self.broker, "service", service)?;
         let message = said(intake(&self.broker, clock::unix_now()), message, &service);
-        let address = extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
-        let address = address.map(|address| address.to_string().into());
+        let address = extensions.get::<CallerAddress>().and_then(|CallerAddress(address)| address.clone());
         Ok(calls::Request {
             message: message.map_err(|error| error.within("request"))?,
             deadline: deadline(extensions),

@@ -26,6 +26,7 @@ use crate::grpc::stream::{
 };
 use crate::types::clock;
 
+use super::number;
 use super::{said, service_named};
 
 /// Frames of the client that are taken before requests have their turn.
@@ -141,7 +142,7 @@ impl Serving {
         self.life.set_heartbeat(interval.unwrap_or(HEARTBEAT));
         let opened = v1::ServeOpened {
             responder_id: responder.id().into(),
-            max_concurrent_requests: u32::try_from(responder.serve().credit).unwrap_or(u32::MAX),
+            max_concurrent_requests: number(responder.serve().credit),
         };
         self.open = Some(Open { responder, hungry: true, refused: Vec::new(), end: None });
         self.say(Event::Opened(opened));
@@ -305,6 +306,6 @@ fn incoming(asked: &Asked) -> v1::IncomingRequest {
         caller_address: caller.address.as_deref().unwrap_or_default().to_owned(),
         metadata: metadata.iter().map(property).collect(),
         takes_parts: *takes_parts,
-        attempt: u32::try_from(asked.attempt()).unwrap_or(u32::MAX),
+        attempt: number(asked.attempt()),
     }
 }

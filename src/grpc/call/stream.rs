@@ -1,10 +1,9 @@
 //! `CallStream`: the parts of one answer, as they come and as the caller reads.
 
-use tokio::time::{Instant, sleep_until};
 use tonic::Extensions;
 
 use crate::core::calls::Calling;
-use crate::grpc::deadline::{Deadline, exceeded};
+use crate::grpc::deadline::{Deadline, exceeded, passed};
 use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::call_stream_response::Event;
 use crate::grpc::status::of_call;
@@ -16,13 +15,13 @@ use super::reply_of;
 pub(super) fn serve(calling: Calling, extensions: &Extensions) -> super::Events<v1::CallStreamResponse> {
     let mut events = Events::new();
     events.say(v1::CallStreamResponse { event: Some(Event::Opened(v1::CallOpened {})) });
-    let deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
+    let deadline = extensions.get::<Deadline>().copied();
     run(Answering { calling, deadline, events })
 }
 
 struct Answering {
     calling: Calling,
-    deadline: Option<Instant>,
+    deadline: Option<Deadline>,
     events: Events<v1::CallStreamResponse>,
 }
 
@@ -35,12 +34,6 @@ impl Served for Answering {
 
     async fn step(&mut self) {
         let Self { calling, deadline, events } = self;
-        let over = async {
-            match deadline {
-                Some(at) => sleep_until(*at).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             biased;
             said = calling.next() => match said {
@@ -51,7 +44,7 @@ impl Served for Answering {
                 Some(Err(error)) => events.fail(of_call(&error)),
                 None => events.end(),
             },
-            () = over => events.fail(exceeded()),
+            () = passed(*deadline) => events.fail(exceeded()),
         }
     }
 }

@@ -562,6 +562,22 @@ async fn calls_and_answers_cannot_be_delayed() {
 }
 
 #[tokio::test]
+async fn who_subscribes_to_the_topic_itself_is_asked_whatever_groups_it_is_in() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let mut both = device(&broker, "both", "lamps/all").await;
+    both.subscribe("$share/g/lamps/#", QOS1).await;
+    let mut member = device(&broker, "member", "$share/g/lamps/#").await;
+    let mut asking = Asking::begin(&calls, everyone("lamps/all", "state", Default::default()), 2).await;
+    for (device, said) in [(&mut both, "both"), (&mut member, "member")] {
+        let heard = device.receive().await;
+        device.say_packet(answer(&heard, 1, "on")).await;
+        assert_eq!(asking.said().await, (said.to_owned(), "on".to_owned()));
+    }
+    assert_eq!(missing(&asking.summary().await), []);
+}
+
+#[tokio::test]
 async fn everyone_is_asked_but_listeners_and_of_a_share_group_one() {
     let config = "[limits]\ndevice_topics = [\"lamps/+ -> said/+\"]\n";
     let (_directory, path) = crate::harness::config_file(config);
