@@ -1,22 +1,8 @@
 """Calls a service, whoever serves it, over gRPC or MQTT: python caller.py text/upper hello"""
 
-import sys
-
 import grpc
-from client import arguments
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from client import arguments, fail
 from stafett.v1 import call_pb2, call_pb2_grpc, common_pb2
-
-
-def reason(error):
-    """What went wrong in one word, as NO_RESPONDERS; the status code where there is none."""
-    status = rpc_status.from_call(error)
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details if status else ():
-        if detail.Unpack(info):
-            return info.reason
-    return error.code().name
 
 
 def main():
@@ -32,7 +18,7 @@ def main():
             # The deadline of the RPC is that of the call; the responder is told of it.
             reply = call_pb2_grpc.CallServiceStub(channel).Call(request, timeout=args.timeout).reply
         except grpc.RpcError as error:
-            sys.exit(f"{reason(error)}: {error.details()}")
+            fail(error)
     print(f"{reply.message.payload.decode(errors='replace')} (from {reply.responder_id})")
 
 

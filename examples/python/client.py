@@ -7,6 +7,8 @@ import signal
 import sys
 
 import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 # A connection that is silently gone is noticed after half a minute.
 KEEPALIVE = (("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000))
@@ -18,6 +20,17 @@ def arguments(description):
     parser.add_argument("--server", default="127.0.0.1:50051", metavar="HOST:PORT")
     parser.add_argument("--timeout", type=float, default=5, metavar="SECONDS", help="longest wait for an answer")
     return parser
+
+
+def fail(error):
+    """Says what went wrong, with the broker's reason where it gives one, as NO_RESPONDERS; ends with code 1."""
+    reason = error.code().name
+    status = rpc_status.from_call(error)
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details if status else ():
+        if detail.Unpack(info):
+            reason = info.reason
+    sys.exit(f"{reason}: {error.details()}")
 
 
 async def keep_open(server, stream_once):
@@ -34,7 +47,7 @@ async def keep_open(server, stream_once):
                 pause = await stream_once(channel, stop)
             except grpc.aio.AioRpcError as error:
                 if error.code() != grpc.StatusCode.UNAVAILABLE:
-                    sys.exit(f"{error.code().name}: {error.details()}")
+                    fail(error)
                 print(f"trying again: {error.details()}", file=sys.stderr)
                 pause = 1
             with contextlib.suppress(TimeoutError):

@@ -3,7 +3,7 @@
 import sys
 
 import grpc
-from client import arguments
+from client import arguments, fail
 from stafett.v1 import common_pb2, queue_pb2, queue_pb2_grpc
 
 
@@ -19,12 +19,17 @@ def main():
             request = queue_pb2.EnqueueBatchRequest(queue=args.queue, messages=messages)
             answer = queues.EnqueueBatch(request, timeout=args.timeout)
         except grpc.RpcError as error:
-            sys.exit(f"{error.code().name}: {error.details()}")
+            fail(error)
     # Each message has an outcome of its own: a full queue may take some of them.
-    refused = [result.error.message for result in answer.results if result.WhichOneof("outcome") == "error"]
-    print(f"stored {len(messages) - len(refused)} messages")
-    if refused:
-        sys.exit(f"{len(refused)} were refused, the first one because: {refused[0]}")
+    stored = 0
+    for text, result in zip(args.text, answer.results, strict=True):
+        if result.HasField("error"):
+            print(f"{text} was refused: {result.error.message}", file=sys.stderr)
+        else:
+            stored += 1
+    print(f"stored {stored} messages")
+    if stored < len(messages):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """Publishes a message: python publisher.py room/1 "22 degrees" """
 
-import sys
-
 import grpc
-from client import arguments
+from client import arguments, fail
 from stafett.v1 import common_pb2, pubsub_pb2, pubsub_pb2_grpc
 
 
@@ -19,7 +17,7 @@ def main():
             # The answer says that the message is on disk for everyone durable who takes it.
             answer = pubsub.Publish(pubsub_pb2.PublishRequest(message=message), timeout=args.timeout)
         except grpc.RpcError as error:
-            sys.exit(f"{error.code().name}: {error.details()}")
+            fail(error)
     print(f"published to {answer.matched_subscribers} subscribers and {answer.matched_queues} queues")
 
 

@@ -5,6 +5,7 @@ Work that takes longer than the queue's lease, 30 s by default, would have to ex
 """
 
 import asyncio
+import sys
 
 from client import Outgoing, arguments, keep_open
 from stafett.v1 import common_pb2, queue_pb2, queue_pb2_grpc
@@ -32,7 +33,7 @@ async def consume(channel, stop, queue):
                     outgoing.send(await settle(leased))
             case "results":
                 for failure in event.results.failures:
-                    print(f"not settled, and comes again: {failure.error.message}")
+                    print(f"not settled, and comes again: {failure.error.message}", file=sys.stderr)
             case "closing":
                 pause = event.closing.reconnect_after.ToTimedelta().total_seconds()
     return pause

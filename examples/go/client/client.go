@@ -100,9 +100,11 @@ func PauseOf(closing *pb.StreamClosing) time.Duration {
 	return closing.ReconnectAfter.AsDuration()
 }
 
-// Outgoing sends on a stream until ctx ends, which is not safe to do from several goroutines: it returns what sends a
-// frame, and sends drain when stop ends. What is sent on a broken stream is lost; Recv says why it broke.
-func Outgoing[F any](ctx, stop context.Context, send func(F) error, drain F) func(F) {
+// Outgoing sends on a stream until ctx ends, which is not safe to do from several goroutines: open first, drain when stop
+// ends, and what is given to the function that it returns. What is sent on a broken stream is lost; Recv says why it broke.
+func Outgoing[F any](ctx, stop context.Context, send func(F) error, open, drain F) func(F) {
+	// Before anything else: stop may have ended while the stream waited for its connection.
+	_ = send(open)
 	frames := make(chan F)
 	go func() {
 		stopped := stop.Done()

@@ -50,10 +50,10 @@ func serve(stop context.Context, calls pb.CallServiceClient, service string) (ti
 	if err != nil {
 		return 0, err
 	}
-	open := &pb.ServeOpen{Service: service, MaxConcurrentRequests: 16}
+	opening := &pb.ServeOpen{Service: service, MaxConcurrentRequests: 16}
+	open := &pb.ServeRequest{Action: &pb.ServeRequest_Open{Open: opening}}
 	drain := &pb.ServeRequest{Action: &pb.ServeRequest_Drain{Drain: &pb.Drain{}}}
-	outgoing := client.Outgoing(ctx, stop, stream.Send, drain)
-	outgoing(&pb.ServeRequest{Action: &pb.ServeRequest_Open{Open: open}})
+	outgoing := client.Outgoing(ctx, stop, stream.Send, open, drain)
 	var inHand sync.Map
 	pause := time.Second
 	for {

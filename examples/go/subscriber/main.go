@@ -17,6 +17,9 @@ import (
 func subscribe(stop context.Context, pubsub pb.PubSubServiceClient, filter string) (time.Duration, error) {
 	request := &pb.SubscribeRequest{Filters: []*pb.TopicFilter{{Filter: filter}}}
 	stream, err := pubsub.Subscribe(stop, request)
+	if stop.Err() != nil {
+		return 0, nil
+	}
 	if err != nil {
 		return 0, err
 	}

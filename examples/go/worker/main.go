@@ -51,10 +51,10 @@ func consume(stop context.Context, queues pb.QueueServiceClient, queue string) (
 	if err != nil {
 		return 0, err
 	}
-	open := &pb.ConsumeOpen{Queue: queue, Window: &pb.Window{MaxOutstandingMessages: 10}}
+	opening := &pb.ConsumeOpen{Queue: queue, Window: &pb.Window{MaxOutstandingMessages: 10}}
+	open := &pb.ConsumeRequest{Action: &pb.ConsumeRequest_Open{Open: opening}}
 	drain := &pb.ConsumeRequest{Action: &pb.ConsumeRequest_Drain{Drain: &pb.Drain{}}}
-	outgoing := client.Outgoing(ctx, stop, stream.Send, drain)
-	outgoing(&pb.ConsumeRequest{Action: &pb.ConsumeRequest_Open{Open: open}})
+	outgoing := client.Outgoing(ctx, stop, stream.Send, open, drain)
 	pause := time.Second
 	for {
 		event, err := stream.Recv()

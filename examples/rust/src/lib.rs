@@ -5,6 +5,8 @@ use std::process;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -35,7 +37,10 @@ impl Client {
             process::exit(2);
         });
         // A connection that is silently gone is noticed after half a minute.
-        endpoint.http2_keep_alive_interval(Duration::from_secs(20)).connect_lazy()
+        endpoint
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .connect_lazy()
     }
 
     /// A request with `--timeout` as its deadline.
@@ -94,6 +99,25 @@ pub fn fail(status: &Status) -> ! {
     let reason = status.get_details_error_info().map_or_else(|| format!("{code:?}"), |info| info.reason);
     eprintln!("{reason}: {}", status.message());
     process::exit(1);
+}
+
+/// What goes to the broker on a stream, and what sends on it: `open` first, `drain` when `stop` is cancelled. What cannot
+/// be sent any more is lost; the next event says why.
+pub fn outgoing<F: Send + 'static>(
+    stop: &CancellationToken,
+    open: F,
+    drain: F,
+) -> (mpsc::Sender<F>, ReceiverStream<F>) {
+    let (frames, outgoing) = mpsc::channel(16);
+    frames.try_send(open).expect("an empty channel has room");
+    let (stop, draining) = (stop.clone(), frames.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => drop(draining.send(drain).await),
+            () = draining.closed() => {}
+        }
+    });
+    (frames, ReceiverStream::new(outgoing))
 }
 
 /// How long the broker asks to wait before the stream is opened again.

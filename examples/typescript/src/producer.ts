@@ -13,12 +13,13 @@ async function main() {
   );
   client.close();
   // Each message has an outcome of its own: a full queue may take some of them.
-  const refused = results.flatMap(({ error }) => (error ? [error.message] : []));
-  console.log(`stored ${results.length - refused.length} messages`);
-  if (refused.length > 0) {
-    console.error(`${refused.length} were refused, the first one because: ${refused[0]}`);
-    process.exitCode = 1;
+  let stored = 0;
+  for (const [index, { error }] of results.entries()) {
+    if (error) console.error(`${texts[index]} was refused: ${error.message}`);
+    else stored += 1;
   }
+  console.log(`stored ${stored} messages`);
+  if (stored < results.length) process.exitCode = 1;
 }
 
 main().catch(fail);

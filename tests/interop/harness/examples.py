@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[3]
 # Where the copy lies; CARGO_TARGET_DIR is that of the broker, which has some of the same crates.
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target").resolve()
 COPY = TARGET / "interop" / "examples"
+# What was copied there; all else in it was built.
+COPIED = COPY.with_suffix(".copied")
 README = "examples/README.md"
 ENVIRONMENT = {"CARGO_TARGET_DIR": str(TARGET), "PYTHONUNBUFFERED": "1"}
 BUILD_SECONDS = 600
@@ -31,12 +33,20 @@ def commands(section):
 
 
 def copy_tree():
-    """Copies what the examples are made of, as git knows it or would take it."""
+    """Copies what the examples are made of, as git knows it or would take it, and removes what no longer is there."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "examples", "proto", "rust-toolchain.toml"]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, names.split("\0")):
+    current = {name for name in names.split("\0") if (ROOT / name).is_file()}
+    if COPIED.exists():
+        for name in set(COPIED.read_text().splitlines()) - current:
+            (COPY / name).unlink(missing_ok=True)
+    else:
+        shutil.rmtree(COPY, ignore_errors=True)
+    COPIED.parent.mkdir(parents=True, exist_ok=True)
+    COPIED.write_text("\n".join(sorted(current)))
+    for name in current:
         source, copy = ROOT / name, COPY / name
-        if source.exists() and not (copy.exists() and copy.read_bytes() == source.read_bytes()):
+        if not (copy.exists() and copy.read_bytes() == source.read_bytes()):
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copy)
 

@@ -20,8 +20,8 @@ struct Args {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Args { client, queue, text } = Args::parse();
-    let messages =
-        text.into_iter().map(|text| Message { payload: text.into(), ..Message::default() }).collect();
+    let message = |text: &String| Message { payload: text.clone().into(), ..Message::default() };
+    let messages = text.iter().map(message).collect();
     let request = client.request(EnqueueBatchRequest { queue, messages });
     let answer = match QueueServiceClient::new(client.channel()).enqueue_batch(request).await {
         Ok(answer) => answer.into_inner(),
@@ -29,9 +29,9 @@ async fn main() -> ExitCode {
     };
     // Each message has an outcome of its own: a full queue may take some of them.
     let (mut stored, mut code) = (0, ExitCode::SUCCESS);
-    for result in answer.results {
+    for (text, result) in text.iter().zip(answer.results) {
         if let Some(Outcome::Error(refused)) = result.outcome {
-            eprintln!("refused: {}", refused.message);
+            eprintln!("{text} was refused: {}", refused.message);
             code = ExitCode::FAILURE;
         } else {
             stored += 1;

@@ -12,10 +12,9 @@ use stafett_examples::pb::{
     Drain, IncomingRequest, Message, ServeOpen, ServeReplies, ServeReply, ServeRequest,
     call_service_client::CallServiceClient,
 };
-use stafett_examples::{Client, pause_of};
+use stafett_examples::{Client, outgoing, pause_of};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -62,28 +61,13 @@ fn error_of(code: Code, message: &str) -> tonic_types::pb::Status {
 
 /// One stream. Returns how long to wait before the next one.
 async fn serve(channel: Channel, stop: &CancellationToken, service: &str) -> Result<Duration, Status> {
-    let (frames, outgoing) = mpsc::channel(16);
-    let send = async |action| drop(frames.send(ServeRequest { action: Some(action) }).await);
-    send(Action::Open(ServeOpen {
-        service: service.to_owned(),
-        max_concurrent_requests: 16,
-        ..ServeOpen::default()
-    }))
-    .await;
-    let mut client = CallServiceClient::new(channel);
-    let mut events = client.serve(ReceiverStream::new(outgoing)).await?.into_inner();
+    let frame = |action| ServeRequest { action: Some(action) };
+    let open = ServeOpen { service: service.to_owned(), max_concurrent_requests: 16, ..ServeOpen::default() };
+    let (frames, outgoing) = outgoing(stop, frame(Action::Open(open)), frame(Action::Drain(Drain {})));
+    let mut events = CallServiceClient::new(channel).serve(outgoing).await?.into_inner();
     let mut in_hand = HashMap::<u64, AbortHandle>::new();
-    let (mut pause, mut draining) = (Duration::from_secs(1), false);
-    loop {
-        let event = tokio::select! {
-            event = events.message() => event?,
-            () = stop.cancelled(), if !draining => {
-                draining = true;
-                send(Action::Drain(Drain {})).await;
-                continue;
-            }
-        };
-        let Some(event) = event else { return Ok(pause) };
+    let mut pause = Duration::from_secs(1);
+    while let Some(event) = events.message().await? {
         match event.event {
             Some(Event::Opened(opened)) => println!("serving {service} as {}", opened.responder_id),
             Some(Event::Requests(batch)) => {
@@ -102,6 +86,7 @@ async fn serve(channel: Channel, stop: &CancellationToken, service: &str) -> Res
             Some(Event::Refused(_) | Event::Heartbeat(_)) | None => {}
         }
     }
+    Ok(pause)
 }
 
 #[tokio::main]

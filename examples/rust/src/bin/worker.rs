@@ -12,9 +12,7 @@ use stafett_examples::pb::{
     AckBatch, ConsumeOpen, ConsumeRequest, Drain, LeasedMessage, NackBatch, NackKind, Window,
     queue_service_client::QueueServiceClient,
 };
-use stafett_examples::{Client, pause_of};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use stafett_examples::{Client, outgoing, pause_of};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -57,29 +55,18 @@ async fn settle(leased: LeasedMessage) -> Action {
 
 /// One stream. Returns how long to wait before the next one.
 async fn consume(channel: Channel, stop: &CancellationToken, queue: &str) -> Result<Duration, Status> {
-    let (frames, outgoing) = mpsc::channel(16);
-    // What cannot be sent any more is lost; the next event says why.
-    let send = async |action| drop(frames.send(ConsumeRequest { action: Some(action) }).await);
+    let frame = |action| ConsumeRequest { action: Some(action) };
     let window = Some(Window { max_outstanding_messages: 10, ..Window::default() });
-    send(Action::Open(ConsumeOpen { queue: queue.to_owned(), window, ..ConsumeOpen::default() })).await;
-    let mut client = QueueServiceClient::new(channel);
-    let mut events = client.consume(ReceiverStream::new(outgoing)).await?.into_inner();
-    let (mut pause, mut draining) = (Duration::from_secs(1), false);
-    loop {
-        let event = tokio::select! {
-            event = events.message() => event?,
-            () = stop.cancelled(), if !draining => {
-                draining = true;
-                send(Action::Drain(Drain {})).await;
-                continue;
-            }
-        };
-        let Some(event) = event else { return Ok(pause) };
+    let open = Action::Open(ConsumeOpen { queue: queue.to_owned(), window, ..ConsumeOpen::default() });
+    let (frames, outgoing) = outgoing(stop, frame(open), frame(Action::Drain(Drain {})));
+    let mut events = QueueServiceClient::new(channel).consume(outgoing).await?.into_inner();
+    let mut pause = Duration::from_secs(1);
+    while let Some(event) = events.message().await? {
         match event.event {
             Some(Event::Opened(_)) => println!("working on {queue}"),
             Some(Event::Messages(batch)) => {
                 for leased in batch.messages {
-                    send(settle(leased).await).await;
+                    let _ = frames.send(frame(settle(leased).await)).await;
                 }
             }
             Some(Event::Results(results)) => {
@@ -91,6 +78,7 @@ async fn consume(channel: Channel, stop: &CancellationToken, queue: &str) -> Res
             Some(Event::LeaseLost(_) | Event::Heartbeat(_)) | None => {}
         }
     }
+    Ok(pause)
 }
 
 #[tokio::main]
