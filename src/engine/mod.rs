@@ -263,8 +263,6 @@ pub struct TargetStats {
     pub leased: u64,
     /// Of all of these: [`Message::weight`] and what storing adds.
     pub bytes: u64,
-    /// When the oldest of them was accepted.
-    pub oldest: Option<UnixMillis>,
     /// Stored.
     pub enqueued_total: u64,
     /// Settled by consumers.
@@ -373,6 +371,10 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// [`EngineError::NoSuchTarget`].
     fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError>;
+
+    /// When the message was accepted that has the first place of all in a target. None: there is no message, or it cannot
+    /// be read.
+    fn oldest(&self, target: TargetId) -> Pending<Option<UnixMillis>>;
 
     /// What it counts over all targets since it opened, by the names that operators see.
     fn counters(&self) -> Vec<(&'static str, u64)>;

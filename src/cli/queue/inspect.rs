@@ -1,7 +1,7 @@
 //! Looking at queues, emptying them, sending dead letters back.
 
 use clap::{Args, ValueEnum};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cli::ClientOptions;
 use crate::cli::client::{refused, request};
@@ -176,23 +176,11 @@ impl Stats {
         let question = request(options, v1::GetQueueStatsRequest { name: self.name.clone() });
         let answer = client.get_queue_stats(question).await.map_err(|status| refused(&status))?;
         let stats = answer.into_inner().stats.unwrap_or_default();
-        let oldest_age = stats.oldest_age.as_ref().map(show_duration);
         if options.json {
-            let object = json!({
-                "ready": stats.ready,
-                "delayed": stats.delayed,
-                "leased": stats.leased,
-                "bytes": stats.bytes,
-                "oldest_age": oldest_age,
-                "enqueued_total": stats.enqueued_total,
-                "acked_total": stats.acked_total,
-                "dead_lettered_total": stats.dead_lettered_total,
-                "expired_total": stats.expired_total,
-                "consumers": stats.consumers,
-            });
-            line(object)?;
+            line(stats_json(&stats))?;
             return Ok(Exit::Done);
         }
+        let oldest_age = stats.oldest_age.as_ref().map(show_duration);
         for (name, value) in [
             ("ready", stats.ready.to_string()),
             ("delayed", stats.delayed.to_string()),
@@ -209,4 +197,20 @@ impl Stats {
         }
         Ok(Exit::Done)
     }
+}
+
+/// The counts of a queue as one JSON object.
+pub(super) fn stats_json(stats: &v1::QueueStats) -> Value {
+    json!({
+        "ready": stats.ready,
+        "delayed": stats.delayed,
+        "leased": stats.leased,
+        "bytes": stats.bytes,
+        "oldest_age": stats.oldest_age.as_ref().map(show_duration),
+        "enqueued_total": stats.enqueued_total,
+        "acked_total": stats.acked_total,
+        "dead_lettered_total": stats.dead_lettered_total,
+        "expired_total": stats.expired_total,
+        "consumers": stats.consumers,
+    })
 }

@@ -5,6 +5,7 @@ mod define;
 mod inspect;
 mod receive;
 mod send;
+mod watch;
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
@@ -72,6 +73,8 @@ enum Command {
     Redrive(inspect::Redrive),
     /// Show the counts of a queue
     Stats(inspect::Stats),
+    /// Show the counts of a queue again and again
+    Watch(watch::Watch),
 }
 
 type Client = QueueServiceClient<Channel>;
@@ -99,6 +102,7 @@ pub(super) async fn run(queue: &Queue, options: &ClientOptions) -> Result<Exit, 
         Command::Purge(purge) => purge.run(client, options).await,
         Command::Redrive(redrive) => redrive.run(client, options).await,
         Command::Stats(stats) => stats.run(client, options).await,
+        Command::Watch(watch) => watch.run(client, options).await,
     }
 }
 

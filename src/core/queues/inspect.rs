@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::core::{Broker, CoreError};
 use crate::engine::{Browsed, ConsumerOptions, Leased, Op, Outcome, Refusal, TargetStats, View};
-use crate::types::{Message, Sequence};
+use crate::types::{Message, Sequence, UnixMillis};
 
 use super::{QueueEntry, of_queue};
 
@@ -12,6 +12,15 @@ use super::{QueueEntry, of_queue};
 const MOVE_MESSAGES: usize = 256;
 /// No more after so many bytes.
 const MOVE_BYTES: usize = 1 << 20;
+
+/// What is counted of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueStats {
+    /// At this moment, and in all.
+    pub counts: TargetStats,
+    /// When the message was accepted that has the first place of all.
+    pub oldest: Option<UnixMillis>,
+}
 
 impl Broker {
     /// Looks at messages in the order of their places, from `from` on.
@@ -30,11 +39,18 @@ impl Broker {
         self.engine.browse(queue.id, view, from, max).await.map_err(|error| of_queue(queue, error))
     }
 
-    /// Counts of a queue.
+    /// Counts of a queue, and when its oldest message came.
+    ///
+    /// Cancel safe.
     ///
     /// # Errors
     /// [`CoreError::NotFound`], [`CoreError::Engine`].
-    pub fn queue_stats(&self, queue: &QueueEntry) -> Result<TargetStats, CoreError> {
+    pub async fn queue_stats(&self, queue: &QueueEntry) -> Result<QueueStats, CoreError> {
+        let oldest = self.engine.oldest(queue.id).await.map_err(|error| of_queue(queue, error))?;
+        Ok(QueueStats { counts: self.counts(queue)?, oldest })
+    }
+
+    fn counts(&self, queue: &QueueEntry) -> Result<TargetStats, CoreError> {
         self.engine.stats(queue.id).map_err(|error| of_queue(queue, error))
     }
 
@@ -67,7 +83,7 @@ impl Broker {
         if destination.is_some_and(|to| to.id == from.id) {
             return Err(CoreError::invalid("destination", "is the queue that messages are taken from"));
         }
-        let mut left = self.queue_stats(from)?.ready.min(max.unwrap_or(u64::MAX));
+        let mut left = self.counts(from)?.ready.min(max.unwrap_or(u64::MAX));
         let consumer = self
             .engine
             .consumer(from.id, ConsumerOptions::default())

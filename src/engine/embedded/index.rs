@@ -63,7 +63,8 @@ pub(super) struct State {
     /// By priority, the highest first.
     pub(super) levels: SmallVec<[Level; 1]>,
     pub(super) delayed: BTreeMap<(u64, u64), Entry>,
-    pub(super) delayed_until: Map<u64, u64>,
+    /// When each delayed message is due, by sequence.
+    pub(super) delayed_until: BTreeMap<u64, u64>,
     pub(super) leases: Leases,
     /// Of those messages that have one.
     pub(super) marks: Map<u64, Mark>,

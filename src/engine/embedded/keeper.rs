@@ -34,6 +34,8 @@ pub(super) enum Job {
     Bury { target: Arc<Target>, entries: Vec<(Entry, u32)>, reason: ByteString, reply: Option<Reply<()>> },
     /// Look at messages.
     Browse { target: Arc<Target>, view: View, from: Sequence, max: usize, reply: Reply<Vec<Browsed>> },
+    /// Find out how old the oldest message is.
+    Oldest { target: Arc<Target>, reply: Reply<Option<UnixMillis>> },
 }
 
 #[derive(Debug, Default)]
@@ -191,6 +193,7 @@ pub(super) fn read_back(shared: &Shared) {
             Job::Browse { target, view, from, max, reply } => {
                 drop(reply.send(browse(shared, &target, view, from, max)));
             }
+            Job::Oldest { target, reply } => drop(reply.send(Ok(oldest(shared, &target)))),
         }
     }
 }
@@ -324,4 +327,16 @@ fn browse(
         });
     }
     Ok(out)
+}
+
+fn oldest(shared: &Shared, target: &Target) -> Option<UnixMillis> {
+    loop {
+        let entry = target.state.lock().oldest()?;
+        match read(shared, target, &entry) {
+            Ok(message) => return Some(message.id.time()),
+            // Settled and removed meanwhile: another one is the oldest.
+            Err(_) if target.state.lock().oldest().is_some_and(|now| now.sequence != entry.sequence) => {}
+            Err(_) => return None,
+        }
+    }
 }

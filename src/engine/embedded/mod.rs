@@ -40,7 +40,7 @@ use super::{
 };
 use crate::bell::Bell;
 use crate::types::clock::unix_now;
-use crate::types::{Sequence, TargetId};
+use crate::types::{Sequence, TargetId, UnixMillis};
 
 mod bodies;
 mod body;
@@ -410,14 +410,23 @@ impl Engine for Embedded {
     }
 
     fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError> {
-        let target = self.shared.target(target)?;
-        let mut stats = target.stats();
-        let oldest = target.state.lock().list(View::All, 0, 1).first().map(|(entry, ..)| *entry);
-        stats.oldest = oldest
-            .and_then(|entry| self.shared.bodies.load(&self.shared.disk.trees, &entry).ok())
-            .and_then(|bytes| decode_message(bytes).ok())
-            .map(|message| message.id.time());
-        Ok(stats)
+        Ok(self.shared.target(target)?.stats())
+    }
+
+    fn oldest(&self, target: TargetId) -> Pending<Option<UnixMillis>> {
+        let target = match self.shared.target(target) {
+            Ok(target) => target,
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
+        };
+        let oldest = target.state.lock().oldest();
+        let Some(entry) = oldest else { return Box::pin(std::future::ready(Ok(None))) };
+        let here = self.shared.bodies.reader().get(&entry).and_then(|bytes| decode_message(bytes).ok());
+        if let Some(message) = here {
+            return Box::pin(std::future::ready(Ok(Some(message.id.time()))));
+        }
+        let (reply, ticket) = Ticket::new();
+        self.shared.tasks.push(Job::Oldest { target, reply });
+        Box::pin(ticket)
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

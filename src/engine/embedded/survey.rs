@@ -20,8 +20,9 @@ impl State {
             }
         }
         if matches!(view, View::All | View::Delayed) {
-            let delayed = self.delayed.iter().filter(|((_, sequence), _)| *sequence >= from);
-            found.extend(delayed.map(|(&(until, _), entry)| (*entry, View::Delayed, Some(until))));
+            let delayed = self.delayed_until.range(from..).take(max);
+            let delayed = delayed.filter_map(|(&sequence, &until)| self.delayed.get(&(until, sequence)).zip(Some(until)));
+            found.extend(delayed.map(|(entry, until)| (*entry, View::Delayed, Some(until))));
         }
         if matches!(view, View::All | View::Leased) {
             let leased = self.leases.all().filter(|lease| lease.entry.sequence >= from);
@@ -35,6 +36,15 @@ impl State {
         found.truncate(max);
         let attempts = |entry: &Entry| self.marks.get(&entry.sequence).map_or(0, |mark| mark.attempts);
         found.into_iter().map(|(entry, view, until)| (entry, view, attempts(&entry), until)).collect()
+    }
+
+    /// The one with the first place of all.
+    pub(super) fn oldest(&self) -> Option<Entry> {
+        let ready = self.levels.iter().flat_map(|level| level.fresh.front().into_iter().chain(level.returned.values().next()));
+        let delayed = self.delayed_until.first_key_value();
+        let delayed = delayed.and_then(|(&sequence, &until)| self.delayed.get(&(until, sequence)));
+        let leased = self.leases.all().map(|lease| &lease.entry);
+        ready.chain(delayed).chain(leased).min_by_key(|entry| entry.sequence).copied()
     }
 
     /// A message whose body cannot be read is not handed out any more; it stays in the store.

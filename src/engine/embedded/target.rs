@@ -93,7 +93,6 @@ impl Target {
             delayed: state.delayed_count() as u64,
             leased: state.leased_count() as u64,
             bytes: load(&self.bytes),
-            oldest: None,
             enqueued_total: load(&self.totals.enqueued),
             acked_total: load(&self.totals.acked),
             dead_lettered_total: load(&self.totals.dead_lettered),

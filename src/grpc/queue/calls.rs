@@ -10,7 +10,7 @@ use crate::core::queues::enqueue::Enqueued;
 use crate::core::queues::receive::Receive;
 use crate::engine::{QueueSpec, View};
 use crate::grpc::bounds::{FRAME_BYTES, MAX_ITEMS, MAX_PAGE, count, merged, page_size, some_items};
-use crate::grpc::convert::{at_most, duration_of, optional_duration};
+use crate::grpc::convert::{at_most, optional_duration};
 use crate::grpc::proto::v1;
 use crate::grpc::status;
 use crate::types::{Sequence, clock};
@@ -18,7 +18,7 @@ use crate::types::{Sequence, clock};
 use super::batch::{enqueue_of, sort};
 use super::browse::Pages;
 use super::definition::{fields_of, queue_name, queue_of, set, spec_of};
-use super::{CONSUMER_ID_BYTES, MAX_WAIT, QueueService, deliver, failures_of, leases, nack_of, view_of};
+use super::{CONSUMER_ID_BYTES, MAX_WAIT, QueueService, deliver, failures_of, leases, nack_of, view_of, watch};
 
 fn enqueued(stored: Enqueued) -> v1::EnqueueResponse {
     v1::EnqueueResponse { message_id: stored.id.to_string(), sequence: stored.sequence.0 }
@@ -189,19 +189,8 @@ impl QueueService {
         Ok(v1::RedriveResponse { moved: self.broker.redrive(&from, to.as_ref(), max).await? })
     }
 
-    pub(super) fn stats_of(&self, name: &str) -> Result<v1::QueueStats, CoreError> {
-        let stats = self.broker.queue_stats(&*self.broker.queue_named("name", name)?)?;
-        Ok(v1::QueueStats {
-            ready: stats.ready,
-            delayed: stats.delayed,
-            leased: stats.leased,
-            bytes: stats.bytes,
-            oldest_age: stats.oldest.map(|at| duration_of(clock::unix_now().since(at))),
-            enqueued_total: stats.enqueued_total,
-            acked_total: stats.acked_total,
-            dead_lettered_total: stats.dead_lettered_total,
-            expired_total: stats.expired_total,
-            consumers: stats.consumers,
-        })
+    pub(super) async fn stats_of(&self, name: &str) -> Result<v1::QueueStats, CoreError> {
+        let queue = self.broker.queue_named("name", name)?;
+        Ok(watch::stats(self.broker.queue_stats(&queue).await?))
     }
 }

@@ -1,7 +1,7 @@
 //! `QueueService`.
 //!
 //! `service` has the methods, `calls` what the unary ones do, `definition` a queue's settings, `deliver` what a delivery
-//! says, `produce` and `consume` the two streams. Invariant: nothing is kept here but the broker.
+//! says, `produce` and `consume` the two streams, `watch` the counts as they change. Invariant: nothing is kept here but the broker.
 
 mod batch;
 mod browse;
@@ -11,6 +11,7 @@ mod definition;
 mod deliver;
 mod produce;
 mod service;
+mod watch;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The methods of the contract, each answered by one of `calls`, `batch`, `browse`, `produce` and `consume`.
+//! The methods of the contract, each answered by one of `calls`, `batch`, `browse`, `produce`, `consume` and `watch`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::types::Sequence;
 use super::batch::enqueue_many;
 use super::browse::Pages;
 use super::definition::{filters, queue_name, queue_of};
-use super::{QueueService, consume, produce, view_of};
+use super::{QueueService, consume, produce, view_of, watch};
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -170,7 +170,16 @@ impl v1::queue_service_server::QueueService for QueueService {
         &self,
         request: Request<v1::GetQueueStatsRequest>,
     ) -> Answer<v1::GetQueueStatsResponse> {
-        let stats = self.stats_of(&request.into_inner().name);
+        let stats = self.stats_of(&request.into_inner().name).await;
         answer(stats.map(|stats| v1::GetQueueStatsResponse { stats: Some(stats) }))
+    }
+
+    type WatchQueueStatsStream = Events<v1::WatchQueueStatsResponse>;
+
+    async fn watch_queue_stats(
+        &self,
+        request: Request<v1::WatchQueueStatsRequest>,
+    ) -> Answer<Self::WatchQueueStatsStream> {
+        answer(watch::serve(&self.broker, self.streams, request))
     }
 }

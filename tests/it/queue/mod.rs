@@ -7,6 +7,7 @@ mod leases;
 mod messages;
 mod restart;
 mod streams;
+mod watch;
 
 use bytes::Bytes;
 use stafett::grpc::proto::v1;

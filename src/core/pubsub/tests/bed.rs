@@ -388,6 +388,9 @@ impl Engine for Held {
     fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError> {
         self.inner.stats(target)
     }
+    fn oldest(&self, target: TargetId) -> Pending<Option<UnixMillis>> {
+        self.inner.oldest(target)
+    }
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.inner.counters()
     }
