@@ -394,7 +394,7 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
 pub trait Consumer: Send + Sync + fmt::Debug {
     /// Leases what is ready: at most `max` messages, and no more after `max_bytes` of [`Message::weight`]
     /// (one message may overdraw). Never waits: when it gives less than asked, [`Consumer::ready`] is woken as
-    /// soon as there may be more. With a `max` of 0 it waits no more: another consumer is woken in its stead.
+    /// soon as there may be more. From a queue that is paused it gives nothing. With a `max` of 0 it waits no more: another consumer is woken in its stead.
     ///
     /// Where deliveries have a maximum, a message with two losses ([`Nack::Lost`], [`Consumer::release_all`]) is given to
     /// a consumer that has nothing else, and nothing is given to that one until it is settled or given back: so that

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use stafett::engine::{
-    Append, ConsumerOptions, Durability, Engine, EngineError, LeaseError, LeaseRef, Nack, Op, Outcome,
+    Append, ConsumerOptions, Definition, Durability, Engine, EngineError, LeaseError, LeaseRef, Nack, Op, Outcome,
     Outgoing, OutgoingState, QueueSpec, Refusal, RetainHandling, SubscribeOptions, View,
 };
 use stafett::types::clock::unix_now;
 use stafett::types::topic::FilterSpec;
-use stafett::types::{Priority, Qos, Sequence, TargetId};
+use stafett::types::{Message, MessageIds, Priority, Qos, Sequence, TargetId, UnixMillis};
 
 use crate::bench::{
     Bench, lease_of, publish, refusal, retain, spec, stored, take, take_now, text, with_dead_letters, within,
@@ -464,6 +464,60 @@ async fn browse_and_purge_go_by_view() {
     let bench = bench.reopen();
     let stats = bench.engine.stats(queue).unwrap();
     assert_eq!((stats.ready, stats.delayed, stats.leased), (0, 1, 0));
+}
+
+#[tokio::test]
+async fn a_paused_queue_gives_nothing_until_it_goes_on() {
+    let bench = Bench::new();
+    let queue = bench.queue("q").await;
+    bench.put(queue, "held").await;
+    bench.put(queue, "waits").await;
+    let define = |paused| Op::Define(queue, Definition::Queue(QueueSpec { paused, ..spec("q") }));
+    let (holder, waiter) = (bench.consumer(queue), bench.consumer(queue));
+    let held = take(&*holder, 1).await;
+    assert_eq!(bench.commit(define(true)).await, Outcome::Done);
+    assert!(take_now(&*waiter).is_empty() && take_now(&*holder).is_empty());
+    bench.put(queue, "new").await;
+    bench.settle(queue, &held).await;
+    assert!(take_now(&*waiter).is_empty());
+    drop((holder, waiter));
+
+    let bench = bench.reopen();
+    let waiter = bench.consumer(queue);
+    assert!(take_now(&*waiter).is_empty());
+    let (leased, outcome) = tokio::join!(take(&*waiter, 2), bench.commit(define(false)));
+    assert_eq!(outcome, Outcome::Done);
+    assert_eq!(leased.iter().map(text).collect::<Vec<_>>(), ["waits", "new"]);
+}
+
+#[tokio::test]
+async fn the_oldest_is_that_with_the_first_place_wherever_it_is() {
+    let bench = Bench::small_cache();
+    let queue = bench.queue("q").await;
+    let oldest = async |bench: &Bench| within("the oldest", bench.engine.oldest(queue)).await.unwrap();
+    assert_eq!(oldest(&bench).await, None);
+    let ids: Vec<_> = (1..=3).map(|day| MessageIds::new().next(UnixMillis(day * 86_400_000))).collect();
+    let later = unix_now().after(Duration::from_secs(3600));
+    for (at, &id) in ids.iter().enumerate() {
+        let not_before = (at == 0).then_some(later);
+        let message = Message { id, ..bench.message("t", "m") };
+        bench.commit(publish(message, [Append { not_before, ..Append::to(queue) }])).await;
+    }
+    // What was stored since has pushed them out of memory.
+    let other = bench.queue("other").await;
+    for _ in 0..12 {
+        bench.put(other, vec![0; 1 << 20]).await;
+    }
+    assert_eq!(oldest(&bench).await, Some(ids[0].time()), "delayed");
+    within("a purge", bench.engine.purge(queue, View::Delayed).unwrap()).await.unwrap();
+    assert_eq!(oldest(&bench).await, Some(ids[1].time()), "ready");
+    let leased = take(&*bench.consumer(queue), 1).await;
+    assert_eq!(leased[0].message.id, ids[1]);
+    let consumer = bench.consumer(queue);
+    let leased = take(&*consumer, 1).await;
+    assert_eq!(oldest(&bench).await, Some(ids[1].time()), "leased");
+    bench.settle(queue, &leased).await;
+    assert_eq!(oldest(&bench).await, Some(ids[2].time()));
 }
 
 #[tokio::test]

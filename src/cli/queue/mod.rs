@@ -47,6 +47,10 @@ enum Command {
     Info(define::Info),
     /// Change settings of a queue
     Update(define::Update),
+    /// Deliver nothing of a queue until it is resumed
+    Pause(define::Pause),
+    /// Deliver what a paused queue has
+    Resume(define::Resume),
     /// Delete a queue with its messages
     Delete(define::Delete),
     /// Copy every publish that matches a filter into a queue
@@ -89,6 +93,8 @@ pub(super) async fn run(queue: &Queue, options: &ClientOptions) -> Result<Exit, 
         Command::List(list) => list.run(client, options).await,
         Command::Info(info) => info.run(client, options).await,
         Command::Update(update) => update.run(client, options).await,
+        Command::Pause(pause) => pause.run(client, options).await,
+        Command::Resume(resume) => resume.run(client, options).await,
         Command::Delete(delete) => delete.run(client, options).await,
         Command::Bind(bind) => bind.run(client, options).await,
         Command::Unbind(unbind) => unbind.run(client, options).await,
@@ -159,6 +165,7 @@ fn queue_json(queue: &v1::Queue) -> Value {
         "max_bytes": queue.max_bytes,
         "priorities": queue.priorities,
         "labels": labels,
+        "paused": queue.paused,
     })
 }
 
@@ -172,7 +179,7 @@ fn queue_text(queue: &v1::Queue) -> String {
     };
     let mut text = format!(
         "name               {}\nlease              {}\nmax deliveries     {deliveries}\ndead letter queue  {}\n\
-         default ttl        {}\nmax messages       {}\nmax bytes          {}\npriorities         {}\n",
+         default ttl        {}\nmax messages       {}\nmax bytes          {}\npriorities         {}\npaused             {}\n",
         queue.name,
         time(queue.lease.as_ref()),
         or(queue.dead_letter_queue.clone(), "none"),
@@ -180,6 +187,7 @@ fn queue_text(queue: &v1::Queue) -> String {
         queue.max_messages,
         queue.max_bytes,
         if queue.priorities { "yes" } else { "no" },
+        if queue.paused { "yes" } else { "no" },
     );
     for binding in &queue.bindings {
         text.push_str(&format!("binding            {binding}\n"));

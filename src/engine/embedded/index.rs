@@ -73,6 +73,8 @@ pub(super) struct State {
     pub(super) members: Members,
     pub(super) expiring: usize,
     pub(super) gone: bool,
+    /// Nothing is leased to consumers.
+    pub(super) paused: bool,
     /// The deadline that the keeper knows, if any.
     pub(super) registered: Option<u64>,
 }
@@ -148,6 +150,13 @@ impl State {
         self.members.wake_all();
     }
 
+    /// Consumers get nothing from now on, or what is there again.
+    pub(super) fn pause(&mut self, paused: bool) {
+        if std::mem::replace(&mut self.paused, paused) && !paused {
+            self.members.wake_all();
+        }
+    }
+
     /// Leases what is ready. `body` gives the bytes of an entry if they are in memory.
     pub(super) fn take(
         &mut self,
@@ -158,6 +167,10 @@ impl State {
         let mut not = NotTaken::default();
         if how.max == 0 {
             self.members.stop_waiting(how.consumer);
+            return not;
+        }
+        if self.paused {
+            // All are told when it goes on.
             return not;
         }
         if self.members.is_alone(how.consumer) {

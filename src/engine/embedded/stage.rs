@@ -129,7 +129,8 @@ impl Writer {
                 log.insert(disk, Tree::Meta, b"next_target", &next)?;
                 log.insert(disk, Tree::Obj, &id.0.to_be_bytes(), objects::encode(&definition))?;
                 // Known at once: nobody can name it before its ticket completes, or it was known before.
-                self.shared.registry.write().define(id, Settings::from(&*definition));
+                let target = self.shared.registry.write().define(id, Settings::from(&*definition));
+                self.effects.push(Effect::Defined(target));
             }
             Prepared::Delete { id, only_if_empty } => {
                 if only_if_empty && let Ok(target) = self.shared.target(id) {

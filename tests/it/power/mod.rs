@@ -109,6 +109,7 @@ impl Machine {
         tasks.spawn(caller(8).await?.receive_delayed());
         tasks.spawn(caller(9).await?.retain());
         tasks.spawn(caller(10).await?.come_and_go());
+        tasks.spawn(caller(11).await?.pause());
         while let Some(ended) = tasks.join_next().await {
             let Err(Gone) = ended.unwrap() else { continue };
         }

@@ -27,6 +27,8 @@ pub(super) const WORK: &str = "work";
 pub(super) const BOUND: &str = "bound";
 /// Of delayed messages.
 pub(super) const LATER: &str = "later";
+/// Paused and resumed by the one who works with it.
+pub(super) const HELD: &str = "held";
 /// Comes and goes.
 const PASSING: &str = "passing";
 
@@ -80,7 +82,7 @@ impl Caller {
 
     /// The queues, unless they are there.
     pub(super) async fn define(&self) -> Result<(), Gone> {
-        for (name, bindings) in [(WORK, vec![]), (BOUND, vec!["live/#".to_owned()]), (LATER, vec![])] {
+        for (name, bindings) in [(WORK, vec![]), (BOUND, vec!["live/#".to_owned()]), (LATER, vec![]), (HELD, vec![])] {
             let queue = v1::Queue { bindings, lease: seconds(600), ..named(name) };
             let request = v1::CreateQueueRequest { queue: Some(queue), if_not_exists: true };
             self.got(self.queues.clone().create_queue(request)).await?;
@@ -338,10 +340,41 @@ impl Caller {
         }
     }
 
+    /// A queue that is paused, gets a message, gives none, and is resumed and emptied.
+    pub(super) async fn pause(mut self) -> Result<(), Gone> {
+        loop {
+            for paused in [true, false] {
+                let sent = self.history.lock().next(8);
+                self.history.lock().register(HELD).send(sent.number, paused);
+                let labels = [("number".to_owned(), sent.number.to_string())].into();
+                let queue = Some(v1::Queue { paused, labels, ..named(HELD) });
+                let paths = ["labels", "paused"].map(str::to_owned).to_vec();
+                let update_mask = Some(prost_types::FieldMask { paths });
+                let request = v1::UpdateQueueRequest { queue, update_mask };
+                self.got(self.queues.clone().update_queue(request)).await?;
+                self.history.lock().register(HELD).acknowledge(sent.number);
+                if paused {
+                    let (sent, message) = self.new_message(8, "");
+                    let request = v1::EnqueueRequest { queue: HELD.to_owned(), message: Some(message) };
+                    self.got(self.queues.clone().enqueue(request)).await?;
+                    self.history.lock().queue(HELD).stored.insert(sent.number);
+                }
+                let request =
+                    v1::ReceiveRequest { queue: HELD.to_owned(), max_messages: 10, ..Default::default() };
+                let answer = self.got(self.queues.clone().receive(request)).await?;
+                let messages = self.seen(HELD, answer.messages, &mut Order::default());
+                if paused && !messages.is_empty() {
+                    self.history.lock().wrong(format!("{HELD}: it is paused and gives {messages:?}"));
+                }
+                self.settle(HELD, messages).await?;
+            }
+        }
+    }
+
     /// What is in the store.
     pub(super) async fn find(&mut self) -> Result<Found, Status> {
         let mut found = Found::default();
-        for queue in [WORK, BOUND, LATER] {
+        for queue in [WORK, BOUND, LATER, HELD] {
             let numbers = found.queues.entry(queue).or_default();
             // What becomes ready in between is found twice, but is one: it has one sequence.
             let mut sequences = HashSet::new();
@@ -371,6 +404,16 @@ impl Caller {
                 break;
             }
             all.page_token = page.next_page_token;
+        }
+        let get = v1::GetQueueRequest { name: HELD.to_owned() };
+        match within("an answer", self.queues.get_queue(get)).await {
+            Ok(answer) => {
+                let queue = answer.into_inner().queue.unwrap();
+                let number = queue.labels.get("number").filter(|_| queue.paused).and_then(|n| n.parse().ok());
+                found.registers.insert(HELD.to_owned(), number);
+            }
+            Err(status) if status.code() == Code::NotFound => {}
+            Err(status) => return Err(status),
         }
         let get = v1::GetQueueRequest { name: PASSING.to_owned() };
         match within("an answer", self.queues.get_queue(get)).await {

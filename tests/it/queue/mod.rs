@@ -5,6 +5,7 @@ mod definitions;
 mod deliveries;
 mod leases;
 mod messages;
+mod pause;
 mod restart;
 mod streams;
 mod watch;
