@@ -252,6 +252,15 @@ pub struct Browsed {
     pub message: Message,
 }
 
+/// What one look at messages gave.
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    /// In the order of their places.
+    pub messages: Vec<Browsed>,
+    /// Where to go on; none: there is nothing more.
+    pub next: Option<Sequence>,
+}
+
 /// Counts of one target. Totals count from the start of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TargetStats {
@@ -357,8 +366,16 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
         lease: Duration,
     ) -> Result<Vec<(usize, LeaseError)>, EngineError>;
 
-    /// Looks at messages in sequence order from `from` on, at most `max`.
-    fn browse(&self, target: TargetId, view: View, from: Sequence, max: usize) -> Pending<Vec<Browsed>>;
+    /// Looks at messages in sequence order from `from` on: at most `max`, and no more after `max_bytes` as they are stored
+    /// (one may overdraw).
+    fn browse(
+        &self,
+        target: TargetId,
+        view: View,
+        from: Sequence,
+        max: usize,
+        max_bytes: usize,
+    ) -> Pending<Page>;
 
     /// Takes messages out without consuming them. Completes with their number when that is durable.
     ///

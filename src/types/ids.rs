@@ -145,7 +145,7 @@ impl ClientId {
 pub struct TargetId(pub u32);
 
 /// The place of a message in its target: ascending, not necessarily without gaps, never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Sequence(pub u64);
 
 /// Identifies a message over all its targets and doors: 26 characters, ordered by time.

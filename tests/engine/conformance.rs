@@ -448,8 +448,8 @@ async fn browse_and_purge_go_by_view() {
     let mut leased = Vec::new();
     consumer.take(2, usize::MAX, &mut leased).unwrap();
     let browse = async |view, from, max| {
-        let found = within("a browse", bench.engine.browse(queue, view, from, max)).await.unwrap();
-        found.iter().map(|b| String::from_utf8(b.message.payload.to_vec()).unwrap()).collect::<Vec<_>>()
+        let page = within("a browse", bench.engine.browse(queue, view, from, max, usize::MAX)).await.unwrap();
+        page.messages.iter().map(|b| String::from_utf8(b.message.payload.to_vec()).unwrap()).collect::<Vec<_>>()
     };
     let first = Sequence(0);
     assert_eq!(browse(View::All, first, 100).await, ["0", "1", "2", "3", "4", "later"]);

@@ -1,14 +1,17 @@
 //! Looking at queues, emptying them, sending dead letters back.
 
+use std::time::{Duration, SystemTime};
+
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::cli::ClientOptions;
 use crate::cli::client::{refused, request};
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::message::{payload_text, show_duration};
+use crate::cli::message::{key_value, payload_text, show_duration};
 use crate::cli::out::line;
 use crate::grpc::proto::v1;
+use crate::types::clock::unix_now;
 
 use super::{Client, leased_json, print_count};
 
@@ -20,6 +23,8 @@ enum View {
     Delayed,
     /// What a consumer holds
     Leased,
+    /// All of these
+    All,
 }
 
 impl From<View> for v1::QueueView {
@@ -28,8 +33,62 @@ impl From<View> for v1::QueueView {
             View::Ready => Self::Ready,
             View::Delayed => Self::Delayed,
             View::Leased => Self::Leased,
+            View::All => Self::All,
         }
     }
+}
+
+/// Which messages are meant.
+#[derive(Args, Clone, Debug, Default)]
+struct Filter {
+    /// Only messages with this property; may be given several times, then all must be there
+    #[arg(long = "where", value_name = "KEY=VALUE")]
+    properties: Vec<String>,
+    /// Only messages whose topic matches
+    #[arg(long, value_name = "FILTER", default_value = "", hide_default_value = true)]
+    topic: String,
+    /// Only messages with this sequence or a later one
+    #[arg(long, value_name = "SEQUENCE", default_value_t = 0, hide_default_value = true)]
+    from: u64,
+    /// Only messages with this sequence or an earlier one
+    #[arg(long, value_name = "SEQUENCE", default_value_t = 0, hide_default_value = true)]
+    to: u64,
+    /// Only messages that came to the broker within this time
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    newer_than: Option<Duration>,
+    /// Only messages that came to the broker before this time
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// Only messages that this queue gave up
+    #[arg(long, value_name = "QUEUE", default_value = "", hide_default_value = true)]
+    source: String,
+}
+
+impl Filter {
+    /// None: every message is meant.
+    fn filter(&self) -> Result<Option<v1::MessageFilter>, Failure> {
+        let property = |pair: &String| {
+            let (key, value) = key_value("--where", pair)?;
+            Ok(v1::Property { key, value })
+        };
+        let properties = self.properties.iter().map(property).collect::<anyhow::Result<_>>();
+        let filter = v1::MessageFilter {
+            properties: properties.map_err(Failure::usage)?,
+            topic_filter: self.topic.clone(),
+            from_sequence: self.from,
+            to_sequence: self.to,
+            since: self.newer_than.map(ago),
+            before: self.older_than.map(ago),
+            source_queue: self.source.clone(),
+        };
+        Ok(Some(filter).filter(|filter| *filter != v1::MessageFilter::default()))
+    }
+}
+
+/// So long before now.
+fn ago(time: Duration) -> prost_types::Timestamp {
+    let since_1970 = Duration::from_millis(unix_now().0).saturating_sub(time);
+    (SystemTime::UNIX_EPOCH + since_1970).into()
 }
 
 /// Prints messages that were looked at.
@@ -75,22 +134,32 @@ impl Peek {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Prints a line per message: its sequence, a tab, its payload. Exit code 4: there is nothing.
-Example: stafett queue browse dead --json")]
+Examples:
+  stafett queue browse dead --json
+  stafett queue browse orders --view all --where tenant=7 --older-than 1h")]
 pub(super) struct Browse {
     /// The queue
     name: String,
     /// Which messages
     #[arg(long, value_enum, default_value = "ready")]
     view: View,
-    /// Only messages with this sequence or a later one
-    #[arg(long, value_name = "SEQUENCE", default_value_t = 0)]
-    from: u64,
+    #[command(flatten)]
+    filter: Filter,
+    /// At most so many messages; 0 = all
+    #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 0, hide_default_value = true)]
+    max: u32,
 }
 
 impl Browse {
     pub(super) async fn run(&self, mut client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
         let view = v1::QueueView::from(self.view).into();
-        let question = v1::BrowseRequest { queue: self.name.clone(), view, from_sequence: self.from };
+        let question = v1::BrowseRequest {
+            queue: self.name.clone(),
+            view,
+            from_sequence: 0,
+            filter: self.filter.filter()?,
+            max_messages: self.max,
+        };
         // A queue may be long: the timeout is for each page.
         let late = |_| Failure {
             exit: Exit::Unreachable,
@@ -104,7 +173,7 @@ impl Browse {
             .map_err(late)?
             .map_err(|s| refused(&s))?
         {
-            seen = true;
+            seen |= !page.messages.is_empty();
             print_seen(options, &page.messages)?;
         }
         Ok(if seen { Exit::Done } else { Exit::Nothing })
@@ -117,7 +186,7 @@ impl Browse {
 pub(super) struct Purge {
     /// The queue
     name: String,
-    /// Which messages: ready or delayed
+    /// Which messages; all: those that are ready or delayed
     #[arg(long, value_enum)]
     view: View,
 }

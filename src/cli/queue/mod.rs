@@ -126,6 +126,15 @@ fn leased_json(leased: &v1::LeasedMessage) -> Value {
     if !leased.lease_token.is_empty() {
         object.insert("lease_token".to_owned(), json!(show_token(&leased.lease_token)));
     }
+    let state = match leased.state() {
+        v1::QueueView::Unspecified | v1::QueueView::All => None,
+        v1::QueueView::Ready => Some("ready"),
+        v1::QueueView::Delayed => Some("delayed"),
+        v1::QueueView::Leased => Some("leased"),
+    };
+    if let Some(state) = state {
+        object.insert("state".to_owned(), json!(state));
+    }
     if let Some(at) = &leased.lease_expires {
         object.insert("lease_expires".to_owned(), json!(show_time(at)));
     }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::core::{Broker, CoreError};
-use crate::engine::{Browsed, ConsumerOptions, Leased, Op, Outcome, Refusal, TargetStats, View};
-use crate::types::{Message, Sequence, UnixMillis};
+use crate::engine::{ConsumerOptions, Leased, Op, Outcome, Refusal, TargetStats, View};
+use crate::types::{Message, UnixMillis};
 
 use super::{QueueEntry, of_queue};
 
@@ -23,22 +23,6 @@ pub struct QueueStats {
 }
 
 impl Broker {
-    /// Looks at messages in the order of their places, from `from` on.
-    ///
-    /// Cancel safe.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`], [`CoreError::Engine`].
-    pub async fn browse(
-        &self,
-        queue: &QueueEntry,
-        view: View,
-        from: Sequence,
-        max: usize,
-    ) -> Result<Vec<Browsed>, CoreError> {
-        self.engine.browse(queue.id, view, from, max).await.map_err(|error| of_queue(queue, error))
-    }
-
     /// Counts of a queue, and when its oldest message came.
     ///
     /// Cancel safe.

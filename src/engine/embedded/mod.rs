@@ -36,7 +36,7 @@ use self::writer::Writer;
 use super::settings::EngineSettings;
 use super::{
     Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
-    Nack, Op, OpenError, OpenProgress, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
+    Nack, Op, OpenError, OpenProgress, Page, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
 };
 use crate::bell::Bell;
 use crate::types::clock::unix_now;
@@ -389,13 +389,14 @@ impl Engine for Embedded {
         view: View,
         from: Sequence,
         max: usize,
-    ) -> Pending<Vec<super::Browsed>> {
+        max_bytes: usize,
+    ) -> Pending<Page> {
         let target = match self.shared.target(target) {
             Ok(target) => target,
             Err(error) => return Box::pin(std::future::ready(Err(error))),
         };
         let (reply, ticket) = Ticket::new();
-        self.shared.tasks.push(Job::Browse { target, view, from, max, reply });
+        self.shared.tasks.push(Job::Browse { target, view, from, max, max_bytes, reply });
         Box::pin(ticket)
     }
 

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use crate::core::CoreError;
 use crate::core::queues::enqueue::Enqueued;
 use crate::core::queues::receive::Receive;
-use crate::engine::{QueueSpec, View};
+use crate::core::queues::select::Select;
+use crate::engine::QueueSpec;
 use crate::grpc::bounds::{FRAME_BYTES, MAX_ITEMS, MAX_PAGE, count, merged, page_size, some_items};
 use crate::grpc::convert::{at_most, optional_duration};
 use crate::grpc::proto::v1;
@@ -18,6 +19,7 @@ use crate::types::{Sequence, clock};
 use super::batch::{enqueue_of, sort};
 use super::browse::Pages;
 use super::definition::{fields_of, queue_name, queue_of, set, spec_of};
+use super::select::{select_of, waiting};
 use super::{CONSUMER_ID_BYTES, MAX_WAIT, QueueService, deliver, failures_of, leases, nack_of, view_of, watch};
 
 fn enqueued(stored: Enqueued) -> v1::EnqueueResponse {
@@ -157,23 +159,35 @@ impl QueueService {
     pub(super) async fn peek_some(&self, request: v1::PeekRequest) -> Result<v1::PeekResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
         let max = count("max_messages", request.max_messages, 1, MAX_PAGE)?;
-        let view = view_of("view", request.view(), Some(View::Ready))?;
-        let mut pages = Pages::new(Arc::clone(&self.broker), queue, view, Sequence(0));
+        let view = view_of(request.view());
+        let mut pages = Pages::new(Arc::clone(&self.broker), queue, view, Select::default(), max);
         let mut messages = Vec::new();
-        while messages.len() < max {
-            let Some(page) = pages.next(max - messages.len()).await? else { break };
-            messages.extend(page);
+        while let Some(page) = pages.next().await? {
+            messages.extend(page.messages);
         }
         Ok(v1::PeekResponse { messages })
     }
 
+    /// What a browse shows.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`], [`CoreError::Invalid`].
+    pub(super) fn pages(&self, request: v1::BrowseRequest) -> Result<Pages, CoreError> {
+        let queue = self.queue(&request.queue)?;
+        let view = view_of(request.view());
+        let mut select = select_of(request.filter)?;
+        select.from = select.from.max(Sequence(request.from_sequence));
+        let max = usize::try_from(request.max_messages).ok().filter(|&max| max > 0).unwrap_or(usize::MAX);
+        Ok(Pages::new(Arc::clone(&self.broker), queue, view, select, max))
+    }
+
     pub(super) async fn purge_view(&self, request: v1::PurgeRequest) -> Result<v1::PurgeResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
-        let view = view_of("view", request.view(), None)?;
-        if view == View::Leased {
-            return Err(CoreError::invalid("view", "what a consumer holds cannot be purged"));
+        let mut purged = 0;
+        for &view in waiting(request.view())? {
+            purged += self.broker.purge(&queue, view).await?;
         }
-        Ok(v1::PurgeResponse { purged: self.broker.purge(&queue, view).await? })
+        Ok(v1::PurgeResponse { purged })
     }
 
     pub(super) async fn redrive_some(

@@ -10,6 +10,7 @@ mod consume;
 mod definition;
 mod deliver;
 mod produce;
+mod select;
 mod service;
 mod watch;
 
@@ -96,12 +97,13 @@ fn nack_of(
     Ok((how, delay))
 }
 
-fn view_of(field: &str, view: v1::QueueView, unspecified: Option<View>) -> Result<View, CoreError> {
+/// What is to be looked at.
+fn view_of(view: v1::QueueView) -> View {
     match view {
-        v1::QueueView::Unspecified => unspecified.ok_or_else(|| CoreError::invalid(field, "must be given")),
-        v1::QueueView::Ready => Ok(View::Ready),
-        v1::QueueView::Delayed => Ok(View::Delayed),
-        v1::QueueView::Leased => Ok(View::Leased),
+        v1::QueueView::Unspecified | v1::QueueView::Ready => View::Ready,
+        v1::QueueView::Delayed => View::Delayed,
+        v1::QueueView::Leased => View::Leased,
+        v1::QueueView::All => View::All,
     }
 }
 

@@ -1,23 +1,18 @@
 //! The methods of the contract, each answered by one of `calls`, `batch`, `browse`, `produce`, `consume` and `watch`.
 
 use std::pin::Pin;
-use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::core::CoreError;
-use crate::engine::View;
-use crate::grpc::bounds::{Answer, MAX_ITEMS, MAX_PAGE, answer, some_items};
+use crate::grpc::bounds::{Answer, MAX_ITEMS, answer, some_items};
 use crate::grpc::feed;
 use crate::grpc::proto::v1;
 use crate::grpc::status::status;
-use crate::types::Sequence;
 
 use super::batch::enqueue_many;
-use super::browse::Pages;
 use super::definition::{filters, queue_name, queue_of};
-use super::{QueueService, consume, produce, view_of, watch};
+use super::{QueueService, consume, produce, watch};
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -140,20 +135,10 @@ impl v1::queue_service_server::QueueService for QueueService {
     type BrowseStream = Events<v1::BrowseResponse>;
 
     async fn browse(&self, request: Request<v1::BrowseRequest>) -> Answer<Self::BrowseStream> {
-        let request = request.into_inner();
-        let pages = async {
-            let queue = self.queue(&request.queue)?;
-            let view = view_of("view", request.view(), Some(View::Ready))?;
-            Ok(Pages::new(Arc::clone(&self.broker), queue, view, Sequence(request.from_sequence)))
-        };
-        let pages = pages.await.map_err(|error: CoreError| status(&error))?;
-        let pages = stream::unfold(pages, async |mut pages| match pages.next(MAX_PAGE).await {
-            Ok(Some(messages)) => Some((Ok(v1::BrowseResponse { messages }), pages)),
-            Ok(None) => None,
-            Err(error) => {
-                pages.ended = true;
-                Some((Err(status(&error)), pages))
-            }
+        let pages = self.pages(request.into_inner()).map_err(|error| status(&error))?;
+        let pages = stream::unfold(pages, async |mut pages| {
+            let page = pages.next().await.transpose()?;
+            Some((page.map_err(|error| status(&error)), pages))
         });
         Ok(Response::new(pages.boxed()))
     }

@@ -1,5 +1,6 @@
 //! Queues over gRPC, against the real program.
 
+mod browse;
 mod commands;
 mod definitions;
 mod deliveries;

@@ -18,8 +18,8 @@ use crate::core::{
 use crate::engine::embedded::Embedded;
 use crate::engine::settings::EngineSettings;
 use crate::engine::{
-    Browsed, Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError,
-    LeaseRef, Nack, Op, Outcome, Pending, QueueSpec, Settled, Stored, SubscribeOptions, TargetStats, Ticket,
+    Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError,
+    LeaseRef, Nack, Op, Outcome, Page, Pending, QueueSpec, Settled, Stored, SubscribeOptions, TargetStats, Ticket,
     View,
 };
 use crate::types::topic::FilterSpec;
@@ -379,8 +379,15 @@ impl Engine for Held {
     ) -> Result<Vec<(usize, LeaseError)>, EngineError> {
         self.inner.extend(target, leases, lease)
     }
-    fn browse(&self, target: TargetId, view: View, from: Sequence, max: usize) -> Pending<Vec<Browsed>> {
-        self.inner.browse(target, view, from, max)
+    fn browse(
+        &self,
+        target: TargetId,
+        view: View,
+        from: Sequence,
+        max: usize,
+        max_bytes: usize,
+    ) -> Pending<Page> {
+        self.inner.browse(target, view, from, max, max_bytes)
     }
     fn purge(&self, target: TargetId, view: View) -> Result<Ticket<u64>, EngineError> {
         self.inner.purge(target, view)
