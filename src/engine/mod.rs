@@ -252,6 +252,15 @@ pub struct Browsed {
     pub message: Message,
 }
 
+/// What was taken out without being consumed.
+#[derive(Debug)]
+pub struct Removed {
+    /// Their places.
+    pub sequences: Vec<Sequence>,
+    /// Completes when that is durable.
+    pub durable: Ticket<()>,
+}
+
 /// What one look at messages gave.
 #[derive(Debug, Clone, Default)]
 pub struct Page {
@@ -382,6 +391,12 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// [`EngineError::NoSuchTarget`].
     fn purge(&self, target: TargetId, view: View) -> Result<Ticket<u64>, EngineError>;
+
+    /// Takes those of these messages out that wait in this view; what is leased stays.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchTarget`].
+    fn remove(&self, target: TargetId, view: View, sequences: &[Sequence]) -> Result<Removed, EngineError>;
 
     /// Counts of a target.
     ///

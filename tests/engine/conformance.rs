@@ -467,6 +467,39 @@ async fn browse_and_purge_go_by_view() {
 }
 
 #[tokio::test]
+async fn single_messages_are_removed_where_they_wait() {
+    let bench = Bench::new();
+    let queue = bench.queue("q").await;
+    let mut places = Vec::new();
+    for n in 0..8 {
+        places.push(bench.put(queue, n.to_string()).await);
+    }
+    let later = unix_now().after(Duration::from_secs(3600));
+    let delayed = bench.put_with(Append { not_before: Some(later), ..Append::to(queue) }, "later").await;
+    let consumer = bench.consumer(queue);
+    let mut leased = Vec::new();
+    consumer.take(1, usize::MAX, &mut leased).unwrap();
+    let remove = async |view, sequences: &[Sequence]| {
+        let removed = bench.engine.remove(queue, view, sequences).unwrap();
+        within("a removal", removed.durable).await.unwrap();
+        removed.sequences
+    };
+    assert_eq!(remove(View::Ready, &[delayed, places[0], places[3], places[4]]).await, places[3..5]);
+    assert_eq!(remove(View::Ready, &[places[3]]).await, []);
+    assert_eq!(remove(View::Delayed, &[places[6], delayed]).await, [delayed]);
+    assert_eq!(remove(View::All, &[places[7], places[0]]).await, [places[7]]);
+    let stats = bench.engine.stats(queue).unwrap();
+    assert_eq!((stats.ready, stats.delayed, stats.leased), (4, 0, 1));
+    let left = ["1", "2", "5", "6"];
+    let page = within("a browse", bench.engine.browse(queue, View::Ready, Sequence(0), 2, usize::MAX));
+    let page = page.await.unwrap();
+    assert_eq!((page.messages.len(), page.next), (2, Some(places[5])));
+    drop(consumer);
+    let bench = bench.reopen();
+    assert_eq!(bench.drain(queue).await, [&["0"], &left[..]].concat());
+}
+
+#[tokio::test]
 async fn a_paused_queue_gives_nothing_until_it_goes_on() {
     let bench = Bench::new();
     let queue = bench.queue("q").await;

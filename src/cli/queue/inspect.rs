@@ -1,5 +1,6 @@
 //! Looking at queues, emptying them, sending dead letters back.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
@@ -182,22 +183,74 @@ impl Browse {
 
 /// The arguments of `stafett queue purge`.
 #[derive(Args, Debug)]
-#[command(after_help = "Prints how many are gone. Example: stafett queue purge orders --view ready")]
+#[command(after_help = "\
+Prints how many are gone. What a consumer holds stays.
+Examples:
+  stafett queue purge orders --view ready
+  stafett queue purge orders --view all --where tenant=7")]
 pub(super) struct Purge {
     /// The queue
     name: String,
     /// Which messages; all: those that are ready or delayed
     #[arg(long, value_enum)]
     view: View,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 impl Purge {
     pub(super) async fn run(&self, mut client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
-        let question =
-            v1::PurgeRequest { queue: self.name.clone(), view: v1::QueueView::from(self.view).into() };
+        let question = v1::PurgeRequest {
+            queue: self.name.clone(),
+            view: v1::QueueView::from(self.view).into(),
+            filter: self.filter.filter()?,
+        };
         let answer = client.purge(request(options, question)).await.map_err(|status| refused(&status))?;
         print_count(options, "purged", answer.into_inner().purged)?;
         Ok(Exit::Done)
+    }
+}
+
+/// The arguments of `stafett queue cancel`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Messages are named by sequence or id, as `send --json` and `browse --json` print them. Prints how many are gone. Exit code 1: \
+one was not there.
+Examples:
+  stafett queue cancel orders 42
+  stafett queue cancel orders 01JD5RW0Z5X3F6Q9K2M8N4T7VB --view ready")]
+pub(super) struct Cancel {
+    /// The queue
+    name: String,
+    /// Sequences or ids
+    #[arg(required = true, value_name = "MESSAGE")]
+    messages: Vec<String>,
+    /// Where they wait; all: those that are ready or delayed
+    #[arg(long, value_enum, default_value = "delayed")]
+    view: View,
+}
+
+impl Cancel {
+    pub(super) async fn run(&self, mut client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
+        let is_sequence = |text: &&String| text.bytes().all(|byte| byte.is_ascii_digit());
+        let (sequences, message_ids): (Vec<_>, Vec<_>) = self.messages.iter().partition(|text| is_sequence(text));
+        let parsed: Result<Vec<u64>, _> = sequences.iter().map(|text| text.parse()).collect();
+        let question = v1::DeleteMessagesRequest {
+            queue: self.name.clone(),
+            view: v1::QueueView::from(self.view).into(),
+            sequences: parsed.map_err(Failure::usage)?,
+            message_ids: message_ids.into_iter().cloned().collect(),
+        };
+        let answer =
+            client.delete_messages(request(options, question)).await.map_err(|status| refused(&status))?;
+        let deleted = answer.into_inner().deleted_sequences.len();
+        print_count(options, "deleted", deleted as u64)?;
+        let asked: BTreeSet<_> = self.messages.iter().collect();
+        let missing = asked.len().saturating_sub(deleted);
+        if missing > 0 {
+            eprintln!("error: {missing} of {} were not there", asked.len());
+        }
+        Ok(if missing > 0 { Exit::Failed } else { Exit::Done })
     }
 }
 

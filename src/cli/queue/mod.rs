@@ -73,6 +73,8 @@ enum Command {
     Browse(inspect::Browse),
     /// Delete messages of a queue
     Purge(inspect::Purge),
+    /// Delete single messages, scheduled ones if not said otherwise
+    Cancel(inspect::Cancel),
     /// Move messages of a dead letter queue back to where they came from
     Redrive(inspect::Redrive),
     /// Show the counts of a queue
@@ -106,6 +108,7 @@ pub(super) async fn run(queue: &Queue, options: &ClientOptions) -> Result<Exit, 
         Command::Peek(peek) => peek.run(client, options).await,
         Command::Browse(browse) => browse.run(client, options).await,
         Command::Purge(purge) => purge.run(client, options).await,
+        Command::Cancel(cancel) => cancel.run(client, options).await,
         Command::Redrive(redrive) => redrive.run(client, options).await,
         Command::Stats(stats) => stats.run(client, options).await,
         Command::Watch(watch) => watch.run(client, options).await,

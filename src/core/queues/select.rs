@@ -89,6 +89,46 @@ impl Broker {
     }
 }
 
+/// Goes through a view once: through no more messages than were there when it began, so that it ends where new ones come
+/// as fast as it goes.
+#[derive(Debug)]
+pub(super) struct Walk<'a> {
+    broker: &'a Broker,
+    queue: &'a QueueEntry,
+    view: View,
+    select: &'a Select,
+    next: Option<Sequence>,
+    left: u64,
+}
+
+impl<'a> Walk<'a> {
+    /// From the first message that is meant on.
+    pub(super) fn new(
+        broker: &'a Broker,
+        queue: &'a QueueEntry,
+        view: View,
+        select: &'a Select,
+    ) -> Result<Self, CoreError> {
+        let counts = broker.engine.stats(queue.id).map_err(|error| of_queue(queue, error))?;
+        let left = match view {
+            View::Ready => counts.ready,
+            View::Delayed => counts.delayed,
+            View::Leased => counts.leased,
+            View::All => counts.ready + counts.delayed + counts.leased,
+        };
+        Ok(Self { broker, queue, view, select, next: Some(select.from).filter(|_| left > 0), left })
+    }
+
+    /// The next part; none at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Found>, CoreError> {
+        let Some(from) = self.next.take() else { return Ok(None) };
+        let found = self.broker.look(self.queue, self.view, self.select, from).await?;
+        self.left = self.left.saturating_sub(found.looked_at as u64);
+        self.next = found.next.filter(|_| self.left > 0);
+        Ok(Some(found))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -101,7 +101,7 @@ impl State {
     }
 
     pub(super) fn ready_count(&self) -> usize {
-        self.levels.iter().map(|level| level.fresh.len() + level.returned.len()).sum()
+        self.levels.iter().map(Level::len).sum()
     }
 
     pub(super) fn delayed_count(&self) -> usize {
@@ -233,7 +233,7 @@ impl State {
         let Some(level) = self.levels.iter().find(|level| level.priority == first.priority) else {
             return found;
         };
-        for entry in level.returned.values().chain(level.fresh.iter()).take(READ_AHEAD * 16) {
+        for entry in level.returned.values().chain(&level.fresh).take(READ_AHEAD * 16) {
             if found.last().is_some_and(|last| last.pack != entry.pack || entry.is_large()) {
                 found.push(*entry);
                 if found.len() >= READ_AHEAD {

@@ -36,7 +36,7 @@ use self::writer::Writer;
 use super::settings::EngineSettings;
 use super::{
     Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
-    Nack, Op, OpenError, OpenProgress, Page, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
+    Nack, Op, OpenError, OpenProgress, Page, Pending, Publish, Removed, Settled, Stored, TargetStats, Ticket, View,
 };
 use crate::bell::Bell;
 use crate::types::clock::unix_now;
@@ -408,6 +408,16 @@ impl Engine for Embedded {
         let (reply, ticket) = Ticket::new();
         self.push_settle(&target, entries, SettleReply::Count(reply, count));
         Ok(ticket)
+    }
+
+    fn remove(&self, target: TargetId, view: View, sequences: &[Sequence]) -> Result<Removed, EngineError> {
+        let target = self.shared.target(target)?;
+        let _placing = self.shared.lanes.placing();
+        let entries = target.state.lock().remove(view, sequences.iter().map(|sequence| sequence.0));
+        let sequences: Vec<_> = entries.iter().map(|entry| Sequence(entry.sequence)).collect();
+        let (reply, durable) = Ticket::new();
+        self.push_settle(&target, entries, SettleReply::Done(reply));
+        Ok(Removed { sequences, durable })
     }
 
     fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError> {

@@ -14,6 +14,7 @@ impl State {
                 let ready = level
                     .fresh
                     .range(start..)
+                    .filter(|entry| !entry.is_hole())
                     .take(max)
                     .chain(level.returned.range(from..).map(|(_, e)| e).take(max));
                 found.extend(ready.map(|entry| (*entry, View::Ready, None)));
@@ -55,6 +56,29 @@ impl State {
         }
     }
 
+    /// Takes those of these messages out that wait in this view. What is leased stays.
+    pub(super) fn remove(&mut self, view: View, sequences: impl IntoIterator<Item = u64>) -> Vec<Entry> {
+        let mut out = Vec::new();
+        for sequence in sequences {
+            let mut found = None;
+            if matches!(view, View::All | View::Ready) {
+                found = self.levels.iter_mut().find_map(|level| level.remove(sequence));
+            }
+            if found.is_none()
+                && matches!(view, View::All | View::Delayed)
+                && let Some(until) = self.delayed_until.remove(&sequence)
+            {
+                found = self.delayed.remove(&(until, sequence));
+            }
+            out.extend(found);
+        }
+        out.iter().for_each(|entry| self.forget(entry));
+        if !out.is_empty() {
+            self.members.go_on();
+        }
+        out
+    }
+
     /// All that the target holds, for its end.
     pub(super) fn drain_whole(&mut self) -> Vec<Entry> {
         let mut out = self.drain(View::All);
@@ -67,6 +91,7 @@ impl State {
         let mut out = Vec::new();
         if matches!(view, View::All | View::Ready) {
             for level in &mut self.levels {
+                level.fill();
                 out.extend(std::mem::take(&mut level.returned).into_values());
                 out.extend(std::mem::take(&mut level.fresh));
             }

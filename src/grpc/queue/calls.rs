@@ -10,17 +10,22 @@ use crate::core::queues::enqueue::Enqueued;
 use crate::core::queues::receive::Receive;
 use crate::core::queues::select::Select;
 use crate::engine::QueueSpec;
-use crate::grpc::bounds::{FRAME_BYTES, MAX_ITEMS, MAX_PAGE, count, merged, page_size, some_items};
+use crate::grpc::bounds::{
+    FRAME_BYTES, MAX_ITEMS, MAX_PAGE, at_most_items, count, merged, page_size, some_items,
+};
 use crate::grpc::convert::{at_most, optional_duration};
 use crate::grpc::proto::v1;
 use crate::grpc::status;
-use crate::types::{Sequence, clock};
+use crate::types::{MessageId, Sequence, clock};
 
 use super::batch::{enqueue_of, sort};
 use super::browse::Pages;
 use super::definition::{fields_of, queue_name, queue_of, set, spec_of};
 use super::select::{select_of, waiting};
 use super::{CONSUMER_ID_BYTES, MAX_WAIT, QueueService, deliver, failures_of, leases, nack_of, view_of, watch};
+
+/// Ids of one request: each is looked for.
+const MAX_IDS: usize = 100;
 
 fn enqueued(stored: Enqueued) -> v1::EnqueueResponse {
     v1::EnqueueResponse { message_id: stored.id.to_string(), sequence: stored.sequence.0 }
@@ -183,11 +188,40 @@ impl QueueService {
 
     pub(super) async fn purge_view(&self, request: v1::PurgeRequest) -> Result<v1::PurgeResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
+        let views = waiting(request.view())?;
+        let select = select_of(request.filter)?;
         let mut purged = 0;
-        for &view in waiting(request.view())? {
-            purged += self.broker.purge(&queue, view).await?;
+        for &view in views {
+            purged += self.broker.purge_some(&queue, view, &select).await?;
         }
         Ok(v1::PurgeResponse { purged })
+    }
+
+    pub(super) async fn delete_some(
+        &self,
+        request: v1::DeleteMessagesRequest,
+    ) -> Result<v1::DeleteMessagesResponse, CoreError> {
+        let queue = self.queue(&request.queue)?;
+        let views = waiting(request.view())?;
+        let v1::DeleteMessagesRequest { sequences, message_ids, .. } = request;
+        if message_ids.is_empty() {
+            some_items("sequences", sequences.len(), MAX_ITEMS)?;
+        }
+        at_most_items("sequences", sequences.len(), MAX_ITEMS)?;
+        at_most_items("message_ids", message_ids.len(), MAX_IDS)?;
+        let id = |(at, text): (usize, &String)| {
+            let wrong = || CoreError::invalid(format!("message_ids[{at}]"), format!("{text:?} is no id"));
+            MessageId::parse(text).ok_or_else(wrong)
+        };
+        let ids = message_ids.iter().enumerate().map(id).collect::<Result<Vec<_>, _>>()?;
+        let sequences: Vec<_> = sequences.into_iter().map(Sequence).collect();
+        let mut deleted_sequences = Vec::new();
+        for &view in views {
+            let deleted = self.broker.delete_messages(&queue, view, &sequences, &ids).await?;
+            deleted_sequences.extend(deleted.into_iter().map(|sequence| sequence.0));
+        }
+        deleted_sequences.sort_unstable();
+        Ok(v1::DeleteMessagesResponse { deleted_sequences })
     }
 
     pub(super) async fn redrive_some(

@@ -147,6 +147,13 @@ impl v1::queue_service_server::QueueService for QueueService {
         answer(self.purge_view(request.into_inner()).await)
     }
 
+    async fn delete_messages(
+        &self,
+        request: Request<v1::DeleteMessagesRequest>,
+    ) -> Answer<v1::DeleteMessagesResponse> {
+        answer(self.delete_some(request.into_inner()).await)
+    }
+
     async fn redrive(&self, request: Request<v1::RedriveRequest>) -> Answer<v1::RedriveResponse> {
         answer(self.redrive_some(request.into_inner()).await)
     }

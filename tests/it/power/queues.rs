@@ -266,17 +266,33 @@ impl Caller {
         }
     }
 
-    /// Messages that have to wait, and their consumer.
+    /// Messages that have to wait, some of which are cancelled, and their consumer.
     pub(super) async fn delay(mut self) -> Result<(), Gone> {
         loop {
             let (sent, message) = self.new_message(4, "");
-            let delay = 100 + self.chance.below(1400);
+            let is_cancelled = self.chance.below(4) == 0;
+            let delay = if is_cancelled { 3_600_000 } else { 100 + self.chance.below(1400) };
             self.history.lock().not_before.insert(sent.number, unix_now().0 + delay);
             let schedule = Some(v1::message::Schedule::Delay(millis(delay as i32).unwrap()));
             let message = Some(v1::Message { schedule, ..message });
             let request = v1::EnqueueRequest { queue: LATER.to_owned(), message };
-            self.got(self.queues.clone().enqueue(request)).await?;
+            let stored = self.got(self.queues.clone().enqueue(request)).await?;
             self.history.lock().queue(LATER).stored.insert(sent.number);
+            if is_cancelled {
+                self.history.lock().queue(LATER).tried.insert(sent.number);
+                let request = v1::DeleteMessagesRequest {
+                    queue: LATER.to_owned(),
+                    view: v1::QueueView::Delayed.into(),
+                    sequences: vec![stored.sequence],
+                    message_ids: Vec::new(),
+                };
+                let answer = self.got(self.queues.clone().delete_messages(request)).await?;
+                let mut state = self.history.lock();
+                if answer.deleted_sequences != [stored.sequence] {
+                    state.wrong(format!("{LATER}: {} was not there to be cancelled", sent.number));
+                }
+                state.settled(LATER, &[sent.number]);
+            }
         }
     }
 

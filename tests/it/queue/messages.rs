@@ -193,7 +193,8 @@ async fn a_purge_takes_one_view() {
     let (_broker, mut queues) = Queues::start().await;
     queues.fill("q", &["1", "2", "3"]).await;
     let leased = queues.one("q").await;
-    let purge = |view: v1::QueueView| v1::PurgeRequest { queue: "q".to_owned(), view: view.into() };
+    let purge =
+        |view: v1::QueueView| v1::PurgeRequest { queue: "q".to_owned(), view: view.into(), filter: None };
     assert_eq!(got(queues.0.purge(purge(v1::QueueView::Delayed))).await.purged, 0);
     assert_eq!(got(queues.0.purge(purge(v1::QueueView::Ready))).await.purged, 2);
     assert!(queues.is_empty("q").await);

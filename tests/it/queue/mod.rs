@@ -3,6 +3,7 @@
 mod browse;
 mod commands;
 mod definitions;
+mod deleting;
 mod deliveries;
 mod leases;
 mod messages;

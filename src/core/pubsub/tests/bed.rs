@@ -18,9 +18,9 @@ use crate::core::{
 use crate::engine::embedded::Embedded;
 use crate::engine::settings::EngineSettings;
 use crate::engine::{
-    Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError,
-    LeaseRef, Nack, Op, Outcome, Page, Pending, QueueSpec, Settled, Stored, SubscribeOptions, TargetStats, Ticket,
-    View,
+    Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
+    Nack, Op, Outcome, Page, Pending, QueueSpec, Removed, Settled, Stored, SubscribeOptions, TargetStats,
+    Ticket, View,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{
@@ -391,6 +391,9 @@ impl Engine for Held {
     }
     fn purge(&self, target: TargetId, view: View) -> Result<Ticket<u64>, EngineError> {
         self.inner.purge(target, view)
+    }
+    fn remove(&self, target: TargetId, view: View, sequences: &[Sequence]) -> Result<Removed, EngineError> {
+        self.inner.remove(target, view, sequences)
     }
     fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError> {
         self.inner.stats(target)
