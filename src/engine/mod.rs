@@ -69,12 +69,14 @@ pub struct Capabilities {
 pub enum Op {
     /// Store a message for its targets, and what goes with it.
     Publish(Publish),
-    /// Take a leased message out of one queue and put it, as given, into another.
+    /// Take a message out of one queue and put it, as given, into another. A queue that is full refuses it.
     Move {
-        /// Where it is leased.
+        /// Where it is.
         from: TargetId,
         /// Its place there.
         sequence: Sequence,
+        /// In which state it has to be there: leased to anyone, or one of those that wait.
+        view: View,
         /// Where it goes.
         to: TargetId,
         /// What is stored there.
@@ -192,7 +194,7 @@ pub enum Refusal {
         /// What is kept.
         watermark_bytes: u64,
     },
-    /// The message is not leased, or not any more.
+    /// The message is not leased, or not any more; or not where it was to be taken from.
     #[error("the message is not leased")]
     NotLeased,
     /// The target that was to go only if it holds nothing holds something.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use stafett::engine::{
-    Append, ConsumerOptions, Definition, Durability, Engine, EngineError, LeaseError, LeaseRef, Nack, Op, Outcome,
-    Outgoing, OutgoingState, QueueSpec, Refusal, RetainHandling, SubscribeOptions, View,
+    Append, ConsumerOptions, Definition, Durability, Engine, EngineError, LeaseError, LeaseRef, Nack, Op,
+    Outcome, Outgoing, OutgoingState, QueueSpec, Refusal, RetainHandling, SubscribeOptions, View,
 };
 use stafett::types::clock::unix_now;
 use stafett::types::topic::FilterSpec;
@@ -426,13 +426,45 @@ async fn a_move_takes_here_and_puts_there_at_once() {
         let sequence = leased[0].sequence;
         let mut message = leased[0].message.clone();
         message.payload = "moved".into();
-        let op = Op::Move { from, sequence, to, message, priority: Priority::default() };
+        let (view, priority) = (View::Leased, Priority::default());
+        let op = Op::Move { from, sequence, view, to, message, priority };
         assert!(matches!(bench.commit(op.clone()).await, Outcome::Published(_)));
         assert_eq!(refusal(bench.commit(op).await), Refusal::NotLeased, "once is enough");
     }
     let bench = bench.reopen();
     assert_eq!(bench.drain(from).await, Vec::<String>::new());
     assert_eq!(bench.drain(to).await, ["moved"]);
+}
+
+#[tokio::test]
+async fn a_move_takes_what_waits_and_the_bounds_of_its_queue_hold() {
+    let bench = Bench::new();
+    let from = bench.queue("from").await;
+    let to = bench.queue_with(QueueSpec { max_messages: 1, ..spec("to") }).await;
+    let mut places = Vec::new();
+    for n in 0..4 {
+        places.push(bench.put(from, n.to_string()).await);
+    }
+    let consumer = bench.consumer(from);
+    let mut leased = Vec::new();
+    consumer.take(1, usize::MAX, &mut leased).unwrap();
+    let op = |at: usize| Op::Move {
+        from,
+        sequence: places[at],
+        view: View::Ready,
+        to,
+        message: bench.message("t", at.to_string()),
+        priority: Priority::default(),
+    };
+    assert_eq!(refusal(bench.commit(op(0)).await), Refusal::NotLeased, "it is with a consumer");
+    assert!(matches!(bench.commit(op(2)).await, Outcome::Published(_)));
+    let full = Refusal::Full { target: to, bound: "max_messages 1".into() };
+    assert_eq!(refusal(bench.commit(op(1)).await), full);
+    assert_eq!(refusal(bench.commit(op(2)).await), full, "there is no room, whatever was there");
+    drop(consumer);
+    let bench = bench.reopen();
+    assert_eq!(bench.drain(from).await, ["0", "1", "3"]);
+    assert_eq!(bench.drain(to).await, ["2"]);
 }
 
 #[tokio::test]
@@ -449,7 +481,10 @@ async fn browse_and_purge_go_by_view() {
     consumer.take(2, usize::MAX, &mut leased).unwrap();
     let browse = async |view, from, max| {
         let page = within("a browse", bench.engine.browse(queue, view, from, max, usize::MAX)).await.unwrap();
-        page.messages.iter().map(|b| String::from_utf8(b.message.payload.to_vec()).unwrap()).collect::<Vec<_>>()
+        page.messages
+            .iter()
+            .map(|b| String::from_utf8(b.message.payload.to_vec()).unwrap())
+            .collect::<Vec<_>>()
     };
     let first = Sequence(0);
     assert_eq!(browse(View::All, first, 100).await, ["0", "1", "2", "3", "4", "later"]);

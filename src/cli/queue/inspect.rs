@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 
 use crate::cli::ClientOptions;
 use crate::cli::client::{refused, request};
@@ -53,7 +55,7 @@ struct Filter {
     from: u64,
     /// Only messages with this sequence or an earlier one
     #[arg(long, value_name = "SEQUENCE", default_value_t = 0, hide_default_value = true)]
-    to: u64,
+    through: u64,
     /// Only messages that came to the broker within this time
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
@@ -77,13 +79,19 @@ impl Filter {
             properties: properties.map_err(Failure::usage)?,
             topic_filter: self.topic.clone(),
             from_sequence: self.from,
-            to_sequence: self.to,
+            to_sequence: self.through,
             since: self.newer_than.map(ago),
             before: self.older_than.map(ago),
             source_queue: self.source.clone(),
         };
         Ok(Some(filter).filter(|filter| *filter != v1::MessageFilter::default()))
     }
+}
+
+/// What it means that nothing came in time.
+pub(super) fn late(options: &ClientOptions) -> impl Fn(Elapsed) -> Failure {
+    let within = humantime::format_duration(options.timeout).to_string();
+    move |_| Failure { exit: Exit::Unreachable, reason: anyhow::anyhow!("no answer within {within}") }
 }
 
 /// So long before now.
@@ -162,17 +170,12 @@ impl Browse {
             max_messages: self.max,
         };
         // A queue may be long: the timeout is for each page.
-        let late = |_| Failure {
-            exit: Exit::Unreachable,
-            reason: anyhow::anyhow!("no answer within {}", humantime::format_duration(options.timeout)),
-        };
-        let call = tokio::time::timeout(options.timeout, client.browse(question));
-        let mut pages = call.await.map_err(late)?.map_err(|status| refused(&status))?.into_inner();
+        let late = late(options);
+        let call = timeout(options.timeout, client.browse(question));
+        let mut pages = call.await.map_err(&late)?.map_err(|status| refused(&status))?.into_inner();
         let mut seen = false;
-        while let Some(page) = tokio::time::timeout(options.timeout, pages.message())
-            .await
-            .map_err(late)?
-            .map_err(|s| refused(&s))?
+        while let Some(page) =
+            timeout(options.timeout, pages.message()).await.map_err(&late)?.map_err(|s| refused(&s))?
         {
             seen |= !page.messages.is_empty();
             print_seen(options, &page.messages)?;
@@ -233,7 +236,8 @@ pub(super) struct Cancel {
 impl Cancel {
     pub(super) async fn run(&self, mut client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
         let is_sequence = |text: &&String| text.bytes().all(|byte| byte.is_ascii_digit());
-        let (sequences, message_ids): (Vec<_>, Vec<_>) = self.messages.iter().partition(|text| is_sequence(text));
+        let (sequences, message_ids): (Vec<_>, Vec<_>) =
+            self.messages.iter().partition(|text| is_sequence(text));
         let parsed: Result<Vec<u64>, _> = sequences.iter().map(|text| text.parse()).collect();
         let question = v1::DeleteMessagesRequest {
             queue: self.name.clone(),
@@ -257,9 +261,11 @@ impl Cancel {
 /// The arguments of `stafett queue redrive`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Prints how many were moved. What cannot be moved stays.
+Prints how many were moved. What cannot be moved stays, for instance because its queue is full: the first errors are told on \
+stderr, and the exit code is 1.
 Examples:
   stafett queue redrive dead
+  stafett queue redrive dead --source orders --where tenant=7 --progress
   stafett queue redrive dead --to inspection --max 100")]
 pub(super) struct Redrive {
     /// The dead letter queue
@@ -267,9 +273,14 @@ pub(super) struct Redrive {
     /// Move them here, instead of each to where it came from
     #[arg(long, value_name = "QUEUE", default_value = "", hide_default_value = true)]
     to: String,
+    #[command(flatten)]
+    filter: Filter,
     /// At most so many messages; 0 = all
     #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 0)]
     max: u32,
+    /// Say on stderr how far it is
+    #[arg(long)]
+    progress: bool,
 }
 
 impl Redrive {
@@ -278,10 +289,27 @@ impl Redrive {
             dead_letter_queue: self.name.clone(),
             destination: self.to.clone(),
             max_messages: self.max,
+            filter: self.filter.filter()?,
         };
-        let answer = client.redrive(request(options, question)).await.map_err(|status| refused(&status))?;
-        print_count(options, "moved", answer.into_inner().moved)?;
-        Ok(Exit::Done)
+        let late = late(options);
+        let call = timeout(options.timeout, client.redrive_stream(question));
+        let mut parts = call.await.map_err(&late)?.map_err(|status| refused(&status))?.into_inner();
+        let mut sum = v1::RedriveProgress::default();
+        while let Some(part) =
+            timeout(options.timeout, parts.message()).await.map_err(&late)?.map_err(|s| refused(&s))?
+        {
+            for error in &part.errors {
+                let why = error.error.as_ref().map(|error| error.message.as_str()).unwrap_or_default();
+                eprintln!("error: {}: {why}", error.sequence);
+            }
+            if self.progress {
+                let v1::RedriveProgress { moved, stayed, looked_at, .. } = &part;
+                eprintln!("{moved} moved, {stayed} stay, {looked_at} looked at");
+            }
+            sum = part;
+        }
+        print_count(options, "moved", sum.moved)?;
+        Ok(if sum.stayed > 0 { Exit::Failed } else { Exit::Done })
     }
 }
 

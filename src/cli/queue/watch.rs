@@ -14,7 +14,7 @@ use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::watch_queue_stats_response::Event;
 
 use super::Client;
-use super::inspect::stats_json;
+use super::inspect::{late, stats_json};
 
 /// The arguments of `stafett queue watch`.
 #[derive(Args, Debug)]
@@ -40,11 +40,8 @@ impl Watch {
     pub(super) async fn run(&self, mut client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
         let question =
             v1::WatchQueueStatsRequest { name: self.name.clone(), interval: Some(duration(self.every)) };
-        let late = |_| Failure {
-            exit: Exit::Unreachable,
-            reason: anyhow::anyhow!("no answer within {}", humantime::format_duration(options.timeout)),
-        };
-        let call = timeout(options.timeout, client.watch_queue_stats(question)).await.map_err(late)?;
+        let late = late(options);
+        let call = timeout(options.timeout, client.watch_queue_stats(question)).await.map_err(&late)?;
         let mut events = call.map_err(|status| refused(&status))?.into_inner();
         let patience = self.every.saturating_add(options.timeout);
         let mut left = self.count.unwrap_or(u64::MAX);
@@ -53,7 +50,7 @@ impl Watch {
         }
         while left > 0 {
             let next = tokio::select! {
-                next = timeout(patience, events.message()) => next.map_err(late)?,
+                next = timeout(patience, events.message()) => next.map_err(&late)?,
                 interrupted = tokio::signal::ctrl_c() => {
                     interrupted.map_err(Failure::failed)?;
                     break;
@@ -78,5 +75,7 @@ impl Watch {
 fn row(stats: &v1::QueueStats) -> String {
     let age = stats.oldest_age.as_ref().map_or_else(|| "none".to_owned(), show_duration);
     let v1::QueueStats { ready, delayed, leased, enqueued_total, acked_total, consumers, .. } = stats;
-    format!("{ready:>10} {delayed:>10} {leased:>10} {age:>11} {enqueued_total:>10} {acked_total:>12} {consumers:>10}")
+    format!(
+        "{ready:>10} {delayed:>10} {leased:>10} {age:>11} {enqueued_total:>10} {acked_total:>12} {consumers:>10}"
+    )
 }

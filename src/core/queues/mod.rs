@@ -2,7 +2,7 @@
 //!
 //! Here is which queues there are; what may be done with one stands in the modules: [`define`] makes and changes
 //! them, [`enqueue`] puts messages in, [`receive`] takes them out one answer at a time, [`consumer`] as a stream,
-//! [`inspect`] looks at them, removes and redrives them, those that [`select`] means. Leases and order are the engine's.
+//! [`inspect`] counts and removes them, [`redrive`] moves them back, [`select`] says which are meant. Leases and order are the engine's.
 //!
 //! Invariant: a queue is listed here from the moment its definition is durable until its deletion is.
 
@@ -11,6 +11,7 @@ pub mod define;
 pub mod enqueue;
 pub mod inspect;
 pub mod receive;
+pub mod redrive;
 pub mod select;
 
 use std::collections::BTreeMap;

@@ -60,6 +60,8 @@ pub struct Found {
     pub messages: Vec<Browsed>,
     /// How many were looked at.
     pub looked_at: usize,
+    /// The last place that was looked at.
+    pub through: Sequence,
     /// Where to go on; none: there is nothing more.
     pub next: Option<Sequence>,
 }
@@ -83,31 +85,32 @@ impl Broker {
         let page = self.engine.browse(queue.id, view, from, LOOK_MESSAGES, LOOK_BYTES).await;
         let page = page.map_err(|error| of_queue(queue, error))?;
         let looked_at = page.messages.len();
+        let last = page.messages.last().map_or(from, |last| last.sequence);
+        let through = page.next.map_or(last, |next| Sequence(next.0 - 1));
         let messages = page.messages.into_iter().filter(|browsed| select.matches(browsed)).collect();
         let next = page.next.filter(|next| select.to.is_none_or(|to| *next <= to));
-        Ok(Found { messages, looked_at, next })
+        Ok(Found { messages, looked_at, through, next })
     }
 }
 
 /// Goes through a view once: through no more messages than were there when it began, so that it ends where new ones come
 /// as fast as it goes.
 #[derive(Debug)]
-pub(super) struct Walk<'a> {
-    broker: &'a Broker,
-    queue: &'a QueueEntry,
+pub(super) struct Walk {
     view: View,
-    select: &'a Select,
-    next: Option<Sequence>,
+    select: Select,
+    /// None at the end.
+    pub(super) next: Option<Sequence>,
     left: u64,
 }
 
-impl<'a> Walk<'a> {
+impl Walk {
     /// From the first message that is meant on.
     pub(super) fn new(
-        broker: &'a Broker,
-        queue: &'a QueueEntry,
+        broker: &Broker,
+        queue: &QueueEntry,
         view: View,
-        select: &'a Select,
+        select: Select,
     ) -> Result<Self, CoreError> {
         let counts = broker.engine.stats(queue.id).map_err(|error| of_queue(queue, error))?;
         let left = match view {
@@ -116,13 +119,17 @@ impl<'a> Walk<'a> {
             View::Leased => counts.leased,
             View::All => counts.ready + counts.delayed + counts.leased,
         };
-        Ok(Self { broker, queue, view, select, next: Some(select.from).filter(|_| left > 0), left })
+        Ok(Self { view, next: Some(select.from).filter(|_| left > 0), select, left })
     }
 
     /// The next part; none at the end.
-    pub(super) async fn next(&mut self) -> Result<Option<Found>, CoreError> {
+    pub(super) async fn step(
+        &mut self,
+        broker: &Broker,
+        queue: &QueueEntry,
+    ) -> Result<Option<Found>, CoreError> {
         let Some(from) = self.next.take() else { return Ok(None) };
-        let found = self.broker.look(self.queue, self.view, self.select, from).await?;
+        let found = broker.look(queue, self.view, &self.select, from).await?;
         self.left = self.left.saturating_sub(found.looked_at as u64);
         self.next = found.next.filter(|_| self.left > 0);
         Ok(Some(found))

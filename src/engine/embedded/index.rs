@@ -304,13 +304,6 @@ impl State {
         Ok(entry)
     }
 
-    /// A move settles what is leased to anyone, the keeper included.
-    pub(super) fn settle_for_move(&mut self, sequence: u64) -> Option<Entry> {
-        let entry = self.unlease(sequence)?.entry;
-        self.forget(&entry);
-        Some(entry)
-    }
-
     pub(super) fn extend(&mut self, lease: &LeaseRef, ends: u64) -> Result<(), LeaseError> {
         self.find_lease(lease)?;
         self.leases.extend(lease.sequence.0, ends);

@@ -17,7 +17,7 @@ use super::body::{decode_message, encode_message};
 use super::entry::Entry;
 use super::format::Mark;
 use super::index::State;
-use super::lanes::{Prepared, Reply, SettleReply, Work, deadline};
+use super::lanes::{Prepared, PreparedMove, Reply, SettleReply, Work, deadline};
 use super::returns::Due;
 use super::shared::Shared;
 use super::target::Target;
@@ -277,14 +277,16 @@ fn bury(
         message.expires_at = None;
         let mut body = bytes::BytesMut::new();
         encode_message(&message, &mut body);
-        ops.push(Prepared::Move {
+        ops.push(Prepared::Move(Box::new(PreparedMove {
             from: target.id,
             sequence: Sequence(entry.sequence),
+            view: View::Leased,
             to: grave.id,
             body: body.freeze(),
             priority: entry.priority(),
             expires_at: None,
-        });
+            bounded: false,
+        })));
         moved.push(entry.sequence);
     }
     let (reply, ticket) = Ticket::new();
@@ -322,7 +324,9 @@ fn browse(
         }
         bytes += entry.len as usize;
         let read = body_of(target, &entry, |entry| reader.read(&shared.disk.trees, entry));
-        let message = match read.and_then(|b| decode_message(b).map_err(|e| EngineError::Damaged(e.to_string()))) {
+        let message = match read
+            .and_then(|b| decode_message(b).map_err(|e| EngineError::Damaged(e.to_string())))
+        {
             Ok(message) => message,
             // Settled and removed since it was listed.
             Err(EngineError::Damaged(_)) if target.state.lock().entry(entry.sequence).is_none() => continue,

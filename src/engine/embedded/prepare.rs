@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 
 use super::body::{encode_alone, encode_message};
 use super::format::LARGE_BYTES;
-use super::lanes::{Prepared, PreparedPublish, Retained};
+use super::lanes::{Prepared, PreparedMove, PreparedPublish, Retained};
 use crate::engine::{Op, Publish};
 use crate::types::Message;
 
@@ -31,9 +31,11 @@ fn prepare(op: Op, buffer: &mut BytesMut) -> Prepared {
                 incoming: publish.incoming,
             }))
         }
-        Op::Move { from, sequence, to, message, priority } => {
+        Op::Move { from, sequence, view, to, message, priority } => {
             let (body, expires_at) = (body(&message, buffer), message.expires_at);
-            Prepared::Move { from, sequence, to, body, priority, expires_at }
+            let bounded = true;
+            let moved = PreparedMove { from, sequence, view, to, body, priority, expires_at, bounded };
+            Prepared::Move(Box::new(moved))
         }
         Op::Outgoing { target, sequence, outgoing } => Prepared::Outgoing { target, sequence, outgoing },
         Op::ReleaseIncoming { session, packet_id } => Prepared::ReleaseIncoming { session, packet_id },

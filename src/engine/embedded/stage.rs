@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Add, Location, Mark, Place, RETAINED, Record};
-use super::lanes::{Prepared, PreparedPublish, SettleReply, Work};
+use super::lanes::{Prepared, PreparedMove, PreparedPublish, SettleReply, Work};
 use super::objects;
 use super::pack::Failed;
 use super::target::{Settings, Target};
@@ -95,16 +95,14 @@ impl Writer {
         }
         match op {
             Prepared::Publish(publish) => self.stage_publish(*publish),
-            Prepared::Move { from, sequence, to, body, priority, expires_at } => {
-                self.stage_move(from, sequence, to, &body, priority, expires_at)
-            }
+            Prepared::Move(moved) => self.stage_move(*moved),
             other => self.stage_rare(other),
         }
     }
 
     fn stage_rare(&mut self, op: Prepared) -> Result<Outcome, Failed> {
         match op {
-            Prepared::Publish(_) | Prepared::Move { .. } => {}
+            Prepared::Publish(_) | Prepared::Move(_) => {}
             Prepared::Outgoing { target, sequence, outgoing } => {
                 let Ok(target) = self.shared.target(target) else {
                     return Ok(Outcome::Refused(Refusal::Gone(target)));
@@ -287,26 +285,29 @@ impl Writer {
         Ok(Sequence(sequence))
     }
 
-    fn stage_move(
-        &mut self,
-        from: TargetId,
-        sequence: Sequence,
-        to: TargetId,
-        body: &Bytes,
-        priority: Priority,
-        expires_at: Option<UnixMillis>,
-    ) -> Result<Outcome, Failed> {
+    fn stage_move(&mut self, moved: PreparedMove) -> Result<Outcome, Failed> {
+        let PreparedMove { from, sequence, view, to, body, priority, expires_at, bounded } = moved;
         let (source, destination) = match (self.shared.target(from), self.shared.target(to)) {
             (Ok(source), Ok(destination)) => (source, destination),
             (Err(_), _) => return Ok(Outcome::Refused(Refusal::Gone(from))),
             (_, Err(_)) => return Ok(Outcome::Refused(Refusal::Gone(to))),
         };
-        let Some(entry) = source.state.lock().settle_for_move(sequence.0) else {
+        if bounded && destination.settings.load().rejects {
+            if let Some((free_bytes, watermark_bytes)) = self.low_disk {
+                self.shared.counts.refused_disk.add(1);
+                return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
+            }
+            if let Some(bound) = room(&destination, body.len() as u64) {
+                self.shared.counts.refused_full.add(1);
+                return Ok(Outcome::Refused(Refusal::Full { target: to, bound }));
+            }
+        }
+        let Some(entry) = source.state.lock().take_for_move(view, sequence.0) else {
             return Ok(Outcome::Refused(Refusal::NotLeased));
         };
         let (packer, mut books) = self.books();
         packer.begin_op(&mut books, 2, body.len())?;
-        let place = packer.body(&mut books, body)?;
+        let place = packer.body(&mut books, &body)?;
         if self.stage_settle(&source, sequence.0, entry.location())? {
             source.messages.fetch_sub(1, Ordering::Relaxed);
             source.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);

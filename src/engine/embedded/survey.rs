@@ -22,7 +22,8 @@ impl State {
         }
         if matches!(view, View::All | View::Delayed) {
             let delayed = self.delayed_until.range(from..).take(max);
-            let delayed = delayed.filter_map(|(&sequence, &until)| self.delayed.get(&(until, sequence)).zip(Some(until)));
+            let delayed = delayed
+                .filter_map(|(&sequence, &until)| self.delayed.get(&(until, sequence)).zip(Some(until)));
             found.extend(delayed.map(|(entry, until)| (*entry, View::Delayed, Some(until))));
         }
         if matches!(view, View::All | View::Leased) {
@@ -41,7 +42,10 @@ impl State {
 
     /// The one with the first place of all.
     pub(super) fn oldest(&self) -> Option<Entry> {
-        let ready = self.levels.iter().flat_map(|level| level.fresh.front().into_iter().chain(level.returned.values().next()));
+        let ready = self
+            .levels
+            .iter()
+            .flat_map(|level| level.fresh.front().into_iter().chain(level.returned.values().next()));
         let delayed = self.delayed_until.first_key_value();
         let delayed = delayed.and_then(|(&sequence, &until)| self.delayed.get(&(until, sequence)));
         let leased = self.leases.all().map(|lease| &lease.entry);
@@ -77,6 +81,17 @@ impl State {
             self.members.go_on();
         }
         out
+    }
+
+    /// Takes one message out to be moved: one that waits in this view, or one that is leased to anyone, the keeper included.
+    pub(super) fn take_for_move(&mut self, view: View, sequence: u64) -> Option<Entry> {
+        let waiting = self.remove(view, [sequence]).pop();
+        if waiting.is_some() || !matches!(view, View::All | View::Leased) {
+            return waiting;
+        }
+        let entry = self.unlease(sequence)?.entry;
+        self.forget(&entry);
+        Some(entry)
     }
 
     /// All that the target holds, for its end.

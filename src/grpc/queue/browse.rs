@@ -47,19 +47,18 @@ impl Pages {
         let began = Instant::now();
         while let Some(from) = self.next.take() {
             let mut found = self.broker.look(&self.queue, self.view, &self.select, from).await?;
-            let through = found.next.map_or(0, |next| next.0 - 1);
-            let mut through = found.messages.last().map_or(through, |last| through.max(last.sequence.0));
             if found.messages.len() >= self.left {
                 found.messages.truncate(self.left);
                 found.next = None;
-                through = found.messages.last().map_or(through, |last| last.sequence.0);
+                found.through = found.messages.last().map_or(found.through, |last| last.sequence);
             }
             self.left -= found.messages.len();
             self.next = found.next;
             if !found.messages.is_empty() || self.next.is_some() && began.elapsed() >= TELL_EVERY {
                 let now = clock::unix_now();
-                let messages = found.messages.into_iter().map(|browsed| deliver::browsed(browsed, now)).collect();
-                return Ok(Some(v1::BrowseResponse { messages, through_sequence: through }));
+                let messages =
+                    found.messages.into_iter().map(|browsed| deliver::browsed(browsed, now)).collect();
+                return Ok(Some(v1::BrowseResponse { messages, through_sequence: found.through.0 }));
             }
         }
         Ok(None)

@@ -224,19 +224,6 @@ impl QueueService {
         Ok(v1::DeleteMessagesResponse { deleted_sequences })
     }
 
-    pub(super) async fn redrive_some(
-        &self,
-        request: v1::RedriveRequest,
-    ) -> Result<v1::RedriveResponse, CoreError> {
-        let from = self.broker.queue_named("dead_letter_queue", &request.dead_letter_queue)?;
-        let to = match request.destination.as_str() {
-            "" => None,
-            name => Some(self.broker.queue_named("destination", name)?),
-        };
-        let max = Some(u64::from(request.max_messages)).filter(|&max| max > 0);
-        Ok(v1::RedriveResponse { moved: self.broker.redrive(&from, to.as_ref(), max).await? })
-    }
-
     pub(super) async fn stats_of(&self, name: &str) -> Result<v1::QueueStats, CoreError> {
         let queue = self.broker.queue_named("name", name)?;
         Ok(watch::stats(self.broker.queue_stats(&queue).await?))

@@ -10,6 +10,7 @@ mod consume;
 mod definition;
 mod deliver;
 mod produce;
+mod redrive;
 mod select;
 mod service;
 mod watch;

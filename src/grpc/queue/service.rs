@@ -155,7 +155,24 @@ impl v1::queue_service_server::QueueService for QueueService {
     }
 
     async fn redrive(&self, request: Request<v1::RedriveRequest>) -> Answer<v1::RedriveResponse> {
-        answer(self.redrive_some(request.into_inner()).await)
+        answer(self.redrive_all(request.into_inner()).await)
+    }
+
+    type RedriveStreamStream = Events<v1::RedriveProgress>;
+
+    async fn redrive_stream(
+        &self,
+        request: Request<v1::RedriveRequest>,
+    ) -> Answer<Self::RedriveStreamStream> {
+        let moving = self.redriving(request.into_inner()).map_err(|error| status(&error))?;
+        let parts = stream::unfold(Some(moving), async |moving| {
+            let mut moving = moving?;
+            match moving.next().await.transpose()? {
+                Ok(progress) => Some((Ok(progress), Some(moving))),
+                Err(error) => Some((Err(status(&error)), None)),
+            }
+        });
+        Ok(Response::new(parts.boxed()))
     }
 
     async fn get_queue_stats(

@@ -8,6 +8,7 @@ mod deliveries;
 mod leases;
 mod messages;
 mod pause;
+mod redrive;
 mod restart;
 mod streams;
 mod watch;
