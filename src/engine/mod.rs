@@ -84,6 +84,8 @@ pub enum Op {
         /// Its priority there.
         priority: Priority,
     },
+    /// Settle a leased message of one queue and put others into queues: all of it or nothing.
+    Forward(Forward),
     /// What is known of an outgoing QoS 1 or 2 delivery of a session.
     Outgoing {
         /// The session.
@@ -127,6 +129,17 @@ pub struct Publish {
     pub incoming: Option<(TargetId, u16)>,
 }
 
+/// What follows from a message that is settled.
+#[derive(Debug, Clone)]
+pub struct Forward {
+    /// Where it is leased.
+    pub from: TargetId,
+    /// By whom.
+    pub lease: LeaseRef,
+    /// What is stored, each in one queue.
+    pub messages: Vec<(Message, Append)>,
+}
+
 /// One target of a publish.
 #[derive(Debug, Clone, Copy)]
 pub struct Append {
@@ -164,8 +177,8 @@ impl Append {
 pub enum Outcome {
     /// Done.
     Done,
-    /// A publish is stored. The sequence numbers stand in the order of its targets; none: that target is full and
-    /// drops what is new.
+    /// A publish is stored, or what was forwarded. The sequence numbers stand in the order of its targets or messages; none:
+    /// that target is full and drops what is new.
     Published(SmallVec<[Option<Sequence>; 2]>),
     /// Nothing of the operation was done.
     Refused(Refusal),

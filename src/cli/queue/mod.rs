@@ -65,6 +65,8 @@ enum Command {
     Consume(consume::Consume),
     /// Settle messages that were received
     Ack(receive::Ack),
+    /// Settle a message that was received and put another into a queue, in one act
+    Forward(receive::Forward),
     /// Give messages back that were received
     Nack(receive::Nack),
     /// Show the first messages of a queue without taking them
@@ -104,6 +106,7 @@ pub(super) async fn run(queue: &Queue, options: &ClientOptions) -> Result<Exit, 
         Command::Receive(receive) => receive.run(client, options).await,
         Command::Consume(consume) => consume.run(client, options).await,
         Command::Ack(ack) => ack.run(client, options).await,
+        Command::Forward(forward) => forward.run(client, options).await,
         Command::Nack(nack) => nack.run(client, options).await,
         Command::Peek(peek) => peek.run(client, options).await,
         Command::Browse(browse) => browse.run(client, options).await,

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::format::{Location, Mark};
 use super::target::Target;
-use crate::engine::{Append, Definition, EngineError, Outcome, Outgoing, SubscribeOptions, View};
+use crate::engine::{Append, Definition, EngineError, LeaseRef, Outcome, Outgoing, SubscribeOptions, View};
 use crate::types::topic::FilterSpec;
 use crate::types::{Priority, Sequence, TargetId, TopicName, UnixMillis};
 
@@ -23,20 +23,11 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 pub(super) enum Prepared {
     Publish(Box<PreparedPublish>),
     Move(Box<PreparedMove>),
-    Outgoing {
-        target: TargetId,
-        sequence: Sequence,
-        outgoing: Outgoing,
-    },
-    ReleaseIncoming {
-        session: TargetId,
-        packet_id: u16,
-    },
+    Forward(Box<PreparedForward>),
+    Outgoing { target: TargetId, sequence: Sequence, outgoing: Outgoing },
+    ReleaseIncoming { session: TargetId, packet_id: u16 },
     Define(TargetId, Box<Definition>),
-    Delete {
-        id: TargetId,
-        only_if_empty: bool,
-    },
+    Delete { id: TargetId, only_if_empty: bool },
     Subscribe(TargetId, FilterSpec, SubscribeOptions),
     Unsubscribe(TargetId, FilterSpec),
 }
@@ -64,6 +55,21 @@ pub(super) struct PreparedMove {
     pub(super) expires_at: Option<UnixMillis>,
     /// A queue that is full refuses it. One that was given up has to go somewhere.
     pub(super) bounded: bool,
+}
+
+/// See [`crate::engine::Forward`].
+#[derive(Debug)]
+pub(super) struct PreparedForward {
+    pub(super) from: TargetId,
+    pub(super) lease: LeaseRef,
+    pub(super) messages: Vec<PreparedAppend>,
+}
+
+/// A message for one target.
+#[derive(Debug)]
+pub(super) struct PreparedAppend {
+    pub(super) body: Bytes,
+    pub(super) append: Append,
 }
 
 /// What a publish does to the retained value of its topic.
@@ -106,6 +112,9 @@ impl Work {
                 .map(|op| match op {
                     Prepared::Publish(publish) => 32 + publish.body.len() + 24 * publish.targets.len(),
                     Prepared::Move(moved) => 64 + moved.body.len(),
+                    Prepared::Forward(forward) => {
+                        64 + forward.messages.iter().map(|message| 64 + message.body.len()).sum::<usize>()
+                    }
                     _ => 128,
                 })
                 .sum(),

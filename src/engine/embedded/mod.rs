@@ -36,7 +36,8 @@ use self::writer::Writer;
 use super::settings::EngineSettings;
 use super::{
     Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
-    Nack, Op, OpenError, OpenProgress, Page, Pending, Publish, Removed, Settled, Stored, TargetStats, Ticket, View,
+    Nack, Op, OpenError, OpenProgress, Page, Pending, Publish, Removed, Settled, Stored, TargetStats, Ticket,
+    View,
 };
 use crate::bell::Bell;
 use crate::types::clock::unix_now;
@@ -51,6 +52,7 @@ mod disk;
 mod entry;
 pub mod export;
 mod format;
+mod forward;
 mod index;
 mod journal;
 mod keeper;

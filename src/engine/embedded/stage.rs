@@ -61,7 +61,12 @@ impl Writer {
     }
 
     /// Whether the message was there.
-    fn stage_settle(&mut self, target: &Target, sequence: u64, place: Location) -> Result<bool, Failed> {
+    pub(super) fn stage_settle(
+        &mut self,
+        target: &Target,
+        sequence: u64,
+        place: Location,
+    ) -> Result<bool, Failed> {
         let of = self.ledger.current(place);
         if !self.ledger.settle(of) {
             return Ok(false);
@@ -88,7 +93,10 @@ impl Writer {
 
     fn stage_op(&mut self, op: Prepared) -> Result<Outcome, Failed> {
         if let Some((free_bytes, watermark_bytes)) = self.low_disk
-            && matches!(op, Prepared::Publish(_) | Prepared::Define(..) | Prepared::Subscribe(..))
+            && matches!(
+                op,
+                Prepared::Publish(_) | Prepared::Forward(_) | Prepared::Define(..) | Prepared::Subscribe(..)
+            )
         {
             self.shared.counts.refused_disk.add(1);
             return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
@@ -96,13 +104,14 @@ impl Writer {
         match op {
             Prepared::Publish(publish) => self.stage_publish(*publish),
             Prepared::Move(moved) => self.stage_move(*moved),
+            Prepared::Forward(forward) => self.stage_forward(*forward),
             other => self.stage_rare(other),
         }
     }
 
     fn stage_rare(&mut self, op: Prepared) -> Result<Outcome, Failed> {
         match op {
-            Prepared::Publish(_) | Prepared::Move(_) => {}
+            Prepared::Publish(_) | Prepared::Move(_) | Prepared::Forward(_) => {}
             Prepared::Outgoing { target, sequence, outgoing } => {
                 let Ok(target) = self.shared.target(target) else {
                     return Ok(Outcome::Refused(Refusal::Gone(target)));
@@ -177,7 +186,7 @@ impl Writer {
                 open.push(None);
                 continue;
             };
-            match room(&target, len) {
+            match room(&target, 1, len) {
                 None => open.push(Some((target, append))),
                 Some(_) if !target.settings.load().rejects => {
                     target.totals.dropped.fetch_add(1, Ordering::Relaxed);
@@ -244,7 +253,7 @@ impl Writer {
         target.next_sequence.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn stage_add(
+    pub(super) fn stage_add(
         &mut self,
         target: Arc<Target>,
         place: Place,
@@ -297,7 +306,7 @@ impl Writer {
                 self.shared.counts.refused_disk.add(1);
                 return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
             }
-            if let Some(bound) = room(&destination, body.len() as u64) {
+            if let Some(bound) = room(&destination, 1, body.len() as u64) {
                 self.shared.counts.refused_full.add(1);
                 return Ok(Outcome::Refused(Refusal::Full { target: to, bound }));
             }
@@ -387,10 +396,10 @@ pub(super) fn subscription_key(session: TargetId, filter: &str) -> Vec<u8> {
     key
 }
 
-/// Which bound one more message would break.
-fn room(target: &Target, len: u64) -> Option<String> {
+/// Which bound so many more messages with so many bytes would break.
+pub(super) fn room(target: &Target, count: u64, len: u64) -> Option<String> {
     let settings = target.settings.load();
-    if target.messages.load(Ordering::Relaxed) >= settings.max_messages {
+    if target.messages.load(Ordering::Relaxed).saturating_add(count) > settings.max_messages {
         return Some(format!("max_messages {}", settings.max_messages));
     }
     let bytes = target.bytes.load(Ordering::Relaxed);

@@ -22,12 +22,14 @@ use super::batch::{enqueue_of, sort};
 use super::browse::Pages;
 use super::definition::{fields_of, queue_name, queue_of, set, spec_of};
 use super::select::{select_of, waiting};
-use super::{CONSUMER_ID_BYTES, MAX_WAIT, QueueService, deliver, failures_of, leases, nack_of, view_of, watch};
+use super::{
+    CONSUMER_ID_BYTES, MAX_WAIT, QueueService, deliver, failures_of, leases, nack_of, view_of, watch,
+};
 
 /// Ids of one request: each is looked for.
 const MAX_IDS: usize = 100;
 
-fn enqueued(stored: Enqueued) -> v1::EnqueueResponse {
+pub(super) fn enqueued(stored: Enqueued) -> v1::EnqueueResponse {
     v1::EnqueueResponse { message_id: stored.id.to_string(), sequence: stored.sequence.0 }
 }
 

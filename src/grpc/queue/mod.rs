@@ -9,6 +9,7 @@ mod calls;
 mod consume;
 mod definition;
 mod deliver;
+mod forward;
 mod produce;
 mod redrive;
 mod select;

@@ -111,6 +111,10 @@ impl v1::queue_service_server::QueueService for QueueService {
         answer(self.acknowledge_all(request.into_inner()).await)
     }
 
+    async fn forward(&self, request: Request<v1::ForwardRequest>) -> Answer<v1::ForwardResponse> {
+        answer(self.forward_all(request.into_inner()).await)
+    }
+
     async fn nack(&self, request: Request<v1::NackRequest>) -> Answer<v1::NackResponse> {
         answer(self.nack_all(request.into_inner()))
     }

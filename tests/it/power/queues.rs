@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
 use super::history::{Found, History, Order, Sent};
+use super::pipeline::{PIPELINE, STEPS};
 use crate::below::Chance;
 use crate::harness::within;
 use crate::queue::{millis, named, seconds, which};
@@ -39,10 +40,10 @@ pub(super) struct Gone;
 /// What the gRPC door is asked with.
 #[derive(Clone)]
 pub(super) struct Caller {
-    queues: QueueServiceClient<Channel>,
+    pub(super) queues: QueueServiceClient<Channel>,
     topics: PubSubServiceClient<Channel>,
-    history: Arc<History>,
-    chance: Chance,
+    pub(super) history: Arc<History>,
+    pub(super) chance: Chance,
 }
 
 impl Caller {
@@ -56,7 +57,10 @@ impl Caller {
     }
 
     /// The answer, unless the broker is gone or stores nothing any more.
-    async fn got<T>(&self, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Gone> {
+    pub(super) async fn got<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Gone> {
         match within("an answer", call).await {
             Ok(response) => Ok(response.into_inner()),
             Err(status) => Err(self.gone(&status)),
@@ -75,17 +79,23 @@ impl Caller {
         v1::Message { topic: topic.to_owned(), payload: sent.payload().into(), ..Default::default() }
     }
 
-    fn new_message(&self, line: u64, topic: &str) -> (Sent, v1::Message) {
+    pub(super) fn new_message(&self, line: u64, topic: &str) -> (Sent, v1::Message) {
         let sent = self.history.lock().next(line);
         (sent, Self::message(sent, topic))
     }
 
     /// The queues, unless they are there.
     pub(super) async fn define(&self) -> Result<(), Gone> {
-        for (name, bindings) in [(WORK, vec![]), (BOUND, vec!["live/#".to_owned()]), (LATER, vec![]), (HELD, vec![])] {
+        for (name, bindings) in
+            [(WORK, vec![]), (BOUND, vec!["live/#".to_owned()]), (LATER, vec![]), (HELD, vec![])]
+        {
             let queue = v1::Queue { bindings, lease: seconds(600), ..named(name) };
             let request = v1::CreateQueueRequest { queue: Some(queue), if_not_exists: true };
-            self.got(self.queues.clone().create_queue(request)).await?;
+            match within("an answer", self.queues.clone().create_queue(request)).await {
+                // With the label that an earlier run has given it.
+                Err(status) if name == HELD && status.code() == Code::AlreadyExists => {}
+                answer => drop(self.got(std::future::ready(answer)).await?),
+            }
             self.history.lock().queue(name);
         }
         Ok(())
@@ -390,13 +400,16 @@ impl Caller {
     /// What is in the store.
     pub(super) async fn find(&mut self) -> Result<Found, Status> {
         let mut found = Found::default();
-        for queue in [WORK, BOUND, LATER, HELD] {
-            let numbers = found.queues.entry(queue).or_default();
+        let steps = STEPS.map(|step| (step, PIPELINE));
+        for (queue, known_as) in
+            [WORK, BOUND, LATER, HELD].map(|queue| (queue, queue)).into_iter().chain(steps)
+        {
+            let numbers = found.queues.entry(known_as).or_default();
             let view = v1::QueueView::All.into();
             let browse = v1::BrowseRequest { queue: queue.to_owned(), view, ..Default::default() };
             let mut pages = match within("an answer", self.queues.browse(browse)).await {
                 Err(status) if status.code() == Code::NotFound => {
-                    found.queues.remove(queue);
+                    found.queues.remove(known_as);
                     continue;
                 }
                 pages => pages?.into_inner(),

@@ -204,8 +204,9 @@ async fn every_help_has_an_example() {
     let help = stafett(["queue", "--help"]).await;
     assert_eq!(help.code, Some(0));
     for command in [
-        "create", "list", "info", "update", "pause", "resume", "delete", "bind", "unbind", "send", "receive", "consume", "ack",
-        "nack", "peek", "browse", "purge", "cancel", "redrive", "stats", "watch",
+        "create", "list", "info", "update", "pause", "resume", "delete", "bind", "unbind", "send", "receive",
+        "consume", "ack", "forward", "nack", "peek", "browse", "purge", "cancel", "redrive", "stats",
+        "watch",
     ] {
         assert!(help.stdout.contains(&format!("\n  {command} ")), "{command} is not listed");
         let own = stafett(["queue", command, "--help"]).await;

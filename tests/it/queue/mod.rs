@@ -5,6 +5,7 @@ mod commands;
 mod definitions;
 mod deleting;
 mod deliveries;
+mod forward;
 mod leases;
 mod messages;
 mod pause;
