@@ -206,12 +206,15 @@ fn queue() -> Definition {
         lease: Duration::from_secs(30),
         max_deliveries: None,
         dead_letter: None,
+        retry_min_backoff: None,
+        retry_max_backoff: None,
         default_ttl: None,
         max_messages: u64::MAX,
         max_bytes: u64::MAX / 2,
         priorities: false,
         labels: Default::default(),
         created_at: unix_now(),
+        dead_letter_expired: false,
     })
 }
 

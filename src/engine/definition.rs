@@ -33,6 +33,11 @@ pub struct QueueSpec {
     pub max_deliveries: Option<NonZeroU32>,
     /// Where messages go that were given up.
     pub dead_letter: Option<QueueName>,
+    /// How long a message rests after its first failed delivery, about twice as long after each further one; none: not
+    /// at all.
+    pub retry_min_backoff: Option<Duration>,
+    /// No rest is longer; none: [`QueueSpec::MAX_BACKOFF`], or the shortest where that is longer.
+    pub retry_max_backoff: Option<Duration>,
     /// The time to live of messages that have none of their own.
     pub default_ttl: Option<Duration>,
     /// At most so many messages; beyond it a publish is refused whole.
@@ -45,6 +50,13 @@ pub struct QueueSpec {
     pub labels: BTreeMap<String, String>,
     /// When it was made.
     pub created_at: UnixMillis,
+    /// What expires goes to `dead_letter`, instead of being dropped.
+    pub dead_letter_expired: bool,
+}
+
+impl QueueSpec {
+    /// The longest rest of which nothing was said.
+    pub const MAX_BACKOFF: Duration = Duration::from_secs(600);
 }
 
 /// A session that outlives its connection.

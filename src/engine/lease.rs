@@ -85,8 +85,8 @@ pub struct Settled {
 pub enum Nack {
     /// Not counted.
     Release,
-    /// Counted against the maximum of deliveries.
-    Failed,
+    /// Counted against the maximum of deliveries. Why is kept with the dead letter if it was the last.
+    Failed(Option<ByteString>),
     /// The same, and its consumer was lost with it: see [`Consumer::take`](super::Consumer::take).
     Lost,
     /// To the dead letter queue at once, with this reason; where there is none it counts as failed.

@@ -336,7 +336,8 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// [`EngineError::NoSuchTarget`].
     fn settle(&self, target: TargetId, leases: &[LeaseRef]) -> Result<Settled, EngineError>;
 
-    /// Gives leased messages back, to be due after `delay`. Nobody needs to wait for the ticket.
+    /// Gives leased messages back, to be due after `delay`; none: what counts rests as its target says, what does not is
+    /// due at once. Nobody needs to wait for the ticket.
     ///
     /// # Errors
     /// [`EngineError::NoSuchTarget`].
@@ -345,7 +346,7 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
         target: TargetId,
         leases: &[LeaseRef],
         how: Nack,
-        delay: Duration,
+        delay: Option<Duration>,
     ) -> Result<Settled, EngineError>;
 
     /// Lets leases end `lease` from now.

@@ -182,12 +182,15 @@ pub(crate) fn spec(name: &str) -> QueueSpec {
         lease: Duration::from_secs(30),
         max_deliveries: None,
         dead_letter: None,
+        retry_min_backoff: None,
+        retry_max_backoff: None,
         default_ttl: None,
         max_messages: u64::MAX,
         max_bytes: u64::MAX,
         priorities: false,
         labels: Default::default(),
         created_at: UnixMillis(1),
+        dead_letter_expired: false,
     }
 }
 

@@ -8,4 +8,5 @@ mod bench;
 mod conformance;
 mod crash;
 mod embedded;
+mod giving_up;
 mod power;

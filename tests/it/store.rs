@@ -42,12 +42,15 @@ fn queue(name: &str) -> Definition {
         lease: Duration::from_secs(30),
         max_deliveries: None,
         dead_letter: None,
+        retry_min_backoff: None,
+        retry_max_backoff: None,
         default_ttl: None,
         max_messages: 1_000_000,
         max_bytes: 1 << 40,
         priorities: true,
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
         created_at: UnixMillis(1_700_000_000_000),
+        dead_letter_expired: false,
     })
 }
 
@@ -250,7 +253,7 @@ async fn an_export_holds_what_few_messages_carry() {
     let mut taken = Vec::new();
     consumer.take(1, usize::MAX, &mut taken).unwrap();
     let lease = stafett::engine::LeaseRef::of(taken[0].sequence);
-    let nacked = engine.nack(ORDERS, &[lease], Nack::Failed, Duration::from_secs(3_600)).unwrap();
+    let nacked = engine.nack(ORDERS, &[lease], Nack::Failed(None), Some(Duration::from_secs(3_600))).unwrap();
     nacked.durable.await.unwrap();
     drop(consumer);
     drop(engine);

@@ -27,6 +27,12 @@ struct Settings {
     /// Where messages go that are given up: a queue that exists
     #[arg(long, value_name = "QUEUE")]
     dead_letter_queue: Option<String>,
+    /// How long a message rests after its first failed delivery, about twice as long after each further one
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    retry_min_backoff: Option<Duration>,
+    /// No rest is longer; 10m if not said
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    retry_max_backoff: Option<Duration>,
     /// How long messages without a time to live are worth delivering
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     default_ttl: Option<Duration>,
@@ -39,6 +45,9 @@ struct Settings {
     /// A label for your tools; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
+    /// Expired messages go to the dead letter queue: true or false
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    dead_letter_expired: Option<bool>,
     /// Copy every publish that matches into the queue; may be given several times
     #[arg(long = "bind", value_name = "FILTER")]
     bindings: Vec<String>,
@@ -57,10 +66,13 @@ impl Settings {
             ("lease", self.lease.is_some()),
             ("max_deliveries", self.max_deliveries.is_some()),
             ("dead_letter_queue", self.dead_letter_queue.is_some()),
+            ("retry_min_backoff", self.retry_min_backoff.is_some()),
+            ("retry_max_backoff", self.retry_max_backoff.is_some()),
             ("default_ttl", self.default_ttl.is_some()),
             ("max_messages", self.max_messages.is_some()),
             ("max_bytes", self.max_bytes.is_some()),
             ("labels", !self.labels.is_empty()),
+            ("dead_letter_expired", self.dead_letter_expired.is_some()),
             ("bindings", !self.bindings.is_empty()),
         ];
         let queue = v1::Queue {
@@ -69,11 +81,14 @@ impl Settings {
             lease: self.lease.map(duration),
             max_deliveries: self.max_deliveries.unwrap_or_default(),
             dead_letter_queue: self.dead_letter_queue.clone().unwrap_or_default(),
+            retry_min_backoff: self.retry_min_backoff.map(duration),
+            retry_max_backoff: self.retry_max_backoff.map(duration),
             default_ttl: self.default_ttl.map(duration),
             max_messages: self.max_messages.unwrap_or_default(),
             max_bytes: self.max_bytes.unwrap_or_default(),
             priorities: false,
             labels,
+            dead_letter_expired: self.dead_letter_expired.unwrap_or_default(),
         };
         Ok((queue, fields.into_iter().filter(|(_, said)| *said).map(|(field, _)| field).collect()))
     }
@@ -124,7 +139,8 @@ pub(super) struct Update {
     settings: Settings,
     /// Give a setting its default again; may be given several times
     #[arg(long, value_name = "SETTING", value_parser = [
-        "lease", "max_deliveries", "dead_letter_queue", "default_ttl", "max_messages", "max_bytes", "labels", "bindings",
+        "lease", "max_deliveries", "dead_letter_queue", "retry_min_backoff", "retry_max_backoff", "default_ttl",
+        "max_messages", "max_bytes", "labels", "dead_letter_expired", "bindings",
     ])]
     unset: Vec<String>,
 }

@@ -150,11 +150,14 @@ fn queue_json(queue: &v1::Queue) -> Value {
         "lease": queue.lease.as_ref().map(show_duration),
         "max_deliveries": queue.max_deliveries,
         "dead_letter_queue": queue.dead_letter_queue,
+        "retry_min_backoff": queue.retry_min_backoff.as_ref().map(show_duration),
+        "retry_max_backoff": queue.retry_max_backoff.as_ref().map(show_duration),
         "default_ttl": queue.default_ttl.as_ref().map(show_duration),
         "max_messages": queue.max_messages,
         "max_bytes": queue.max_bytes,
         "priorities": queue.priorities,
         "labels": labels,
+        "dead_letter_expired": queue.dead_letter_expired,
     })
 }
 
@@ -166,9 +169,14 @@ fn queue_text(queue: &v1::Queue) -> String {
         0 => "without end".to_owned(),
         max => max.to_string(),
     };
+    let backoff = match (&queue.retry_min_backoff, &queue.retry_max_backoff) {
+        (None, _) => "none".to_owned(),
+        (Some(min), None) => format!("from {}", show_duration(min)),
+        (Some(min), Some(max)) => format!("from {} to {}", show_duration(min), show_duration(max)),
+    };
     let mut text = format!(
         "name               {}\nlease              {}\nmax deliveries     {deliveries}\ndead letter queue  {}\n\
-         default ttl        {}\nmax messages       {}\nmax bytes          {}\npriorities         {}\n",
+         retry backoff      {backoff}\ndefault ttl        {}\nmax messages       {}\nmax bytes          {}\npriorities         {}\n",
         queue.name,
         time(queue.lease.as_ref()),
         or(queue.dead_letter_queue.clone(), "none"),
@@ -177,6 +185,9 @@ fn queue_text(queue: &v1::Queue) -> String {
         queue.max_bytes,
         if queue.priorities { "yes" } else { "no" },
     );
+    if queue.dead_letter_expired {
+        text.push_str("expired            to the dead letter queue\n");
+    }
     for binding in &queue.bindings {
         text.push_str(&format!("binding            {binding}\n"));
     }

@@ -240,7 +240,7 @@ impl QueueConsumer {
         Ok((failures, durable))
     }
 
-    /// Gives deliveries back, due again after `delay`. Their room is free at once; nobody waits for the disk.
+    /// Gives deliveries back, due again after `delay`; none: as the queue says. Their room is free at once; nobody waits for the disk.
     ///
     /// # Errors
     /// As [`QueueConsumer::acknowledge`].
@@ -249,7 +249,7 @@ impl QueueConsumer {
         numbers: &[u64],
         tokens: &[Bytes],
         how: Nack,
-        delay: Duration,
+        delay: Option<Duration>,
     ) -> Result<StreamFailures, CoreError> {
         let mut failures = self.resolve(numbers, tokens, true);
         let nacked = self.broker.engine().nack(self.queue.id, &self.refs, how, delay);

@@ -29,12 +29,15 @@ pub fn plain_queue(name: QueueName, limits: &Limits, now: UnixMillis) -> QueueSp
         lease: limits.default_lease,
         max_deliveries: None,
         dead_letter: None,
+        retry_min_backoff: None,
+        retry_max_backoff: None,
         default_ttl: None,
         max_messages: limits.queue_messages,
         max_bytes: limits.queue_bytes,
         priorities: false,
         labels: std::collections::BTreeMap::new(),
         created_at: now,
+        dead_letter_expired: false,
     }
 }
 
@@ -258,12 +261,17 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
         let what = "needs a dead_letter_queue, where messages go that were given up";
         return Err(CoreError::invalid("queue.max_deliveries", what));
     }
+    if spec.dead_letter_expired && spec.dead_letter.is_none() {
+        let what = "needs a dead_letter_queue, where expired messages go";
+        return Err(CoreError::invalid("queue.dead_letter_expired", what));
+    }
     if spec.dead_letter.as_ref() == Some(&spec.name) {
         return Err(CoreError::invalid(
             "queue.dead_letter_queue",
             "a queue cannot be its own dead letter queue",
         ));
     }
+    check_backoff(spec, limits)?;
     if spec.default_ttl.is_some_and(|ttl| ttl < Duration::from_secs(1)) {
         return Err(CoreError::invalid("queue.default_ttl", "must be at least 1 s"));
     }
@@ -298,6 +306,28 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
     Ok(())
 }
 
+/// A shortest rest that is long enough to be one, and no longest without it or below it.
+fn check_backoff(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
+    let (min, max) = (spec.retry_min_backoff, spec.retry_max_backoff);
+    let within = Duration::from_millis(1)..=limits.max_lease;
+    for (field, rest) in [("queue.retry_min_backoff", min), ("queue.retry_max_backoff", max)] {
+        if let Some(rest) = rest.filter(|rest| !within.contains(rest)) {
+            let (least, most) = (within.start(), within.end());
+            return Err(CoreError::invalid(field, format!("{rest:?} is not within {least:?} and {most:?}")));
+        }
+    }
+    match (min, max) {
+        (None, Some(_)) => {
+            Err(CoreError::invalid("queue.retry_max_backoff", "needs a retry_min_backoff, where rests begin"))
+        }
+        (Some(min), Some(max)) if max < min => {
+            let what = format!("{max:?} is below retry_min_backoff, which is {min:?}");
+            Err(CoreError::invalid("queue.retry_max_backoff", what))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// In words, what `asked` has different from `there`; empty if nothing.
 fn difference(there: &QueueSpec, asked: &QueueSpec) -> String {
     fn compare<T: PartialEq + std::fmt::Debug>(out: &mut String, what: &str, there: &T, asked: &T) {
@@ -316,10 +346,13 @@ fn difference(there: &QueueSpec, asked: &QueueSpec) -> String {
     compare(&mut out, "lease", &there.lease, &asked.lease);
     compare(&mut out, "max_deliveries", &there.max_deliveries, &asked.max_deliveries);
     compare(&mut out, "dead_letter_queue", &there.dead_letter, &asked.dead_letter);
+    compare(&mut out, "retry_min_backoff", &there.retry_min_backoff, &asked.retry_min_backoff);
+    compare(&mut out, "retry_max_backoff", &there.retry_max_backoff, &asked.retry_max_backoff);
     compare(&mut out, "default_ttl", &there.default_ttl, &asked.default_ttl);
     compare(&mut out, "max_messages", &there.max_messages, &asked.max_messages);
     compare(&mut out, "max_bytes", &there.max_bytes, &asked.max_bytes);
     compare(&mut out, "priorities", &there.priorities, &asked.priorities);
     compare(&mut out, "labels", &there.labels, &asked.labels);
+    compare(&mut out, "dead_letter_expired", &there.dead_letter_expired, &asked.dead_letter_expired);
     out
 }

@@ -100,7 +100,7 @@ impl Broker {
         Ok(failures)
     }
 
-    /// Gives leases back, due again after `delay`. Does not wait for the disk.
+    /// Gives leases back, due again after `delay`; none: as the queue says. Does not wait for the disk.
     ///
     /// # Errors
     /// As [`Broker::acknowledge`].
@@ -109,7 +109,7 @@ impl Broker {
         queue: &QueueEntry,
         tokens: &[Bytes],
         how: Nack,
-        delay: Duration,
+        delay: Option<Duration>,
     ) -> Result<Failures, CoreError> {
         let (leases, mut failures) = self.leases_of(queue, tokens);
         let nacked =

@@ -49,15 +49,20 @@ impl Consumer for EmbeddedConsumer {
             if state.gone {
                 return Err(EngineError::NoSuchTarget(self.target.id));
             }
-            let isolates = self.target.settings.load().max_deliveries.is_some();
-            let how = Take { consumer: self.id, max, max_bytes, now, lease_ends, isolates };
+            let (max_deliveries, buries_expired) = {
+                let settings = self.target.settings.load();
+                (settings.retries.max, settings.buries_expired)
+            };
+            let how =
+                Take { consumer: self.id, max, max_bytes, now, lease_ends, max_deliveries, buries_expired };
             let not = state.take(how, |entry| bodies.get(entry), &mut taken);
             if self.lease.is_some() {
                 self.shared.tasks.register(&self.target, &mut state, now);
             }
             not
         };
-        keeper::expire(&self.shared, &self.target, &not.expired);
+        keeper::run_out(&self.shared, &self.target, not.over);
+        keeper::give_up(&self.shared, &self.target, not.exhausted, None);
         drop(placing);
         self.reading.store(!not.missing.is_empty(), Ordering::Relaxed);
         if !not.missing.is_empty() {
@@ -104,20 +109,20 @@ impl Consumer for EmbeddedConsumer {
     }
 
     fn release_all(&self, counted: bool) {
-        let max = self.target.settings.load().max_deliveries;
+        let retries = self.target.settings.load().retries;
         let at: UnixMillis = unix_now();
         let _placing = self.shared.lanes.placing();
         let due = {
             let mut state = self.target.state.lock();
             let how = if counted { Return::Lost } else { Return::Released };
-            let due = state.release_all(self.id, how, max, at);
+            let due = state.release_all(self.id, how, retries, at);
             self.shared.tasks.register(&self.target, &mut state, at);
             due
         };
         if counted {
             self.shared.counts.leases_lost.add(due.ended);
         }
-        follow_up(&self.shared, &self.target, due);
+        follow_up(&self.shared, &self.target, due, keeper::LOST);
     }
 
     fn target(&self) -> TargetId {

@@ -67,6 +67,7 @@ mod pack;
 mod pen;
 mod prepare;
 mod recovery;
+mod retries;
 mod returns;
 mod rows;
 mod shared;
@@ -301,16 +302,16 @@ impl Engine for Embedded {
         target: TargetId,
         leases: &[LeaseRef],
         how: Nack,
-        delay: Duration,
+        delay: Option<Duration>,
     ) -> Result<Settled, EngineError> {
         let target = self.shared.target(target)?;
         let settings = target.settings.load_full();
         let at = unix_now();
-        let until = if delay.is_zero() { 0 } else { at.after(delay).0 };
+        let until = delay.map(|delay| at.after(delay).0);
         let bury = matches!(how, Nack::DeadLetter(_)) && settings.dead_letter.is_some();
         let back = match how {
             Nack::Release => Return::Released,
-            Nack::Failed | Nack::DeadLetter(_) => Return::Failed,
+            Nack::Failed(_) | Nack::DeadLetter(_) => Return::Failed,
             Nack::Lost => Return::Lost,
         };
         let (mut failed, mut marks, mut exhausted) = (Vec::new(), Vec::new(), Vec::new());
@@ -325,7 +326,7 @@ impl Engine for Embedded {
                     }
                     continue;
                 }
-                match state.give_back(lease, back, settings.max_deliveries, until, at) {
+                match state.give_back(lease, back, settings.retries, until, at) {
                     Ok(Returned { entry, mark, exhausted: true, .. }) => {
                         exhausted.push((entry, mark.attempts))
                     }
@@ -342,13 +343,16 @@ impl Engine for Embedded {
             self.shared.counts.leases_lost.add((leases.len() - failed.len()) as u64);
         }
         let (reply, durable) = Ticket::new();
-        let reason = match how {
-            Nack::DeadLetter(reason) if bury => reason,
-            _ => "max deliveries reached".into(),
-        };
         let reply = if exhausted.is_empty() {
             Some(reply)
         } else {
+            let reason = match how {
+                Nack::DeadLetter(reason) if bury => reason,
+                Nack::DeadLetter(why) => keeper::exhausted(Some(&why)),
+                Nack::Failed(why) => keeper::exhausted(why.as_deref()),
+                Nack::Lost => keeper::exhausted(Some(keeper::LOST)),
+                Nack::Release => keeper::exhausted(None),
+            };
             let reply = if marks.is_empty() { Some(reply) } else { None };
             let job = Job::Bury { target: target.clone(), entries: exhausted, reason, reply };
             self.shared.tasks.push(job);

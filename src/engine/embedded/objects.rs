@@ -54,6 +54,12 @@ struct StoredQueue {
     labels: BTreeMap<String, String>,
     #[prost(uint64, tag = "11")]
     created_at: u64,
+    #[prost(uint64, optional, tag = "26")]
+    retry_min_backoff_ms: Option<u64>,
+    #[prost(uint64, optional, tag = "27")]
+    retry_max_backoff_ms: Option<u64>,
+    #[prost(bool, tag = "38")]
+    dead_letter_expired: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -122,6 +128,9 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             priorities: queue.priorities,
             labels: queue.labels.clone(),
             created_at: queue.created_at.0,
+            retry_min_backoff_ms: queue.retry_min_backoff.map(millis),
+            retry_max_backoff_ms: queue.retry_max_backoff.map(millis),
+            dead_letter_expired: queue.dead_letter_expired,
         }),
         Definition::Session(session) => Kind::Session(StoredSession {
             client_id: session.client_id.to_string(),
@@ -162,12 +171,15 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             lease: Duration::from_millis(queue.lease_ms),
             max_deliveries: NonZeroU32::new(queue.max_deliveries),
             dead_letter: queue.dead_letter.map(|name| QueueName::parse(name).map_err(wrong)).transpose()?,
+            retry_min_backoff: queue.retry_min_backoff_ms.map(Duration::from_millis),
+            retry_max_backoff: queue.retry_max_backoff_ms.map(Duration::from_millis),
             default_ttl: queue.default_ttl_ms.map(Duration::from_millis),
             max_messages: queue.max_messages,
             max_bytes: queue.max_bytes,
             priorities: queue.priorities,
             labels: queue.labels,
             created_at: UnixMillis(queue.created_at),
+            dead_letter_expired: queue.dead_letter_expired,
         }),
         Kind::Session(session) => Definition::Session(SessionSpec {
             client_id: ClientId::parse(session.client_id).map_err(wrong)?,
@@ -240,12 +252,15 @@ mod tests {
                 lease: Duration::from_secs(30),
                 max_deliveries: NonZeroU32::new(5),
                 dead_letter: Some(QueueName::parse("dead").unwrap()),
+                retry_min_backoff: Some(Duration::from_millis(100)),
+                retry_max_backoff: Some(Duration::from_secs(60)),
                 default_ttl: Some(Duration::from_millis(1500)),
                 max_messages: 7,
                 max_bytes: 8,
                 priorities: true,
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
                 created_at: UnixMillis(9),
+                dead_letter_expired: true,
             }),
             Definition::Session(SessionSpec {
                 client_id: ClientId::parse("c").unwrap(),

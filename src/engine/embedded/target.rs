@@ -1,12 +1,12 @@
 //! A durable target as the engine knows it: its settings, its counts, its index.
 
-use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use super::index::State;
+use super::retries::Retries;
 use crate::engine::{Definition, TargetStats};
 use crate::types::{QueueName, TargetId};
 
@@ -17,10 +17,12 @@ pub(super) struct Settings {
     pub(super) rejects: bool,
     pub(super) max_messages: u64,
     pub(super) max_bytes: u64,
-    pub(super) max_deliveries: Option<NonZeroU32>,
+    pub(super) retries: Retries,
     pub(super) queue: Option<QueueName>,
     pub(super) dead_letter: Option<QueueName>,
     pub(super) priorities: bool,
+    /// What expires goes to the dead letter queue.
+    pub(super) buries_expired: bool,
 }
 
 impl From<&Definition> for Settings {
@@ -38,10 +40,12 @@ impl From<&Definition> for Settings {
             rejects: queue.is_some(),
             max_messages,
             max_bytes,
-            max_deliveries: queue.and_then(|queue| queue.max_deliveries),
+            retries: queue.map(Retries::from).unwrap_or_default(),
             queue: queue.map(|queue| queue.name.clone()),
             dead_letter: queue.and_then(|queue| queue.dead_letter.clone()),
             priorities: queue.is_some_and(|queue| queue.priorities),
+            buries_expired: queue
+                .is_some_and(|queue| queue.dead_letter_expired && queue.dead_letter.is_some()),
         }
     }
 }

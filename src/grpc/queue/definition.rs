@@ -1,6 +1,7 @@
 //! A queue's settings, between the contract and the core.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use crate::core::queues::define::plain_queue;
 use crate::core::{CoreError, Limits};
@@ -10,16 +11,19 @@ use crate::grpc::proto::v1;
 use crate::types::{QueueName, TopicFilter, clock};
 
 /// The fields that may be said of a queue, beside its name.
-const FIELDS: [&str; 9] = [
+const FIELDS: [&str; 12] = [
     "bindings",
     "lease",
     "max_deliveries",
     "dead_letter_queue",
+    "retry_min_backoff",
+    "retry_max_backoff",
     "default_ttl",
     "max_messages",
     "max_bytes",
     "priorities",
     "labels",
+    "dead_letter_expired",
 ];
 
 /// The settings of a queue to make; what is not said has its default.
@@ -79,17 +83,25 @@ pub(super) fn set(
                 name => Some(queue_name("queue.dead_letter_queue", name)?),
             };
         }
-        "default_ttl" => {
-            let ttl = queue.default_ttl.as_ref().map(|ttl| duration("queue.default_ttl", ttl));
-            spec.default_ttl = ttl.transpose()?;
+        "retry_min_backoff" => {
+            spec.retry_min_backoff = time("queue.retry_min_backoff", &queue.retry_min_backoff)?
         }
+        "retry_max_backoff" => {
+            spec.retry_max_backoff = time("queue.retry_max_backoff", &queue.retry_max_backoff)?
+        }
+        "default_ttl" => spec.default_ttl = time("queue.default_ttl", &queue.default_ttl)?,
         "max_messages" => spec.max_messages = or(queue.max_messages, limits.queue_messages),
         "max_bytes" => spec.max_bytes = or(queue.max_bytes, limits.queue_bytes),
         "priorities" => spec.priorities = queue.priorities,
         "labels" => spec.labels = queue.labels.clone().into_iter().collect(),
+        "dead_letter_expired" => spec.dead_letter_expired = queue.dead_letter_expired,
         other => return Err(CoreError::invalid("update_mask", format!("{other:?} is no field of a queue"))),
     }
     Ok(())
+}
+
+fn time(field: &str, said: &Option<prost_types::Duration>) -> Result<Option<Duration>, CoreError> {
+    said.as_ref().map(|said| duration(field, said)).transpose()
 }
 
 fn or(given: u64, default: u64) -> u64 {
@@ -124,11 +136,14 @@ pub(super) fn queue_of(spec: &QueueSpec) -> v1::Queue {
         lease: Some(duration_of(spec.lease)),
         max_deliveries: spec.max_deliveries.map_or(0, NonZeroU32::get),
         dead_letter_queue: spec.dead_letter.as_ref().map(ToString::to_string).unwrap_or_default(),
+        retry_min_backoff: spec.retry_min_backoff.map(duration_of),
+        retry_max_backoff: spec.retry_max_backoff.map(duration_of),
         default_ttl: spec.default_ttl.map(duration_of),
         max_messages: spec.max_messages,
         max_bytes: spec.max_bytes,
         priorities: spec.priorities,
         labels: spec.labels.clone().into_iter().collect(),
+        dead_letter_expired: spec.dead_letter_expired,
     }
 }
 
@@ -144,10 +159,13 @@ mod tests {
             bindings: vec!["shop/+/order".to_owned()],
             max_deliveries: 5,
             dead_letter_queue: "dead".to_owned(),
+            retry_min_backoff: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+            retry_max_backoff: Some(prost_types::Duration { seconds: 9, nanos: 500_000_000 }),
             default_ttl: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
             max_messages: 10,
             priorities: true,
             labels: [("team".to_owned(), "a".to_owned())].into(),
+            dead_letter_expired: true,
             ..Default::default()
         };
         let back = queue_of(&spec_of(&given, &limits).unwrap());

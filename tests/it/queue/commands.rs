@@ -48,7 +48,7 @@ async fn a_queue_is_made_shown_changed_and_deleted() {
     assert_eq!((info["lease"].as_str(), info["max_bytes"].as_u64()), (Some("60s"), Some(64 << 20)));
     assert_eq!((&info["bindings"][0], &info["labels"]["team"]), (&"shop/+/order".into(), &"a".into()));
     assert_eq!((info["priorities"].as_bool(), info["default_ttl"].as_str()), (Some(true), None));
-    assert_eq!(done(&broker, &["create", "dead", "--if-not-exists"]).await.lines().count(), 8);
+    assert_eq!(done(&broker, &["create", "dead", "--if-not-exists"]).await.lines().count(), 9);
     let (code, why) = failed(&broker, &["create", "dead"]).await;
     assert!(code == 1 && why.contains("AlreadyExists"), "{why}");
 
@@ -186,6 +186,27 @@ async fn a_queue_is_looked_after() {
     assert!(code == 1 && why.contains("view"), "{why}");
     let (code, _) = failed(&broker, &["purge", "q"]).await;
     assert_eq!(code, 2);
+}
+
+#[tokio::test]
+async fn what_is_tried_again_and_given_up_is_set_and_shown() {
+    let broker = Broker::start().await;
+    done(&broker, &["create", "dead"]).await;
+    let create =
+        ["create", "q", "--dead-letter-queue", "dead", "--retry-min-backoff", "1s", "--dead-letter-expired"];
+    let text = done(&broker, &create).await;
+    assert!(text.contains("retry backoff      from 1s"), "{text}");
+    let changed =
+        &json(&broker, &["update", "q", "--retry-max-backoff", "9s", "--unset", "dead_letter_expired"]).await
+            [0];
+    let shown = (changed["retry_max_backoff"].as_str(), changed["dead_letter_expired"].as_bool());
+    assert_eq!(shown, (Some("9s"), Some(false)));
+    done(&broker, &["send", "q", "3"]).await;
+    let received = &json(&broker, &["receive", "q"]).await[0];
+    done(&broker, &["nack", "q", received["lease_token"].as_str().unwrap()]).await;
+    assert_eq!(json(&broker, &["stats", "q"]).await[0]["delayed"], 1, "it rests");
+    let (code, why) = failed(&broker, &["update", "q", "--retry-max-backoff", "1ms"]).await;
+    assert!(code == 1 && why.contains("queue.retry_max_backoff"), "{why}");
 }
 
 #[tokio::test]

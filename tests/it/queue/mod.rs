@@ -3,6 +3,7 @@
 mod commands;
 mod definitions;
 mod deliveries;
+mod giving_up;
 mod leases;
 mod messages;
 mod restart;

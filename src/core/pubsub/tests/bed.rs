@@ -367,7 +367,7 @@ impl Engine for Held {
         target: TargetId,
         leases: &[LeaseRef],
         how: Nack,
-        delay: Duration,
+        delay: Option<Duration>,
     ) -> Result<Settled, EngineError> {
         self.inner.nack(target, leases, how, delay)
     }

@@ -1,0 +1,174 @@
+//! Kills a process whose messages fail and expire, again and again on the same data, and looks where they are.
+//!
+//! The child says what it did, a line each: `F n` message n failed, and rests for an hour; `X n` n is stored and its time
+//! is over.
+//!
+//! `STAFETT_KILLS` and `STAFETT_SEED` make it longer or repeat a run.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use stafett::engine::embedded::Embedded;
+use stafett::engine::{
+    Append, Browsed, ConsumerOptions, Definition, Durability, Engine, LeaseRef, Nack, Op, QueueSpec, View,
+};
+use stafett::types::clock::unix_now;
+use stafett::types::{MessageIds, Sequence, TargetId, UnixMillis};
+
+use super::HOUR;
+use crate::below::{Chance, setting};
+use crate::bench::{publish, settings, spec, with_dead_letters};
+use crate::crash::{child_has, child_of, message, number, run_until, say};
+
+const RESTING: TargetId = TargetId(1);
+const EXPIRING: TargetId = TargetId(2);
+const DEAD: TargetId = TargetId(3);
+
+/// The child. Does nothing when the tests run it as a test.
+#[test]
+fn child() {
+    let Some((directory, first)) = child_has() else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(work(&directory, first));
+}
+
+async fn work(directory: &Path, first: u64) {
+    let engine = Arc::new(Embedded::open(settings(directory, Durability::Fsync)).unwrap());
+    if engine.stored().queues.is_empty() {
+        let resting = QueueSpec { retry_min_backoff: Some(HOUR), ..spec("resting") };
+        let expiring = QueueSpec { dead_letter_expired: true, ..with_dead_letters("expiring", 5, "dead") };
+        let define = |id, spec| Op::Define(id, Definition::Queue(spec));
+        let all = [define(RESTING, resting), define(EXPIRING, expiring), define(DEAD, spec("dead"))];
+        engine.commit(all.into()).await.unwrap();
+    }
+    println!("ready");
+    let ids = Arc::new(MessageIds::new());
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(fail(engine.clone(), ids.clone(), first));
+    tasks.spawn(expire(engine, ids, first + 50_000));
+    tasks.join_next().await.unwrap().unwrap();
+}
+
+async fn fail(engine: Arc<Embedded>, ids: Arc<MessageIds>, first: u64) {
+    let consumer = engine.consumer(RESTING, ConsumerOptions::default()).unwrap();
+    for n in first.. {
+        engine.commit(vec![publish(message(&ids, n), [Append::to(RESTING)])]).await.unwrap();
+        let mut leased = Vec::new();
+        consumer.take(10, usize::MAX, &mut leased).unwrap();
+        let leases: Vec<_> = leased.iter().map(|leased| LeaseRef::of(leased.sequence)).collect();
+        engine.nack(RESTING, &leases, Nack::Failed(None), None).unwrap().durable.await.unwrap();
+        say('F', leased.iter().map(|leased| number(&leased.message)));
+    }
+}
+
+async fn expire(engine: Arc<Embedded>, ids: Arc<MessageIds>, first: u64) {
+    let consumer = engine.consumer(EXPIRING, ConsumerOptions::default()).unwrap();
+    for n in first.. {
+        let over = Append { expires_at: Some(UnixMillis(1)), ..Append::to(EXPIRING) };
+        engine.commit(vec![publish(message(&ids, n), [over])]).await.unwrap();
+        say('X', [n]);
+        consumer.take(10, usize::MAX, &mut Vec::new()).unwrap();
+    }
+}
+
+/// What the children have said.
+#[derive(Default)]
+struct Said {
+    failed: HashSet<u64>,
+    expired: HashSet<u64>,
+}
+
+impl Said {
+    fn note(&mut self, line: &str) {
+        let Some((what, n)) = line.split_once(' ') else { return };
+        let Ok(n) = n.parse() else { return };
+        match what {
+            "F" => drop(self.failed.insert(n)),
+            "X" => drop(self.expired.insert(n)),
+            _ => {}
+        }
+    }
+
+    async fn check(&self, engine: &Embedded) -> Result<(), String> {
+        let now = unix_now();
+        let resting = by_number(browse(engine, RESTING).await);
+        for n in &self.failed {
+            let rests = |seen: &Browsed| {
+                seen.view == View::Delayed && seen.attempts > 0 && seen.until.is_some_and(|at| at > now)
+            };
+            match resting.get(n).map(Vec::as_slice) {
+                Some([one]) if rests(one) => {}
+                found => return Err(format!("{n} failed and does not rest: {found:?}")),
+            }
+        }
+        // All that is over is on its way before the store is looked at.
+        let consumer = engine.consumer(EXPIRING, ConsumerOptions::default()).unwrap();
+        while !browse(engine, EXPIRING).await.is_empty() {
+            consumer.take(1, usize::MAX, &mut Vec::new()).unwrap();
+        }
+        let dead = by_number(browse(engine, DEAD).await);
+        for n in &self.expired {
+            match dead.get(n).map(Vec::as_slice) {
+                Some([one]) if reason(one) == Some("expired") => {}
+                found => {
+                    return Err(format!("{n} expired and is not once in its dead letter queue: {found:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn reason(seen: &Browsed) -> Option<&str> {
+    Some(&*seen.message.extras.as_ref()?.dead_letter.as_ref()?.reason)
+}
+
+async fn browse(engine: &Embedded, queue: TargetId) -> Vec<Browsed> {
+    let mut all: Vec<Browsed> = Vec::new();
+    loop {
+        let from = all.last().map_or(Sequence(0), |last| Sequence(last.sequence.0 + 1));
+        let page = engine.browse(queue, View::All, from, 500).await.unwrap();
+        if page.is_empty() {
+            return all;
+        }
+        all.extend(page);
+    }
+}
+
+fn by_number(seen: Vec<Browsed>) -> HashMap<u64, Vec<Browsed>> {
+    let mut found: HashMap<u64, Vec<Browsed>> = HashMap::new();
+    for seen in seen {
+        found.entry(number(&seen.message)).or_default().push(seen);
+    }
+    found
+}
+
+#[test]
+fn what_failed_rests_and_what_is_given_up_is_in_one_place_after_kill_9() {
+    let kills = setting("STAFETT_KILLS", 6);
+    let mut chance = Chance(setting("STAFETT_SEED", 1));
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut said = Said::default();
+    for kill in 0..kills {
+        let command = child_of("giving_up::crash::child", directory.path(), kill * 100_000 + 1);
+        let lines = 1 + chance.below(600) as usize;
+        assert!(run_until(command, lines, |line| said.note(line)), "the store did not open");
+        let engine = Embedded::open(settings(directory.path(), Durability::Fsync)).unwrap();
+        if let Err(what) = runtime.block_on(said.check(&engine)) {
+            panic!("kill {kill}: {what}");
+        }
+        engine.close().unwrap();
+        println!(
+            "kill {} of {kills}: {} failed, {} expired",
+            kill + 1,
+            said.failed.len(),
+            said.expired.len()
+        );
+    }
+    assert!(
+        said.failed.len() as u64 > kills && said.expired.len() as u64 > kills,
+        "hardly anything was done"
+    );
+}
