@@ -21,8 +21,8 @@ use parking_lot::{Condvar, Mutex};
 use smallvec::smallvec;
 use stafett::engine::embedded::Embedded;
 use stafett::engine::{
-    Append, ConsumerOptions, Definition, Engine, EngineSettings, LeaseRef, Op, Outcome, Publish, QueueSpec,
-    queue_topic,
+    Append, ConsumerOptions, Definition, Engine, EngineSettings, LeaseRef, Op, Outcome, Overflow, Publish,
+    QueueSpec, queue_topic,
 };
 use stafett::types::clock::unix_now;
 use stafett::types::{Message, MessageIds, Qos, QueueName, TargetId, TopicName};
@@ -211,6 +211,7 @@ fn queue() -> Definition {
         default_ttl: None,
         max_messages: u64::MAX,
         max_bytes: u64::MAX / 2,
+        overflow: Overflow::Reject,
         priorities: false,
         labels: Default::default(),
         created_at: unix_now(),

@@ -40,10 +40,12 @@ pub struct QueueSpec {
     pub retry_max_backoff: Option<Duration>,
     /// The time to live of messages that have none of their own.
     pub default_ttl: Option<Duration>,
-    /// At most so many messages; beyond it a publish is refused whole.
+    /// At most so many messages.
     pub max_messages: u64,
-    /// At most so many bytes of messages; beyond it a publish is refused whole.
+    /// At most so many bytes of messages.
     pub max_bytes: u64,
+    /// What happens when one more would be beyond them.
+    pub overflow: Overflow,
     /// Whether a higher priority is delivered first.
     pub priorities: bool,
     /// For people and their tools.
@@ -52,6 +54,20 @@ pub struct QueueSpec {
     pub created_at: UnixMillis,
     /// What expires goes to `dead_letter`, instead of being dropped.
     pub dead_letter_expired: bool,
+}
+
+/// What happens when a message comes to a queue that is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Overflow {
+    /// Its publish is refused whole.
+    #[default]
+    Reject = 0,
+    /// The oldest ready messages of the lowest priority are dropped, in one act with its storing. When there are not enough
+    /// of them it is refused.
+    DropOldest = 1,
+    /// They go to the dead letter queue instead, each by an act of its own, soon after. Until then they count no more.
+    DeadLetter = 2,
 }
 
 impl QueueSpec {

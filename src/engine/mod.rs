@@ -34,7 +34,7 @@ use crate::types::topic::FilterSpec;
 use crate::types::{Message, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis};
 
 pub use definition::{
-    Definition, GroupSpec, Levels, QueueSpec, RetainHandling, SessionSpec, Stored, StoredSession,
+    Definition, GroupSpec, Levels, Overflow, QueueSpec, RetainHandling, SessionSpec, Stored, StoredSession,
     SubscribeOptions,
 };
 pub use error::{EngineError, OpenError};

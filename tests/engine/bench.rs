@@ -8,7 +8,7 @@ use bytes::Bytes;
 use stafett::engine::embedded::Embedded;
 use stafett::engine::{
     Append, Consumer, ConsumerOptions, Definition, Durability, Engine, EngineSettings, LeaseRef, Leased, Op,
-    Outcome, Publish, QueueSpec, Refusal, SessionSpec,
+    Outcome, Overflow, Publish, QueueSpec, Refusal, SessionSpec,
 };
 use stafett::types::{
     ClientId, Message, MessageIds, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis,
@@ -187,6 +187,7 @@ pub(crate) fn spec(name: &str) -> QueueSpec {
         default_ttl: None,
         max_messages: u64::MAX,
         max_bytes: u64::MAX,
+        overflow: Overflow::Reject,
         priorities: false,
         labels: Default::default(),
         created_at: UnixMillis(1),

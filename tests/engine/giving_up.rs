@@ -4,11 +4,13 @@ mod crash;
 
 use std::time::Duration;
 
-use stafett::engine::{Append, ConsumerOptions, Definition, Engine, Nack, Op, QueueSpec, View};
+use stafett::engine::{
+    Append, ConsumerOptions, Definition, Engine, Leased, Nack, Op, Overflow, QueueSpec, Refusal, View,
+};
 use stafett::types::clock::unix_now;
-use stafett::types::{DeadLetter, Sequence, TargetId, UnixMillis};
+use stafett::types::{DeadLetter, Priority, Sequence, TargetId, UnixMillis};
 
-use crate::bench::{Bench, lease_of, spec, take, take_now, text, with_dead_letters, within};
+use crate::bench::{Bench, lease_of, refusal, spec, stored, take, take_now, text, with_dead_letters, within};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -165,4 +167,108 @@ async fn what_had_its_last_delivery_is_not_delivered_once_more() {
     assert!(take_now(&*consumer).is_empty());
     let why = dead_letter(&bench, dead, "m").await;
     assert_eq!((&*why.reason, why.attempts), ("max deliveries reached", 2));
+}
+
+/// A queue of at most three messages.
+async fn small(bench: &Bench, overflow: Overflow) -> TargetId {
+    let small = QueueSpec { max_messages: 3, overflow, ..with_dead_letters("small", 5, "dead") };
+    bench.queue_with(small).await
+}
+
+#[tokio::test]
+async fn a_full_queue_drops_its_oldest_where_it_is_to() {
+    let bench = Bench::new();
+    bench.queue("dead").await;
+    let queue = small(&bench, Overflow::DropOldest).await;
+    for n in 0..3 {
+        bench.put(queue, n.to_string()).await;
+    }
+    // What a consumer has, or is not due, stays.
+    let consumer = bench.consumer(queue);
+    let mut leased = Vec::new();
+    consumer.take(1, usize::MAX, &mut leased).unwrap();
+    let later = Some(unix_now().after(HOUR));
+    bench.put_with(Append { not_before: later, ..Append::to(queue) }, "later").await;
+    for n in ["3", "4"] {
+        bench.put(queue, n).await;
+    }
+    let names = |seen: Vec<(String, u32, u64)>| seen.into_iter().map(|(name, ..)| name).collect::<Vec<_>>();
+    assert_eq!(names(shown(&bench, queue, View::All).await), ["0", "later", "4"]);
+    bench.put_with(Append { not_before: later, ..Append::to(queue) }, "later too").await;
+    let outcome = bench.commit(bench.publish(&[queue], "5")).await;
+    assert_eq!(refusal(outcome), Refusal::Full { target: queue, bound: "max_messages 3".into() });
+    let stats = bench.engine.stats(queue).unwrap();
+    assert_eq!((stats.ready, stats.delayed, stats.leased, stats.dropped_total), (0, 2, 1, 4));
+    bench.settle(queue, &leased).await;
+    bench.put(queue, "6").await;
+    drop(consumer);
+    let bench = bench.reopen();
+    assert_eq!(names(shown(&bench, queue, View::All).await), ["later", "later too", "6"]);
+}
+
+#[tokio::test]
+async fn a_batch_that_is_larger_than_its_queue_leaves_its_end_there() {
+    for overflow in [Overflow::DropOldest, Overflow::DeadLetter] {
+        let bench = Bench::new();
+        let dead = bench.queue("dead").await;
+        let queue = small(&bench, overflow).await;
+        bench.put(queue, "before").await;
+        let ops = (0..10).map(|n| bench.publish(&[queue], n.to_string())).collect();
+        let outcomes = within("the commit", bench.engine.commit(ops)).await.unwrap();
+        assert!(outcomes.iter().map(stored).is_sorted());
+        if overflow == Overflow::DeadLetter {
+            let graves = bench.consumer(dead);
+            let mut moved = Vec::new();
+            while moved.len() < 8 {
+                moved.extend(take(&*graves, 10).await);
+            }
+            let why =
+                |leased: &Leased| leased.message.extras.as_ref().unwrap().dead_letter.clone().unwrap().reason;
+            assert!(moved.iter().all(|leased| &*why(leased) == "overflow"));
+            assert_eq!(
+                moved.iter().map(text).collect::<Vec<_>>(),
+                ["before", "0", "1", "2", "3", "4", "5", "6"]
+            );
+        }
+        let bench = bench.reopen();
+        assert_eq!(bench.drain(queue).await, ["7", "8", "9"], "{overflow:?}");
+    }
+}
+
+#[tokio::test]
+async fn room_in_bytes_is_made_by_as_many_as_it_takes_or_none() {
+    let bench = Bench::new();
+    let other = bench.queue_with(QueueSpec { max_messages: 1, ..spec("other") }).await;
+    let queue = bench
+        .queue_with(QueueSpec { max_bytes: 3_000, overflow: Overflow::DropOldest, ..spec("small") })
+        .await;
+    for n in 0..5 {
+        bench.put(queue, format!("{n}{}", ".".repeat(400))).await;
+    }
+    let ready = || bench.engine.stats(queue).unwrap().ready;
+    assert_eq!(ready(), 5);
+    // It would not fit into an empty queue: nothing goes for it.
+    let outcome = bench.commit(bench.publish(&[queue], vec![b'x'; 3_000])).await;
+    assert_eq!(refusal(outcome), Refusal::Full { target: queue, bound: "max_bytes 3000".into() });
+    // Another target refuses the publish: nothing goes for it either.
+    bench.put(other, "full").await;
+    let outcome = bench.commit(bench.publish(&[queue, other], vec![b'x'; 2_200])).await;
+    assert!(matches!(refusal(outcome), Refusal::Full { target, .. } if target == other));
+    assert_eq!(ready(), 5);
+    bench.put(queue, vec![b'x'; 2_200]).await;
+    let bench = bench.reopen();
+    let left = bench.drain(queue).await;
+    assert!(left[0].starts_with('4') && left[1].starts_with("xx") && left.len() == 2, "{}", left.len());
+}
+
+#[tokio::test]
+async fn the_lowest_priority_makes_room_first() {
+    let bench = Bench::new();
+    let levels = QueueSpec { max_messages: 3, overflow: Overflow::DropOldest, priorities: true, ..spec("q") };
+    let queue = bench.queue_with(levels).await;
+    for (level, payload) in [(9, "high"), (1, "low"), (1, "low too"), (4, "new"), (4, "newer")] {
+        let priority = Priority::new(level).unwrap();
+        bench.put_with(Append { priority, ..Append::to(queue) }, payload).await;
+    }
+    assert_eq!(bench.drain(queue).await, ["high", "new", "newer"]);
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use smallvec::smallvec;
 use stafett::engine::embedded::Embedded;
 use stafett::engine::{
-    Append, Definition, Engine, EngineSettings, Nack, Op, Outcome, Publish, QueueSpec, SessionSpec,
+    Append, Definition, Engine, EngineSettings, Nack, Op, Outcome, Overflow, Publish, QueueSpec, SessionSpec,
     SubscribeOptions, queue_topic,
 };
 use stafett::types::topic::FilterSpec;
@@ -47,6 +47,7 @@ fn queue(name: &str) -> Definition {
         default_ttl: None,
         max_messages: 1_000_000,
         max_bytes: 1 << 40,
+        overflow: Overflow::Reject,
         priorities: true,
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
         created_at: UnixMillis(1_700_000_000_000),

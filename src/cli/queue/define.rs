@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::cli::ClientOptions;
 use crate::cli::client::{refused, request};
@@ -14,6 +14,26 @@ use crate::config::value::parse_bytes;
 use crate::grpc::proto::v1;
 
 use super::{Client, print_count, print_queue, queue_json};
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Overflow {
+    /// Refuse what is new
+    Reject,
+    /// Drop the oldest that are ready
+    DropOldest,
+    /// Move the oldest that are ready to the dead letter queue
+    DeadLetter,
+}
+
+impl From<Overflow> for v1::OverflowPolicy {
+    fn from(overflow: Overflow) -> Self {
+        match overflow {
+            Overflow::Reject => Self::Reject,
+            Overflow::DropOldest => Self::DropOldest,
+            Overflow::DeadLetter => Self::DeadLetter,
+        }
+    }
+}
 
 /// Settings of a queue, as far as they are said.
 #[derive(Args, Debug)]
@@ -36,12 +56,15 @@ struct Settings {
     /// How long messages without a time to live are worth delivering
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     default_ttl: Option<Duration>,
-    /// Refuse messages beyond so many
+    /// At most so many messages
     #[arg(long, value_name = "COUNT")]
     max_messages: Option<u64>,
-    /// Refuse messages beyond so many bytes: 1000000, 64MiB
+    /// At most so many bytes of them: 1000000, 64MiB
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     max_bytes: Option<u64>,
+    /// What to do when it is full
+    #[arg(long, value_enum)]
+    overflow: Option<Overflow>,
     /// A label for your tools; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
@@ -71,6 +94,7 @@ impl Settings {
             ("default_ttl", self.default_ttl.is_some()),
             ("max_messages", self.max_messages.is_some()),
             ("max_bytes", self.max_bytes.is_some()),
+            ("overflow", self.overflow.is_some()),
             ("labels", !self.labels.is_empty()),
             ("dead_letter_expired", self.dead_letter_expired.is_some()),
             ("bindings", !self.bindings.is_empty()),
@@ -86,6 +110,7 @@ impl Settings {
             default_ttl: self.default_ttl.map(duration),
             max_messages: self.max_messages.unwrap_or_default(),
             max_bytes: self.max_bytes.unwrap_or_default(),
+            overflow: self.overflow.map_or(v1::OverflowPolicy::Unspecified, Into::into).into(),
             priorities: false,
             labels,
             dead_letter_expired: self.dead_letter_expired.unwrap_or_default(),
@@ -140,7 +165,7 @@ pub(super) struct Update {
     /// Give a setting its default again; may be given several times
     #[arg(long, value_name = "SETTING", value_parser = [
         "lease", "max_deliveries", "dead_letter_queue", "retry_min_backoff", "retry_max_backoff", "default_ttl",
-        "max_messages", "max_bytes", "labels", "dead_letter_expired", "bindings",
+        "max_messages", "max_bytes", "overflow", "labels", "dead_letter_expired", "bindings",
     ])]
     unset: Vec<String>,
 }

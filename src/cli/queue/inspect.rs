@@ -189,6 +189,7 @@ impl Stats {
                 "dead_lettered_total": stats.dead_lettered_total,
                 "expired_total": stats.expired_total,
                 "consumers": stats.consumers,
+                "dropped_total": stats.dropped_total,
             });
             line(object)?;
             return Ok(Exit::Done);
@@ -204,6 +205,7 @@ impl Stats {
             ("dead lettered", stats.dead_lettered_total.to_string()),
             ("expired", stats.expired_total.to_string()),
             ("consumers", stats.consumers.to_string()),
+            ("dropped", stats.dropped_total.to_string()),
         ] {
             line(format_args!("{name:<14} {value}"))?;
         }

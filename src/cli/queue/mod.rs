@@ -155,10 +155,19 @@ fn queue_json(queue: &v1::Queue) -> Value {
         "default_ttl": queue.default_ttl.as_ref().map(show_duration),
         "max_messages": queue.max_messages,
         "max_bytes": queue.max_bytes,
+        "overflow": overflow_name(queue),
         "priorities": queue.priorities,
         "labels": labels,
         "dead_letter_expired": queue.dead_letter_expired,
     })
+}
+
+fn overflow_name(queue: &v1::Queue) -> &'static str {
+    match queue.overflow() {
+        v1::OverflowPolicy::Unspecified | v1::OverflowPolicy::Reject => "reject",
+        v1::OverflowPolicy::DropOldest => "drop-oldest",
+        v1::OverflowPolicy::DeadLetter => "dead-letter",
+    }
 }
 
 /// The settings of a queue for people.
@@ -176,13 +185,14 @@ fn queue_text(queue: &v1::Queue) -> String {
     };
     let mut text = format!(
         "name               {}\nlease              {}\nmax deliveries     {deliveries}\ndead letter queue  {}\n\
-         retry backoff      {backoff}\ndefault ttl        {}\nmax messages       {}\nmax bytes          {}\npriorities         {}\n",
+         retry backoff      {backoff}\ndefault ttl        {}\nmax messages       {}\nmax bytes          {}\noverflow           {}\npriorities         {}\n",
         queue.name,
         time(queue.lease.as_ref()),
         or(queue.dead_letter_queue.clone(), "none"),
         or(time(queue.default_ttl.as_ref()), "none"),
         queue.max_messages,
         queue.max_bytes,
+        overflow_name(queue),
         if queue.priorities { "yes" } else { "no" },
     );
     if queue.dead_letter_expired {

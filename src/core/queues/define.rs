@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{Definition, Op, Outcome, QueueSpec, Refusal};
+use crate::engine::{Definition, Op, Outcome, Overflow, QueueSpec, Refusal};
 use crate::types::{QueueName, TopicFilter, UnixMillis};
 
 use super::{QueueEntry, checked_lease, of_queue};
@@ -34,6 +34,7 @@ pub fn plain_queue(name: QueueName, limits: &Limits, now: UnixMillis) -> QueueSp
         default_ttl: None,
         max_messages: limits.queue_messages,
         max_bytes: limits.queue_bytes,
+        overflow: Overflow::Reject,
         priorities: false,
         labels: std::collections::BTreeMap::new(),
         created_at: now,
@@ -261,6 +262,10 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
         let what = "needs a dead_letter_queue, where messages go that were given up";
         return Err(CoreError::invalid("queue.max_deliveries", what));
     }
+    if spec.overflow == Overflow::DeadLetter && spec.dead_letter.is_none() {
+        let what = "needs a dead_letter_queue, where the oldest messages go";
+        return Err(CoreError::invalid("queue.overflow", what));
+    }
     if spec.dead_letter_expired && spec.dead_letter.is_none() {
         let what = "needs a dead_letter_queue, where expired messages go";
         return Err(CoreError::invalid("queue.dead_letter_expired", what));
@@ -351,6 +356,7 @@ fn difference(there: &QueueSpec, asked: &QueueSpec) -> String {
     compare(&mut out, "default_ttl", &there.default_ttl, &asked.default_ttl);
     compare(&mut out, "max_messages", &there.max_messages, &asked.max_messages);
     compare(&mut out, "max_bytes", &there.max_bytes, &asked.max_bytes);
+    compare(&mut out, "overflow", &there.overflow, &asked.overflow);
     compare(&mut out, "priorities", &there.priorities, &asked.priorities);
     compare(&mut out, "labels", &there.labels, &asked.labels);
     compare(&mut out, "dead_letter_expired", &there.dead_letter_expired, &asked.dead_letter_expired);

@@ -27,6 +27,8 @@ use crate::types::{DeadLetter, Message, Sequence, TargetId, UnixMillis};
 
 /// The reason of dead letters whose time was over.
 const EXPIRED: &str = "expired";
+/// The reason of dead letters that made room for others.
+const OVERFLOW: &str = "overflow";
 /// How the last delivery of a message failed whose consumer was lost with it.
 pub(super) const LOST: &str = "its consumer was lost";
 
@@ -177,6 +179,11 @@ pub(super) fn give_up(shared: &Shared, target: &Arc<Target>, entries: SetAside, 
     bury_later(shared, target, entries, || exhausted(why));
 }
 
+/// Messages that wait as leased are moved, to make room for others.
+pub(super) fn make_room(shared: &Shared, target: &Arc<Target>, entries: SetAside) {
+    bury_later(shared, target, entries, || ByteString::from_static(OVERFLOW));
+}
+
 fn bury_later(shared: &Shared, target: &Arc<Target>, entries: SetAside, reason: impl FnOnce() -> ByteString) {
     if !entries.is_empty() {
         shared.tasks.push(Job::Bury { target: target.clone(), entries, reason: reason(), reply: None });
@@ -215,6 +222,11 @@ pub(super) fn read_back(shared: &Shared) {
             Job::Load { target, entries } => load(shared, &target, &entries),
             Job::Bury { target, entries, reason, reply } => {
                 let result = bury(shared, &target, &entries, &reason);
+                if reason == OVERFLOW {
+                    let bytes = entries.iter().map(|(entry, _)| u64::from(entry.len)).sum();
+                    target.leaving_messages.fetch_sub(entries.len() as u64, Ordering::Relaxed);
+                    target.leaving_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                }
                 if let Some(reply) = reply {
                     drop(reply.send(result));
                 }

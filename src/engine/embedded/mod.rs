@@ -63,6 +63,7 @@ mod marker;
 mod members;
 mod objects;
 mod offline;
+mod overflow;
 mod pack;
 mod pen;
 mod prepare;

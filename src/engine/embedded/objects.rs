@@ -10,7 +10,9 @@ use bytestring::ByteString;
 use prost::Message as _;
 
 use super::format::FormatError;
-use crate::engine::{Definition, GroupSpec, QueueSpec, RetainHandling, SessionSpec, SubscribeOptions};
+use crate::engine::{
+    Definition, GroupSpec, Overflow, QueueSpec, RetainHandling, SessionSpec, SubscribeOptions,
+};
 use crate::types::topic::FilterSpec;
 use crate::types::{ClientId, Qos, QueueName, TopicFilter, UnixMillis};
 
@@ -58,6 +60,8 @@ struct StoredQueue {
     retry_min_backoff_ms: Option<u64>,
     #[prost(uint64, optional, tag = "27")]
     retry_max_backoff_ms: Option<u64>,
+    #[prost(uint32, tag = "31")]
+    overflow: u32,
     #[prost(bool, tag = "38")]
     dead_letter_expired: bool,
 }
@@ -130,6 +134,7 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             created_at: queue.created_at.0,
             retry_min_backoff_ms: queue.retry_min_backoff.map(millis),
             retry_max_backoff_ms: queue.retry_max_backoff.map(millis),
+            overflow: u32::from(queue.overflow as u8),
             dead_letter_expired: queue.dead_letter_expired,
         }),
         Definition::Session(session) => Kind::Session(StoredSession {
@@ -176,6 +181,14 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             default_ttl: queue.default_ttl_ms.map(Duration::from_millis),
             max_messages: queue.max_messages,
             max_bytes: queue.max_bytes,
+            overflow: match queue.overflow {
+                0 => Overflow::Reject,
+                1 => Overflow::DropOldest,
+                2 => Overflow::DeadLetter,
+                value => {
+                    return Err(FormatError::Unknown { what: WHAT, kind: "overflow", value: value.into() });
+                }
+            },
             priorities: queue.priorities,
             labels: queue.labels,
             created_at: UnixMillis(queue.created_at),
@@ -257,6 +270,7 @@ mod tests {
                 default_ttl: Some(Duration::from_millis(1500)),
                 max_messages: 7,
                 max_bytes: 8,
+                overflow: Overflow::DeadLetter,
                 priorities: true,
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
                 created_at: UnixMillis(9),

@@ -11,8 +11,9 @@ use super::entry::Entry;
 use super::format::{Add, Location, Mark, Place, RETAINED, Record};
 use super::lanes::{Prepared, PreparedPublish, SettleReply, Work};
 use super::objects;
+use super::overflow::Leavers;
 use super::pack::Failed;
-use super::target::{Settings, Target};
+use super::target::{Settings, Target, WhenFull};
 use super::writer::{Answer, Effect, Writer};
 use crate::engine::{Append, Outcome, Refusal};
 use crate::types::{Priority, Qos, Sequence, TargetId, UnixMillis};
@@ -61,7 +62,12 @@ impl Writer {
     }
 
     /// Whether the message was there.
-    fn stage_settle(&mut self, target: &Target, sequence: u64, place: Location) -> Result<bool, Failed> {
+    pub(super) fn stage_settle(
+        &mut self,
+        target: &Target,
+        sequence: u64,
+        place: Location,
+    ) -> Result<bool, Failed> {
         let of = self.ledger.current(place);
         if !self.ledger.settle(of) {
             return Ok(false);
@@ -170,6 +176,7 @@ impl Writer {
     fn stage_publish(&mut self, publish: PreparedPublish) -> Result<Outcome, Failed> {
         let len = publish.body.len() as u64;
         let mut open = SmallVec::<[Option<(Arc<Target>, &Append)>; 2]>::new();
+        let mut leavers = Leavers::default();
         for append in &publish.targets {
             let Ok(target) = self.shared.target(append.target) else {
                 if publish.targets.len() == 1 && publish.incoming.is_none() && publish.retained.is_none() {
@@ -178,14 +185,15 @@ impl Writer {
                 open.push(None);
                 continue;
             };
-            match room(&target, len) {
+            match self.make_room(&target, len, &mut leavers) {
                 None => open.push(Some((target, append))),
-                Some(_) if !target.settings.load().rejects => {
+                Some(_) if target.settings.load().when_full == WhenFull::DropNew => {
                     target.totals.dropped.fetch_add(1, Ordering::Relaxed);
                     self.shared.counts.dropped.add(1);
                     open.push(None);
                 }
                 Some(bound) => {
+                    Self::stay(leavers);
                     self.shared.counts.refused_full.add(1);
                     return Ok(Outcome::Refused(Refusal::Full { target: append.target, bound }));
                 }
@@ -196,8 +204,9 @@ impl Writer {
         let stores =
             open.iter().any(Option::is_some) || publish.retained.as_ref().is_some_and(|it| !it.clear);
         let (packer, mut books) = self.books();
-        packer.begin_op(&mut books, publish.targets.len() + 3, publish.body.len())?;
+        packer.begin_op(&mut books, publish.targets.len() + leavers.len() + 3, publish.body.len())?;
         let place = if stores { Some(packer.body(&mut books, &publish.body)?) } else { None };
+        self.leave(leavers)?;
         let mut sequences = SmallVec::with_capacity(open.len());
         for slot in open {
             let (Some((target, append)), Some(place)) = (slot, place) else {
@@ -383,16 +392,6 @@ pub(super) fn subscription_key(session: TargetId, filter: &str) -> Vec<u8> {
     key.extend_from_slice(&session.0.to_be_bytes());
     key.extend_from_slice(filter.as_bytes());
     key
-}
-
-/// Which bound one more message would break.
-fn room(target: &Target, len: u64) -> Option<String> {
-    let settings = target.settings.load();
-    if target.messages.load(Ordering::Relaxed) >= settings.max_messages {
-        return Some(format!("max_messages {}", settings.max_messages));
-    }
-    let bytes = target.bytes.load(Ordering::Relaxed);
-    (bytes + len > settings.max_bytes).then(|| format!("max_bytes {}", settings.max_bytes))
 }
 
 #[cfg(test)]

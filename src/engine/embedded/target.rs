@@ -7,14 +7,21 @@ use parking_lot::Mutex;
 
 use super::index::State;
 use super::retries::Retries;
-use crate::engine::{Definition, TargetStats};
+use crate::engine::{Definition, Overflow, TargetStats};
 use crate::types::{QueueName, TargetId};
+
+/// What a full target does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WhenFull {
+    /// It drops what is new, and counts it.
+    DropNew,
+    Queue(Overflow),
+}
 
 /// What of a definition the engine itself needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
-    /// A full target refuses; else it drops what is new.
-    pub(super) rejects: bool,
+    pub(super) when_full: WhenFull,
     pub(super) max_messages: u64,
     pub(super) max_bytes: u64,
     pub(super) retries: Retries,
@@ -37,7 +44,7 @@ impl From<&Definition> for Settings {
             _ => None,
         };
         Self {
-            rejects: queue.is_some(),
+            when_full: queue.map_or(WhenFull::DropNew, |queue| WhenFull::Queue(queue.overflow)),
             max_messages,
             max_bytes,
             retries: queue.map(Retries::from).unwrap_or_default(),
@@ -58,6 +65,9 @@ pub(super) struct Target {
     /// Stored and not settled. The writer alone changes these.
     pub(super) messages: AtomicU64,
     pub(super) bytes: AtomicU64,
+    /// Of these: on their way to the dead letter queue to make room.
+    pub(super) leaving_messages: AtomicU64,
+    pub(super) leaving_bytes: AtomicU64,
     pub(super) next_sequence: AtomicU64,
     /// Messages below were stored by an earlier start.
     pub(super) earlier: AtomicU64,
@@ -82,6 +92,8 @@ impl Target {
             settings: ArcSwap::from_pointee(settings),
             messages: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            leaving_messages: AtomicU64::new(0),
+            leaving_bytes: AtomicU64::new(0),
             next_sequence: AtomicU64::new(next_sequence),
             earlier: AtomicU64::new(next_sequence),
             totals: Totals::default(),

@@ -202,6 +202,7 @@ impl QueueService {
             dead_lettered_total: stats.dead_lettered_total,
             expired_total: stats.expired_total,
             consumers: stats.consumers,
+            dropped_total: stats.dropped_total,
         })
     }
 }

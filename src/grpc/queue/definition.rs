@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use crate::core::queues::define::plain_queue;
 use crate::core::{CoreError, Limits};
-use crate::engine::QueueSpec;
+use crate::engine::{Overflow, QueueSpec};
 use crate::grpc::convert::{duration, duration_of};
 use crate::grpc::proto::v1;
 use crate::types::{QueueName, TopicFilter, clock};
 
 /// The fields that may be said of a queue, beside its name.
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "bindings",
     "lease",
     "max_deliveries",
@@ -21,6 +21,7 @@ const FIELDS: [&str; 12] = [
     "default_ttl",
     "max_messages",
     "max_bytes",
+    "overflow",
     "priorities",
     "labels",
     "dead_letter_expired",
@@ -92,6 +93,17 @@ pub(super) fn set(
         "default_ttl" => spec.default_ttl = time("queue.default_ttl", &queue.default_ttl)?,
         "max_messages" => spec.max_messages = or(queue.max_messages, limits.queue_messages),
         "max_bytes" => spec.max_bytes = or(queue.max_bytes, limits.queue_bytes),
+        "overflow" => {
+            spec.overflow = match v1::OverflowPolicy::try_from(queue.overflow) {
+                Ok(v1::OverflowPolicy::Unspecified | v1::OverflowPolicy::Reject) => Overflow::Reject,
+                Ok(v1::OverflowPolicy::DropOldest) => Overflow::DropOldest,
+                Ok(v1::OverflowPolicy::DeadLetter) => Overflow::DeadLetter,
+                Err(_) => {
+                    let what = format!("{} is no policy", queue.overflow);
+                    return Err(CoreError::invalid("queue.overflow", what));
+                }
+            };
+        }
         "priorities" => spec.priorities = queue.priorities,
         "labels" => spec.labels = queue.labels.clone().into_iter().collect(),
         "dead_letter_expired" => spec.dead_letter_expired = queue.dead_letter_expired,
@@ -141,6 +153,12 @@ pub(super) fn queue_of(spec: &QueueSpec) -> v1::Queue {
         default_ttl: spec.default_ttl.map(duration_of),
         max_messages: spec.max_messages,
         max_bytes: spec.max_bytes,
+        overflow: match spec.overflow {
+            Overflow::Reject => v1::OverflowPolicy::Reject,
+            Overflow::DropOldest => v1::OverflowPolicy::DropOldest,
+            Overflow::DeadLetter => v1::OverflowPolicy::DeadLetter,
+        }
+        .into(),
         priorities: spec.priorities,
         labels: spec.labels.clone().into_iter().collect(),
         dead_letter_expired: spec.dead_letter_expired,
@@ -163,6 +181,7 @@ mod tests {
             retry_max_backoff: Some(prost_types::Duration { seconds: 9, nanos: 500_000_000 }),
             default_ttl: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
             max_messages: 10,
+            overflow: v1::OverflowPolicy::DropOldest.into(),
             priorities: true,
             labels: [("team".to_owned(), "a".to_owned())].into(),
             dead_letter_expired: true,

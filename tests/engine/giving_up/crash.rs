@@ -1,17 +1,18 @@
 //! Kills a process whose messages fail and expire, again and again on the same data, and looks where they are.
 //!
 //! The child says what it did, a line each: `F n` message n failed, and rests for an hour; `X n` n is stored and its time
-//! is over.
+//! is over; `D n` n is stored in a queue that drops its oldest; `O n` n is stored in a queue that moves its oldest on.
 //!
 //! `STAFETT_KILLS` and `STAFETT_SEED` make it longer or repeat a run.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use stafett::engine::embedded::Embedded;
 use stafett::engine::{
-    Append, Browsed, ConsumerOptions, Definition, Durability, Engine, LeaseRef, Nack, Op, QueueSpec, View,
+    Append, Browsed, ConsumerOptions, Definition, Durability, Engine, LeaseRef, Nack, Op, Outcome, Overflow,
+    QueueSpec, View,
 };
 use stafett::types::clock::unix_now;
 use stafett::types::{MessageIds, Sequence, TargetId, UnixMillis};
@@ -24,6 +25,11 @@ use crate::crash::{child_has, child_of, message, number, run_until, say};
 const RESTING: TargetId = TargetId(1);
 const EXPIRING: TargetId = TargetId(2);
 const DEAD: TargetId = TargetId(3);
+const DROPPING: TargetId = TargetId(4);
+const MOVING: TargetId = TargetId(5);
+const MOVED: TargetId = TargetId(6);
+/// What each of the queues that overflow holds.
+const FULL: usize = 20;
 
 /// The child. Does nothing when the tests run it as a test.
 #[test]
@@ -39,14 +45,28 @@ async fn work(directory: &Path, first: u64) {
         let resting = QueueSpec { retry_min_backoff: Some(HOUR), ..spec("resting") };
         let expiring = QueueSpec { dead_letter_expired: true, ..with_dead_letters("expiring", 5, "dead") };
         let define = |id, spec| Op::Define(id, Definition::Queue(spec));
-        let all = [define(RESTING, resting), define(EXPIRING, expiring), define(DEAD, spec("dead"))];
+        let full = |name, overflow| QueueSpec {
+            max_messages: FULL as u64,
+            overflow,
+            ..with_dead_letters(name, 5, "moved")
+        };
+        let all = [
+            define(RESTING, resting),
+            define(EXPIRING, expiring),
+            define(DEAD, spec("dead")),
+            define(DROPPING, full("dropping", Overflow::DropOldest)),
+            define(MOVING, full("moving", Overflow::DeadLetter)),
+            define(MOVED, spec("moved")),
+        ];
         engine.commit(all.into()).await.unwrap();
     }
     println!("ready");
     let ids = Arc::new(MessageIds::new());
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(fail(engine.clone(), ids.clone(), first));
-    tasks.spawn(expire(engine, ids, first + 50_000));
+    tasks.spawn(expire(engine.clone(), ids.clone(), first + 20_000));
+    tasks.spawn(overflow(engine.clone(), ids.clone(), first + 40_000, DROPPING, 'D'));
+    tasks.spawn(overflow(engine, ids, first + 60_000, MOVING, 'O'));
     tasks.join_next().await.unwrap().unwrap();
 }
 
@@ -72,11 +92,27 @@ async fn expire(engine: Arc<Embedded>, ids: Arc<MessageIds>, first: u64) {
     }
 }
 
+/// Now and then more at once than there is room for.
+async fn overflow(engine: Arc<Embedded>, ids: Arc<MessageIds>, first: u64, queue: TargetId, what: char) {
+    let mut next = first;
+    for round in 0_u64.. {
+        let count = if round % 8 == 7 { FULL as u64 * 2 } else { 1 + round % 4 };
+        let ops = (next..next + count).map(|n| publish(message(&ids, n), [Append::to(queue)])).collect();
+        for outcome in engine.commit(ops).await.unwrap() {
+            assert!(matches!(outcome, Outcome::Published(_)), "{outcome:?}");
+        }
+        say(what, next..next + count);
+        next += count;
+    }
+}
+
 /// What the children have said.
 #[derive(Default)]
 struct Said {
     failed: HashSet<u64>,
     expired: HashSet<u64>,
+    dropping: BTreeSet<u64>,
+    moving: HashSet<u64>,
 }
 
 impl Said {
@@ -86,6 +122,8 @@ impl Said {
         match what {
             "F" => drop(self.failed.insert(n)),
             "X" => drop(self.expired.insert(n)),
+            "D" => drop(self.dropping.insert(n)),
+            "O" => drop(self.moving.insert(n)),
             _ => {}
         }
     }
@@ -114,6 +152,25 @@ impl Said {
                 found => {
                     return Err(format!("{n} expired and is not once in its dead letter queue: {found:?}"));
                 }
+            }
+        }
+        // Dropping and storing is one act: there are never more than there may be, and never fewer; the newest.
+        let left: Vec<u64> =
+            browse(engine, DROPPING).await.iter().map(|seen| number(&seen.message)).collect();
+        let newest: Vec<u64> = self.dropping.iter().rev().take(FULL).rev().copied().collect();
+        let whole = self.dropping.len() < FULL || left.len() == FULL;
+        let goes_on = newest.iter().filter(|n| **n >= left.first().copied().unwrap_or_default());
+        if !whole || left.len() > FULL || !left.is_sorted() || !goes_on.clone().all(|n| left.contains(n)) {
+            return Err(format!("{left:?} is left of {newest:?}"));
+        }
+        // No message is in both or in none.
+        let (moving, moved) =
+            (by_number(browse(engine, MOVING).await), by_number(browse(engine, MOVED).await));
+        for n in &self.moving {
+            let here = moving.get(n).map_or(0, Vec::len);
+            let there = moved.get(n).map_or(&[][..], Vec::as_slice);
+            if here + there.len() != 1 || there.iter().any(|one| reason(one) != Some("overflow")) {
+                return Err(format!("{n} is {here} times here, and there {there:?}"));
             }
         }
         Ok(())
@@ -160,15 +217,13 @@ fn what_failed_rests_and_what_is_given_up_is_in_one_place_after_kill_9() {
             panic!("kill {kill}: {what}");
         }
         engine.close().unwrap();
-        println!(
-            "kill {} of {kills}: {} failed, {} expired",
-            kill + 1,
-            said.failed.len(),
-            said.expired.len()
-        );
+        let Said { failed, expired, dropping, moving } = &said;
+        let counts = [failed.len(), expired.len(), dropping.len(), moving.len()];
+        println!("kill {} of {kills}: failed, expired, dropping, moving {counts:?}", kill + 1);
     }
     assert!(
         said.failed.len() as u64 > kills && said.expired.len() as u64 > kills,
         "hardly anything was done"
     );
+    assert!(said.dropping.len() > 2 * FULL && said.moving.len() > 2 * FULL, "hardly anything was too much");
 }

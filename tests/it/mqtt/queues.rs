@@ -24,6 +24,13 @@ async fn a_publish_enqueues_and_says_when_it_cannot() {
             queues.acknowledge("q", vec![leased.lease_token]).await;
         }
     }
+    let drops = v1::OverflowPolicy::DropOldest.into();
+    queues.create(v1::Queue { max_messages: 1, overflow: drops, ..named("newest") }).await;
+    let mut publisher = Peer::clean(&broker, V311, "").await;
+    for payload in ["old", "new"] {
+        assert_eq!(publisher.say("$queue/newest", QOS1, payload).await, ReasonCode::Success);
+    }
+    assert_eq!(payloads(&queues.receive("newest", 2).await), ["new"]);
     queues.create(v1::Queue { max_messages: 1, ..named("small") }).await;
     let mut publisher = Peer::clean(&broker, V5, "").await;
     assert_eq!(publisher.say("$queue/small", QOS1, "1").await, ReasonCode::Success);

@@ -48,7 +48,7 @@ async fn a_queue_is_made_shown_changed_and_deleted() {
     assert_eq!((info["lease"].as_str(), info["max_bytes"].as_u64()), (Some("60s"), Some(64 << 20)));
     assert_eq!((&info["bindings"][0], &info["labels"]["team"]), (&"shop/+/order".into(), &"a".into()));
     assert_eq!((info["priorities"].as_bool(), info["default_ttl"].as_str()), (Some(true), None));
-    assert_eq!(done(&broker, &["create", "dead", "--if-not-exists"]).await.lines().count(), 9);
+    assert_eq!(done(&broker, &["create", "dead", "--if-not-exists"]).await.lines().count(), 10);
     let (code, why) = failed(&broker, &["create", "dead"]).await;
     assert!(code == 1 && why.contains("AlreadyExists"), "{why}");
 
@@ -193,15 +193,31 @@ async fn what_is_tried_again_and_given_up_is_set_and_shown() {
     let broker = Broker::start().await;
     done(&broker, &["create", "dead"]).await;
     let create =
-        ["create", "q", "--dead-letter-queue", "dead", "--retry-min-backoff", "1s", "--dead-letter-expired"];
-    let text = done(&broker, &create).await;
-    assert!(text.contains("retry backoff      from 1s"), "{text}");
-    let changed =
-        &json(&broker, &["update", "q", "--retry-max-backoff", "9s", "--unset", "dead_letter_expired"]).await
-            [0];
-    let shown = (changed["retry_max_backoff"].as_str(), changed["dead_letter_expired"].as_bool());
-    assert_eq!(shown, (Some("9s"), Some(false)));
+        ["create", "q", "--dead-letter-queue", "dead", "--retry-min-backoff", "1s", "--max-messages", "1"];
+    let more = ["--overflow", "dead-letter", "--dead-letter-expired"];
+    let text = done(&broker, &[&create[..], &more[..]].concat()).await;
+    for line in ["retry backoff      from 1s", "overflow           dead-letter"] {
+        assert!(text.contains(line), "{line:?} is not in\n{text}");
+    }
+    done(&broker, &["send", "q", "1", "2"]).await;
+    let dead = &json(&broker, &["receive", "dead", "--wait", "10s"]).await[0];
+    assert_eq!(
+        (dead["payload"].as_str(), dead["dead_letter"]["reason"].as_str()),
+        (Some("1"), Some("overflow"))
+    );
+
+    let update = ["update", "q", "--retry-max-backoff", "9s", "--overflow", "drop-oldest"];
+    let off = ["--unset", "dead_letter_expired"];
+    let changed = &json(&broker, &[&update[..], &off[..]].concat()).await[0];
+    for (field, value) in [
+        ("retry_max_backoff", Value::from("9s")),
+        ("overflow", "drop-oldest".into()),
+        ("dead_letter_expired", false.into()),
+    ] {
+        assert_eq!(changed[field], value, "{field}");
+    }
     done(&broker, &["send", "q", "3"]).await;
+    assert_eq!(json(&broker, &["stats", "q"]).await[0]["dropped_total"], 1);
     let received = &json(&broker, &["receive", "q"]).await[0];
     done(&broker, &["nack", "q", received["lease_token"].as_str().unwrap()]).await;
     assert_eq!(json(&broker, &["stats", "q"]).await[0]["delayed"], 1, "it rests");

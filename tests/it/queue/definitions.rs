@@ -63,6 +63,8 @@ async fn a_wrong_definition_names_the_field() {
             v1::Queue { retry_min_backoff: seconds(2), retry_max_backoff: seconds(1), ..named("x") },
             "queue.retry_max_backoff",
         ),
+        (v1::Queue { overflow: 9, ..named("x") }, "queue.overflow"),
+        (v1::Queue { overflow: v1::OverflowPolicy::DeadLetter.into(), ..named("x") }, "queue.overflow"),
         (v1::Queue { dead_letter_expired: true, ..named("x") }, "queue.dead_letter_expired"),
         (v1::Queue { bindings: vec!["a".to_owned(), "a/#/b".to_owned()], ..named("x") }, "queue.bindings[1]"),
         (v1::Queue { bindings: vec!["$queue/q".to_owned()], ..named("x") }, "queue.bindings[0]"),

@@ -6,9 +6,11 @@ use std::process::Stdio;
 use stafett::grpc::proto::v1;
 use stafett::grpc::proto::v1::consume_request::Action as Ask;
 use stafett::grpc::proto::v1::consume_response::Event as Told;
+use stafett::grpc::proto::v1::pub_sub_service_client::PubSubServiceClient;
 use stafett::types::clock::unix_now;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
+use tonic::Code;
 
 use super::streams::{Consumer, opening};
 use super::{Queues, got, message, millis, named, payloads, seconds, which};
@@ -162,4 +164,58 @@ async fn what_never_works_does_not_hold_up_the_rest() {
         }
     }
     assert!(dead.into_iter().all(is_poison));
+}
+
+#[tokio::test]
+async fn a_full_queue_makes_room_where_it_is_to() {
+    use v1::OverflowPolicy::{DeadLetter, DropOldest, Reject, Unspecified};
+    let full =
+        |overflow: v1::OverflowPolicy| v1::Queue { max_messages: 2, overflow: overflow.into(), ..named("q") };
+    for (asked, told, left, dropped, dead) in [
+        (Unspecified, Reject, ["1", "2"], 0, 0),
+        (Reject, Reject, ["1", "2"], 0, 0),
+        (DropOldest, DropOldest, ["2", "3"], 1, 0),
+        (DeadLetter, DeadLetter, ["2", "3"], 0, 1),
+    ] {
+        let (broker, mut queues) = start(full(asked)).await;
+        let get = v1::GetQueueRequest { name: "q".to_owned() };
+        assert_eq!(got(queues.0.get_queue(get)).await.queue.unwrap().overflow(), told);
+        queues.fill("q", &["1", "2"]).await;
+        let third = v1::EnqueueRequest { queue: "q".to_owned(), message: Some(message("3")) };
+        let third = within("an answer", queues.0.enqueue(third)).await;
+        assert_eq!(
+            third.err().map(|status| status.code()),
+            (told == Reject).then_some(Code::ResourceExhausted)
+        );
+        assert_eq!(payloads(&queues.receive("q", 10).await), left);
+        assert_eq!(queues.stats("q").await.dropped_total, dropped);
+        broker.counts("messages_dropped_full_total", dropped).await;
+        if dead > 0 {
+            let letter = queues.one("dead").await;
+            assert_eq!(payloads(std::slice::from_ref(&letter)), ["1"]);
+            let why = letter.dead_letter.unwrap();
+            assert_eq!((why.source_queue.as_str(), why.reason.as_str(), why.attempts), ("q", "overflow", 0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_copy_by_binding_makes_room_too() {
+    let small = v1::Queue {
+        max_messages: 1,
+        overflow: v1::OverflowPolicy::DropOldest.into(),
+        bindings: vec!["news/#".to_owned()],
+        ..named("q")
+    };
+    let (broker, mut queues) = start(small).await;
+    let mut topics = PubSubServiceClient::new(broker.grpc().await);
+    for payload in ["old", "new"] {
+        let message = Some(v1::Message { topic: "news/today".to_owned(), ..message(payload) });
+        assert_eq!(got(topics.publish(v1::PublishRequest { message })).await.matched_queues, 1);
+    }
+    assert_eq!(payloads(&queues.receive("q", 10).await), ["new"]);
+    // What a consumer has stays: the publish is refused.
+    let message = Some(v1::Message { topic: "news/today".to_owned(), ..message("newer") });
+    let refused = within("an answer", topics.publish(v1::PublishRequest { message })).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
 }

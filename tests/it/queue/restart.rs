@@ -92,6 +92,7 @@ async fn messages_definitions_and_tokens_survive_a_kill() {
         retry_max_backoff: seconds(3600),
         bindings: vec!["a/#".to_owned()],
         priorities: true,
+        overflow: v1::OverflowPolicy::DeadLetter.into(),
         labels: [("team".to_owned(), "a".to_owned())].into(),
         dead_letter_expired: true,
         ..named("q")
