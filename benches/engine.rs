@@ -213,6 +213,7 @@ fn queue() -> Definition {
         max_bytes: u64::MAX / 2,
         overflow: Overflow::Reject,
         priorities: false,
+        single_active_consumer: false,
         labels: Default::default(),
         created_at: unix_now(),
         dead_letter_expired: false,

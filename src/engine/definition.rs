@@ -48,6 +48,8 @@ pub struct QueueSpec {
     pub overflow: Overflow,
     /// Whether a higher priority is delivered first.
     pub priorities: bool,
+    /// One of its consumers gets messages, until it ends.
+    pub single_active_consumer: bool,
     /// For people and their tools.
     pub labels: BTreeMap<String, String>,
     /// When it was made.

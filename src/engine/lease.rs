@@ -15,6 +15,10 @@ pub struct ConsumerOptions {
     /// What it leased outlives it and comes back by time alone; for callers that settle by
     /// [`Engine::settle`](super::Engine::settle) later, from anywhere. Needs a `lease`.
     pub keep_leases: bool,
+    /// Of consumers with different ones a higher one is served first, as long as it has room.
+    pub priority: i32,
+    /// It takes beside the consumers: neither order among them nor a single active one holds it up.
+    pub aside: bool,
 }
 
 /// A message that one consumer has for a while.

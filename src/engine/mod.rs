@@ -395,6 +395,10 @@ pub trait Consumer: Send + Sync + fmt::Debug {
     /// (one message may overdraw). Never waits: when it gives less than asked, [`Consumer::ready`] is woken as
     /// soon as there may be more. With a `max` of 0 it waits no more: another consumer is woken in its stead.
     ///
+    /// Where the target has a single active consumer, the others are given nothing; the one of the highest priority that
+    /// joined first becomes active when there is none. Of consumers with different priorities a lower one is given nothing
+    /// while a higher one has room; who has room and does not come for a second is not waited for.
+    ///
     /// Where deliveries have a maximum, a message with two losses ([`Nack::Lost`], [`Consumer::release_all`]) is given to
     /// a consumer that has nothing else, and nothing is given to that one until it is settled or given back: so that
     /// nothing is counted as lost with it. It keeps its place, so that who has something else gets nothing behind it.
@@ -402,6 +406,13 @@ pub trait Consumer: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`EngineError::NoSuchTarget`] when the target was deleted, [`EngineError::Damaged`].
     fn take(&self, max: usize, max_bytes: usize, out: &mut Vec<Leased>) -> Result<(), EngineError>;
+
+    /// Whether it may be given something: not while another is the single active consumer of its target. One that becomes
+    /// active is woken.
+    fn is_active(&self) -> bool;
+
+    /// Whether others of a lower priority get nothing until it says, by a `max` of 0, that it has no room.
+    fn is_preferred(&self) -> bool;
 
     /// Whether the last [`Consumer::take`] came upon a message that is ready and not in memory. It is being read;
     /// [`Consumer::ready`] is woken when it is there.

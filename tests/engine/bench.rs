@@ -189,6 +189,7 @@ pub(crate) fn spec(name: &str) -> QueueSpec {
         max_bytes: u64::MAX,
         overflow: Overflow::Reject,
         priorities: false,
+        single_active_consumer: false,
         labels: Default::default(),
         created_at: UnixMillis(1),
         dead_letter_expired: false,

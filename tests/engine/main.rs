@@ -10,3 +10,4 @@ mod crash;
 mod embedded;
 mod giving_up;
 mod power;
+mod turns;

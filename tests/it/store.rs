@@ -49,6 +49,7 @@ fn queue(name: &str) -> Definition {
         max_bytes: 1 << 40,
         overflow: Overflow::Reject,
         priorities: true,
+        single_active_consumer: false,
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
         created_at: UnixMillis(1_700_000_000_000),
         dead_letter_expired: false,

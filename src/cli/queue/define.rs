@@ -65,6 +65,9 @@ struct Settings {
     /// What to do when it is full
     #[arg(long, value_enum)]
     overflow: Option<Overflow>,
+    /// One consumer gets messages, until it ends: true or false
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    single_active_consumer: Option<bool>,
     /// A label for your tools; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
@@ -95,6 +98,7 @@ impl Settings {
             ("max_messages", self.max_messages.is_some()),
             ("max_bytes", self.max_bytes.is_some()),
             ("overflow", self.overflow.is_some()),
+            ("single_active_consumer", self.single_active_consumer.is_some()),
             ("labels", !self.labels.is_empty()),
             ("dead_letter_expired", self.dead_letter_expired.is_some()),
             ("bindings", !self.bindings.is_empty()),
@@ -112,6 +116,7 @@ impl Settings {
             max_bytes: self.max_bytes.unwrap_or_default(),
             overflow: self.overflow.map_or(v1::OverflowPolicy::Unspecified, Into::into).into(),
             priorities: false,
+            single_active_consumer: self.single_active_consumer.unwrap_or_default(),
             labels,
             dead_letter_expired: self.dead_letter_expired.unwrap_or_default(),
         };
@@ -165,7 +170,7 @@ pub(super) struct Update {
     /// Give a setting its default again; may be given several times
     #[arg(long, value_name = "SETTING", value_parser = [
         "lease", "max_deliveries", "dead_letter_queue", "retry_min_backoff", "retry_max_backoff", "default_ttl",
-        "max_messages", "max_bytes", "overflow", "labels", "dead_letter_expired", "bindings",
+        "max_messages", "max_bytes", "overflow", "single_active_consumer", "labels", "dead_letter_expired", "bindings",
     ])]
     unset: Vec<String>,
 }

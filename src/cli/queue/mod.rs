@@ -157,6 +157,7 @@ fn queue_json(queue: &v1::Queue) -> Value {
         "max_bytes": queue.max_bytes,
         "overflow": overflow_name(queue),
         "priorities": queue.priorities,
+        "single_active_consumer": queue.single_active_consumer,
         "labels": labels,
         "dead_letter_expired": queue.dead_letter_expired,
     })
@@ -195,6 +196,9 @@ fn queue_text(queue: &v1::Queue) -> String {
         overflow_name(queue),
         if queue.priorities { "yes" } else { "no" },
     );
+    if queue.single_active_consumer {
+        text.push_str("consumers          one active at a time\n");
+    }
     if queue.dead_letter_expired {
         text.push_str("expired            to the dead letter queue\n");
     }

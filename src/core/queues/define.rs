@@ -36,6 +36,7 @@ pub fn plain_queue(name: QueueName, limits: &Limits, now: UnixMillis) -> QueueSp
         max_bytes: limits.queue_bytes,
         overflow: Overflow::Reject,
         priorities: false,
+        single_active_consumer: false,
         labels: std::collections::BTreeMap::new(),
         created_at: now,
         dead_letter_expired: false,
@@ -358,6 +359,8 @@ fn difference(there: &QueueSpec, asked: &QueueSpec) -> String {
     compare(&mut out, "max_bytes", &there.max_bytes, &asked.max_bytes);
     compare(&mut out, "overflow", &there.overflow, &asked.overflow);
     compare(&mut out, "priorities", &there.priorities, &asked.priorities);
+    let single = (&there.single_active_consumer, &asked.single_active_consumer);
+    compare(&mut out, "single_active_consumer", single.0, single.1);
     compare(&mut out, "labels", &there.labels, &asked.labels);
     compare(&mut out, "dead_letter_expired", &there.dead_letter_expired, &asked.dead_letter_expired);
     out

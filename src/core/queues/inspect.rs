@@ -70,7 +70,7 @@ impl Broker {
         let mut left = self.queue_stats(from)?.ready.min(max.unwrap_or(u64::MAX));
         let consumer = self
             .engine
-            .consumer(from.id, ConsumerOptions::default())
+            .consumer(from.id, ConsumerOptions { aside: true, ..ConsumerOptions::default() })
             .map_err(|error| of_queue(from, error))?;
         let (mut moved, mut stay) = (0, None);
         let mut taken = Vec::new();

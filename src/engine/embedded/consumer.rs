@@ -26,6 +26,8 @@ pub(super) struct EmbeddedConsumer {
     pub(super) keep_leases: bool,
     /// See [`Consumer::is_reading`].
     pub(super) reading: AtomicBool,
+    /// See [`Consumer::is_preferred`].
+    pub(super) preferred: AtomicBool,
 }
 
 impl fmt::Debug for EmbeddedConsumer {
@@ -49,13 +51,23 @@ impl Consumer for EmbeddedConsumer {
             if state.gone {
                 return Err(EngineError::NoSuchTarget(self.target.id));
             }
-            let (max_deliveries, buries_expired) = {
+            let (max_deliveries, buries_expired, single_active) = {
                 let settings = self.target.settings.load();
-                (settings.retries.max, settings.buries_expired)
+                (settings.retries.max, settings.buries_expired, settings.single_active)
             };
-            let how =
-                Take { consumer: self.id, max, max_bytes, now, lease_ends, max_deliveries, buries_expired };
+            let consumer = self.id;
+            let how = Take {
+                consumer,
+                max,
+                max_bytes,
+                now,
+                lease_ends,
+                max_deliveries,
+                buries_expired,
+                single_active,
+            };
             let not = state.take(how, |entry| bodies.get(entry), &mut taken);
+            self.preferred.store(max > 0 && state.members.is_ranked(), Ordering::Relaxed);
             if self.lease.is_some() {
                 self.shared.tasks.register(&self.target, &mut state, now);
             }
@@ -93,6 +105,14 @@ impl Consumer for EmbeddedConsumer {
             });
         }
         Ok(())
+    }
+
+    fn is_active(&self) -> bool {
+        !self.target.settings.load().single_active || self.target.state.lock().members.is_active(self.id)
+    }
+
+    fn is_preferred(&self) -> bool {
+        self.preferred.load(Ordering::Relaxed)
     }
 
     fn is_reading(&self) -> bool {

@@ -62,6 +62,8 @@ pub(super) struct Take {
     pub(super) max_deliveries: Option<NonZeroU32>,
     /// What expires is to be moved.
     pub(super) buries_expired: bool,
+    /// Only the active consumer is given anything.
+    pub(super) single_active: bool,
 }
 
 /// The index of one target.
@@ -165,6 +167,15 @@ impl State {
         if how.max == 0 {
             self.members.stop_waiting(how.consumer);
             return not;
+        }
+        if how.single_active && !self.members.is_active(how.consumer) {
+            return not;
+        }
+        if self.members.is_ranked() {
+            if self.ready_count() > 0 && self.members.is_outranked(how.consumer, how.now.0) {
+                return not;
+            }
+            self.members.claim(how.consumer);
         }
         if self.members.is_alone(how.consumer) {
             self.members.hold_up(how.consumer);

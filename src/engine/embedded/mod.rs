@@ -263,7 +263,7 @@ impl Engine for Embedded {
         let target = self.shared.target(target)?;
         let id = self.shared.next_consumer.fetch_add(1, Ordering::Relaxed);
         let bell = Arc::new(Bell::default());
-        target.state.lock().members.join(id, bell.clone());
+        target.state.lock().members.join(id, bell.clone(), options.priority, options.aside);
         Ok(Box::new(EmbeddedConsumer {
             shared: self.shared.clone(),
             target,
@@ -272,6 +272,7 @@ impl Engine for Embedded {
             lease: options.lease,
             keep_leases: options.keep_leases,
             reading: AtomicBool::new(false),
+            preferred: AtomicBool::new(false),
         }))
     }
 

@@ -62,6 +62,8 @@ struct StoredQueue {
     retry_max_backoff_ms: Option<u64>,
     #[prost(uint32, tag = "31")]
     overflow: u32,
+    #[prost(bool, tag = "34")]
+    single_active_consumer: bool,
     #[prost(bool, tag = "38")]
     dead_letter_expired: bool,
 }
@@ -135,6 +137,7 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             retry_min_backoff_ms: queue.retry_min_backoff.map(millis),
             retry_max_backoff_ms: queue.retry_max_backoff.map(millis),
             overflow: u32::from(queue.overflow as u8),
+            single_active_consumer: queue.single_active_consumer,
             dead_letter_expired: queue.dead_letter_expired,
         }),
         Definition::Session(session) => Kind::Session(StoredSession {
@@ -190,6 +193,7 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
                 }
             },
             priorities: queue.priorities,
+            single_active_consumer: queue.single_active_consumer,
             labels: queue.labels,
             created_at: UnixMillis(queue.created_at),
             dead_letter_expired: queue.dead_letter_expired,
@@ -272,6 +276,7 @@ mod tests {
                 max_bytes: 8,
                 overflow: Overflow::DeadLetter,
                 priorities: true,
+                single_active_consumer: true,
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
                 created_at: UnixMillis(9),
                 dead_letter_expired: true,

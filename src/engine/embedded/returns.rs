@@ -199,13 +199,14 @@ impl State {
         let lease = self.leases.first_end().map(|(at, _)| at);
         let note = self.leases.next_note();
         let sweep = (self.expiring > 0 && !self.gone).then_some(now.0 + SWEEP_MS);
-        [delayed, lease, note, sweep].into_iter().flatten().min()
+        [delayed, lease, note, sweep, self.members.patience()].into_iter().flatten().min()
     }
 
     /// Moves what is due at `now`.
     pub(super) fn due(&mut self, now: UnixMillis, retries: Retries, buries_expired: bool) -> Due {
         let mut due = Due::default();
         let mut woken = 0;
+        self.members.lose_patience(now.0);
         while let Some((&(at, sequence), _)) = self.delayed.first_key_value()
             && at <= now.0
         {

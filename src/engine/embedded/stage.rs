@@ -135,7 +135,9 @@ impl Writer {
                 log.insert(disk, Tree::Meta, b"next_target", &next)?;
                 log.insert(disk, Tree::Obj, &id.0.to_be_bytes(), objects::encode(&definition))?;
                 // Known at once: nobody can name it before its ticket completes, or it was known before.
-                self.shared.registry.write().define(id, Settings::from(&*definition));
+                let target = self.shared.registry.write().define(id, Settings::from(&*definition));
+                // Who may take, and what, may be another now.
+                target.state.lock().members.wake_all();
             }
             Prepared::Delete { id, only_if_empty } => {
                 if only_if_empty && let Ok(target) = self.shared.target(id) {

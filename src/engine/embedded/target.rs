@@ -28,6 +28,8 @@ pub(super) struct Settings {
     pub(super) queue: Option<QueueName>,
     pub(super) dead_letter: Option<QueueName>,
     pub(super) priorities: bool,
+    /// One consumer gets messages, until it ends.
+    pub(super) single_active: bool,
     /// What expires goes to the dead letter queue.
     pub(super) buries_expired: bool,
 }
@@ -51,6 +53,7 @@ impl From<&Definition> for Settings {
             queue: queue.map(|queue| queue.name.clone()),
             dead_letter: queue.and_then(|queue| queue.dead_letter.clone()),
             priorities: queue.is_some_and(|queue| queue.priorities),
+            single_active: queue.is_some_and(|queue| queue.single_active_consumer),
             buries_expired: queue
                 .is_some_and(|queue| queue.dead_letter_expired && queue.dead_letter.is_some()),
         }

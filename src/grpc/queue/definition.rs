@@ -11,7 +11,7 @@ use crate::grpc::proto::v1;
 use crate::types::{QueueName, TopicFilter, clock};
 
 /// The fields that may be said of a queue, beside its name.
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 14] = [
     "bindings",
     "lease",
     "max_deliveries",
@@ -23,6 +23,7 @@ const FIELDS: [&str; 13] = [
     "max_bytes",
     "overflow",
     "priorities",
+    "single_active_consumer",
     "labels",
     "dead_letter_expired",
 ];
@@ -105,6 +106,7 @@ pub(super) fn set(
             };
         }
         "priorities" => spec.priorities = queue.priorities,
+        "single_active_consumer" => spec.single_active_consumer = queue.single_active_consumer,
         "labels" => spec.labels = queue.labels.clone().into_iter().collect(),
         "dead_letter_expired" => spec.dead_letter_expired = queue.dead_letter_expired,
         other => return Err(CoreError::invalid("update_mask", format!("{other:?} is no field of a queue"))),
@@ -160,6 +162,7 @@ pub(super) fn queue_of(spec: &QueueSpec) -> v1::Queue {
         }
         .into(),
         priorities: spec.priorities,
+        single_active_consumer: spec.single_active_consumer,
         labels: spec.labels.clone().into_iter().collect(),
         dead_letter_expired: spec.dead_letter_expired,
     }
@@ -183,6 +186,7 @@ mod tests {
             max_messages: 10,
             overflow: v1::OverflowPolicy::DropOldest.into(),
             priorities: true,
+            single_active_consumer: true,
             labels: [("team".to_owned(), "a".to_owned())].into(),
             dead_letter_expired: true,
             ..Default::default()

@@ -8,6 +8,7 @@ mod leases;
 mod messages;
 mod restart;
 mod streams;
+mod turns;
 
 use bytes::Bytes;
 use stafett::grpc::proto::v1;
