@@ -217,6 +217,7 @@ fn queue() -> Definition {
         labels: Default::default(),
         created_at: unix_now(),
         dead_letter_expired: false,
+        expires_after: None,
     })
 }
 

@@ -56,6 +56,8 @@ pub struct QueueSpec {
     pub created_at: UnixMillis,
     /// What expires goes to `dead_letter`, instead of being dropped.
     pub dead_letter_expired: bool,
+    /// It is deleted when nobody has used it for so long; none: never.
+    pub expires_after: Option<Duration>,
 }
 
 /// What happens when a message comes to a queue that is full.

@@ -104,6 +104,8 @@ pub enum Op {
     Delete(TargetId),
     /// Remove a target that holds nothing; else [`Refusal::NotEmpty`].
     DeleteEmpty(TargetId),
+    /// Remove a target with all that it holds, unless it was used since this was its use, or is; else [`Refusal::InUse`].
+    DeleteUnused(TargetId, Usage),
     /// Add or replace a subscription of a stored session.
     Subscribe(TargetId, FilterSpec, SubscribeOptions),
     /// Remove a subscription of a stored session.
@@ -201,6 +203,9 @@ pub enum Refusal {
         /// How many.
         messages: u64,
     },
+    /// The target that was to go only if nobody uses it is used.
+    #[error("it is in use")]
+    InUse,
 }
 
 /// How far an outgoing delivery of a session is.
@@ -277,6 +282,17 @@ pub struct TargetStats {
     pub dropped_total: u64,
     /// Who takes.
     pub consumers: u32,
+}
+
+/// How much a target was used since the start of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// How many messages were stored.
+    pub stored: u64,
+    /// How many consumers have joined.
+    pub joined: u64,
+    /// Whether there is a consumer now, or somebody has a message.
+    pub busy: bool,
 }
 
 /// How the engine does.
@@ -374,6 +390,12 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// [`EngineError::NoSuchTarget`].
     fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError>;
+
+    /// How much a target was used. Never waits.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchTarget`].
+    fn usage(&self, target: TargetId) -> Result<Usage, EngineError>;
 
     /// What it counts over all targets since it opened, by the names that operators see.
     fn counters(&self) -> Vec<(&'static str, u64)>;

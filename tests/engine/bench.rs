@@ -193,6 +193,7 @@ pub(crate) fn spec(name: &str) -> QueueSpec {
         labels: Default::default(),
         created_at: UnixMillis(1),
         dead_letter_expired: false,
+        expires_after: None,
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use stafett::engine::{Consumer, ConsumerOptions, Definition, Engine, Leased, Op, QueueSpec};
+use stafett::engine::{
+    Consumer, ConsumerOptions, Definition, Engine, Leased, Op, Outcome, QueueSpec, Refusal,
+};
 use stafett::types::TargetId;
 
-use crate::bench::{Bench, spec, take, take_now, text, within};
+use crate::bench::{Bench, refusal, spec, take, take_now, text, within};
 
 fn joined(bench: &Bench, queue: TargetId, priority: i32) -> Box<dyn Consumer> {
     let lease = Some(Duration::from_secs(60));
@@ -98,4 +100,29 @@ async fn who_has_room_and_does_not_come_is_not_waited_for() {
     bench.put(queue, "m").await;
     assert!(take_now(&*low).is_empty());
     assert_eq!(texts(&take(&*low, 1).await), ["m"]);
+}
+
+#[tokio::test]
+async fn what_was_used_since_is_not_deleted_as_unused() {
+    let bench = Bench::new();
+    let queue = bench.queue("q").await;
+    let usage = || bench.engine.usage(queue).unwrap();
+    let refused = async |usage| refusal(bench.commit(Op::DeleteUnused(queue, usage)).await);
+    let before = usage();
+    bench.put(queue, "m").await;
+    assert_eq!(refused(before).await, Refusal::InUse, "something was stored");
+    let before = usage();
+    let consumer = joined(&bench, queue, 0);
+    assert_eq!(refused(usage()).await, Refusal::InUse, "there is a consumer");
+    drop(consumer);
+    assert_eq!(refused(before).await, Refusal::InUse, "there was a consumer");
+    let lease = Some(Duration::from_secs(60));
+    let keeps = ConsumerOptions { lease, keep_leases: true, ..ConsumerOptions::default() };
+    let leased = take(&*bench.engine.consumer(queue, keeps).unwrap(), 1).await;
+    assert_eq!(refused(usage()).await, Refusal::InUse, "somebody has a message");
+    bench.settle(queue, &leased).await;
+    bench.put(queue, "left").await;
+    assert_eq!(bench.commit(Op::DeleteUnused(queue, usage())).await, Outcome::Done);
+    let bench = bench.reopen();
+    assert!(bench.engine.stored().queues.is_empty());
 }

@@ -53,6 +53,7 @@ fn queue(name: &str) -> Definition {
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
         created_at: UnixMillis(1_700_000_000_000),
         dead_letter_expired: false,
+        expires_after: None,
     })
 }
 

@@ -74,6 +74,9 @@ struct Settings {
     /// Expired messages go to the dead letter queue: true or false
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     dead_letter_expired: Option<bool>,
+    /// Delete it, with its messages, when nobody has used it for so long: 1s to 365d
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    expires_after: Option<Duration>,
     /// Copy every publish that matches into the queue; may be given several times
     #[arg(long = "bind", value_name = "FILTER")]
     bindings: Vec<String>,
@@ -100,6 +103,7 @@ impl Settings {
             ("overflow", self.overflow.is_some()),
             ("single_active_consumer", self.single_active_consumer.is_some()),
             ("labels", !self.labels.is_empty()),
+            ("expires_after", self.expires_after.is_some()),
             ("dead_letter_expired", self.dead_letter_expired.is_some()),
             ("bindings", !self.bindings.is_empty()),
         ];
@@ -119,6 +123,7 @@ impl Settings {
             single_active_consumer: self.single_active_consumer.unwrap_or_default(),
             labels,
             dead_letter_expired: self.dead_letter_expired.unwrap_or_default(),
+            expires_after: self.expires_after.map(duration),
         };
         Ok((queue, fields.into_iter().filter(|(_, said)| *said).map(|(field, _)| field).collect()))
     }
@@ -170,7 +175,8 @@ pub(super) struct Update {
     /// Give a setting its default again; may be given several times
     #[arg(long, value_name = "SETTING", value_parser = [
         "lease", "max_deliveries", "dead_letter_queue", "retry_min_backoff", "retry_max_backoff", "default_ttl",
-        "max_messages", "max_bytes", "overflow", "single_active_consumer", "labels", "dead_letter_expired", "bindings",
+        "max_messages", "max_bytes", "overflow", "single_active_consumer", "labels", "dead_letter_expired", "expires_after",
+        "bindings",
     ])]
     unset: Vec<String>,
 }

@@ -160,6 +160,7 @@ fn queue_json(queue: &v1::Queue) -> Value {
         "single_active_consumer": queue.single_active_consumer,
         "labels": labels,
         "dead_letter_expired": queue.dead_letter_expired,
+        "expires_after": queue.expires_after.as_ref().map(show_duration),
     })
 }
 
@@ -201,6 +202,9 @@ fn queue_text(queue: &v1::Queue) -> String {
     }
     if queue.dead_letter_expired {
         text.push_str("expired            to the dead letter queue\n");
+    }
+    if let Some(after) = &queue.expires_after {
+        text.push_str(&format!("deleted            when unused for {}\n", show_duration(after)));
     }
     for binding in &queue.bindings {
         text.push_str(&format!("binding            {binding}\n"));

@@ -3,10 +3,11 @@
 //! Changes stand in one line: each is checked against what the one before left, is durable, takes effect and only
 //! then is answered. A change that has begun goes on when its caller leaves.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{Definition, Op, Outcome, Overflow, QueueSpec, Refusal};
+use crate::engine::{Definition, Op, Outcome, Overflow, QueueSpec, Refusal, Usage};
 use crate::types::{QueueName, TopicFilter, UnixMillis};
 
 use super::{QueueEntry, checked_lease, of_queue};
@@ -17,6 +18,8 @@ use crate::core::{Broker, CoreError, Limits};
 const UNSEEN: [&str; 4] = ["$queue", "$share", "$delayed", SYSTEM];
 /// Beyond it a bound on deliveries bounds nothing.
 const MAX_DELIVERIES: u32 = 10_000;
+/// Shorter is no time to begin in; longer is never.
+const EXPIRES_AFTER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 86_400);
 /// Labels are words, not documents.
 const LABEL_BYTES: usize = 256;
 
@@ -40,6 +43,7 @@ pub fn plain_queue(name: QueueName, limits: &Limits, now: UnixMillis) -> QueueSp
         labels: std::collections::BTreeMap::new(),
         created_at: now,
         dead_letter_expired: false,
+        expires_after: None,
     }
 }
 
@@ -82,6 +86,7 @@ impl Broker {
             let spec = entry.spec_owned();
             broker.routes.bind(&entry, &spec.bindings).await;
             broker.queues.insert(&entry);
+            broker.queues.expiry.changed.ring();
             Ok(spec)
         })
         .await
@@ -125,6 +130,7 @@ impl Broker {
             broker.define(Op::Define(entry.id, Definition::Queue(new.clone()))).await?;
             let new = Arc::new(new);
             entry.spec.store(Arc::clone(&new));
+            broker.queues.expiry.changed.ring();
             let missing = |of: &QueueSpec, from: &QueueSpec| -> Vec<TopicFilter> {
                 from.bindings.iter().filter(|filter| !of.bindings.contains(filter)).cloned().collect()
             };
@@ -188,33 +194,54 @@ impl Broker {
         self.to_the_end(async move {
             let _line = Arc::clone(&broker.queues.changing).lock_owned().await;
             let entry = broker.queue(&name)?;
-            if let Some(user) =
-                broker.queues.all().iter().find(|q| q.spec().dead_letter.as_ref() == Some(&name))
-            {
-                return Err(CoreError::Precondition {
-                    reason: "DEAD_LETTER_QUEUE_IN_USE",
-                    what: format!("`{name}` is the dead letter queue of `{}`", user.name),
-                });
-            }
             let stats = broker.engine.stats(entry.id).map_err(|error| of_queue(&entry, error))?;
             let op = if only_if_empty { Op::DeleteEmpty(entry.id) } else { Op::Delete(entry.id) };
-            match broker.engine.commit(vec![op]).await?.pop() {
-                Some(Outcome::Refused(Refusal::NotEmpty { messages })) => {
-                    return Err(CoreError::Precondition {
-                        reason: "QUEUE_NOT_EMPTY",
-                        what: format!("the queue `{name}` has {messages} messages"),
-                    });
-                }
-                Some(Outcome::Refused(refusal)) => {
-                    return Err(CoreError::refused(refusal, |_| name.to_string()));
-                }
-                _ => {}
+            match broker.remove(&entry, op).await? {
+                Some(Refusal::NotEmpty { messages }) => Err(CoreError::Precondition {
+                    reason: "QUEUE_NOT_EMPTY",
+                    what: format!("the queue `{name}` has {messages} messages"),
+                }),
+                Some(refusal) => Err(CoreError::refused(refusal, |_| name.to_string())),
+                None => Ok(stats.ready + stats.delayed + stats.leased),
             }
-            broker.queues.remove(&entry);
-            broker.routes.unbind(&entry, &entry.spec_owned().bindings).await;
-            Ok(stats.ready + stats.delayed + stats.leased)
         })
         .await
+    }
+
+    /// Deletes a queue if it is still to be deleted when nobody uses it, and nobody has used it beyond `usage`. Whether it is
+    /// deleted.
+    pub(super) async fn delete_if_unused(
+        self: &Arc<Self>,
+        entry: &Arc<QueueEntry>,
+        usage: Usage,
+    ) -> Result<bool, CoreError> {
+        let broker = Arc::clone(self);
+        let entry = Arc::clone(entry);
+        self.to_the_end(async move {
+            let _line = Arc::clone(&broker.queues.changing).lock_owned().await;
+            if entry.spec().expires_after.is_none() {
+                return Ok(false);
+            }
+            Ok(broker.remove(&entry, Op::DeleteUnused(entry.id, usage)).await?.is_none())
+        })
+        .await
+    }
+
+    /// Has `op` delete a queue, or says why not.
+    async fn remove(&self, entry: &Arc<QueueEntry>, op: Op) -> Result<Option<Refusal>, CoreError> {
+        let name = &entry.name;
+        if let Some(user) = self.queues.all().iter().find(|q| q.spec().dead_letter.as_ref() == Some(name)) {
+            return Err(CoreError::Precondition {
+                reason: "DEAD_LETTER_QUEUE_IN_USE",
+                what: format!("`{name}` is the dead letter queue of `{}`", user.name),
+            });
+        }
+        if let Some(Outcome::Refused(refusal)) = self.engine.commit(vec![op]).await?.pop() {
+            return Ok(Some(refusal));
+        }
+        self.queues.remove(entry);
+        self.routes.unbind(entry, &entry.spec_owned().bindings).await;
+        Ok(None)
     }
 
     /// Hands in one change of a definition and waits until it is durable.
@@ -280,6 +307,11 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
     check_backoff(spec, limits)?;
     if spec.default_ttl.is_some_and(|ttl| ttl < Duration::from_secs(1)) {
         return Err(CoreError::invalid("queue.default_ttl", "must be at least 1 s"));
+    }
+    if let Some(after) = spec.expires_after.filter(|after| !EXPIRES_AFTER.contains(after)) {
+        let (least, most) = (EXPIRES_AFTER.start(), EXPIRES_AFTER.end());
+        let what = format!("{after:?} is not within {least:?} and {most:?}");
+        return Err(CoreError::invalid("queue.expires_after", what));
     }
     if spec.max_deliveries.is_some_and(|max| max.get() > MAX_DELIVERIES) {
         return Err(CoreError::invalid("queue.max_deliveries", format!("must be at most {MAX_DELIVERIES}")));
@@ -362,6 +394,7 @@ fn difference(there: &QueueSpec, asked: &QueueSpec) -> String {
     let single = (&there.single_active_consumer, &asked.single_active_consumer);
     compare(&mut out, "single_active_consumer", single.0, single.1);
     compare(&mut out, "labels", &there.labels, &asked.labels);
+    compare(&mut out, "expires_after", &there.expires_after, &asked.expires_after);
     compare(&mut out, "dead_letter_expired", &there.dead_letter_expired, &asked.dead_letter_expired);
     out
 }

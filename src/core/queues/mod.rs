@@ -2,13 +2,14 @@
 //!
 //! Here is which queues there are; what may be done with one stands in the modules: [`define`] makes and changes
 //! them, [`enqueue`] puts messages in, [`receive`] takes them out one answer at a time, [`consumer`] as a stream,
-//! [`inspect`] looks at them, removes and redrives them. Leases and order are the engine's.
+//! [`inspect`] looks at them, removes and redrives them, `expiry` deletes those that nobody uses. Leases and order are the engine's.
 //!
 //! Invariant: a queue is listed here from the moment its definition is durable until its deletion is.
 
 pub mod consumer;
 pub mod define;
 pub mod enqueue;
+mod expiry;
 pub mod inspect;
 pub mod receive;
 
@@ -25,7 +26,10 @@ use rustc_hash::FxHashMap;
 use crate::engine::{Append, EngineError, QueueSpec, queue_topic};
 use crate::types::{Message, Priority, QueueName, TargetId, TopicName, UnixMillis};
 
+use self::expiry::Expiry;
 use super::{Broker, CoreError, Limits};
+
+pub(super) use self::expiry::delete_unused;
 
 /// One queue, shared by all who use it.
 pub struct QueueEntry {
@@ -102,6 +106,7 @@ pub struct Queues {
     /// Held by whoever changes a definition, until the change is durable: checks that span queues (a dead letter
     /// queue exists) hold while the change is under way.
     changing: Arc<tokio::sync::Mutex<()>>,
+    expiry: Expiry,
 }
 
 #[derive(Debug, Default)]
@@ -112,7 +117,7 @@ struct Map {
 
 impl Queues {
     pub(super) fn restore(stored: Vec<(TargetId, QueueSpec)>) -> Result<Self, EngineError> {
-        let queues = Self { map: RwLock::default(), changing: Arc::default() };
+        let queues = Self { map: RwLock::default(), changing: Arc::default(), expiry: Expiry::default() };
         for (id, spec) in stored {
             let name = spec.name.clone();
             let entry = QueueEntry::new(id, spec)
@@ -170,6 +175,11 @@ impl Queues {
             .take(max)
             .map(|(_, entry)| Arc::clone(entry))
             .collect()
+    }
+
+    /// How many were deleted because nobody used them.
+    pub(in crate::core) fn expired(&self) -> u64 {
+        self.expiry.deleted()
     }
 
     /// How many there are.

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::format::{Location, Mark};
 use super::target::Target;
-use crate::engine::{Append, Definition, EngineError, Outcome, Outgoing, SubscribeOptions};
+use crate::engine::{Append, Definition, EngineError, Outcome, Outgoing, SubscribeOptions, Usage};
 use crate::types::topic::FilterSpec;
 use crate::types::{Priority, Sequence, TargetId, TopicName, UnixMillis};
 
@@ -42,10 +42,18 @@ pub(super) enum Prepared {
     Define(TargetId, Box<Definition>),
     Delete {
         id: TargetId,
-        only_if_empty: bool,
+        only: Option<OnlyIf>,
     },
     Subscribe(TargetId, FilterSpec, SubscribeOptions),
     Unsubscribe(TargetId, FilterSpec),
+}
+
+/// What must hold for a target to be deleted.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum OnlyIf {
+    Empty,
+    /// It was used no more than so, and is not in use.
+    Unused(Usage),
 }
 
 /// See [`crate::engine::Publish`].

@@ -42,6 +42,8 @@ pub(super) struct Members {
     held_up: Vec<u64>,
     /// How many have a priority of their own.
     ranked: usize,
+    /// How many have ever joined.
+    joined: u64,
     /// The single active one, where there is to be one.
     active: Option<u64>,
     /// When those who wait for one that does not come wait no more.
@@ -53,7 +55,13 @@ impl Members {
         self.consumers.len()
     }
 
+    /// How many have ever joined.
+    pub(super) fn joined(&self) -> u64 {
+        self.joined
+    }
+
     pub(super) fn join(&mut self, consumer: u64, bell: Arc<Bell>, priority: i32, aside: bool) {
+        self.joined += 1;
         self.ranked += usize::from(priority != 0);
         let member = Member { bell, has: 0, alone: false, priority, aside, claims: false, called: None };
         self.consumers.insert(consumer, member);

@@ -36,7 +36,7 @@ use self::writer::Writer;
 use super::settings::EngineSettings;
 use super::{
     Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
-    Nack, Op, OpenError, OpenProgress, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
+    Nack, Op, OpenError, OpenProgress, Pending, Publish, Settled, Stored, TargetStats, Ticket, Usage, View,
 };
 use crate::bell::Bell;
 use crate::types::clock::unix_now;
@@ -424,6 +424,10 @@ impl Engine for Embedded {
             .and_then(|bytes| decode_message(bytes).ok())
             .map(|message| message.id.time());
         Ok(stats)
+    }
+
+    fn usage(&self, target: TargetId) -> Result<Usage, EngineError> {
+        Ok(self.shared.target(target)?.usage())
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

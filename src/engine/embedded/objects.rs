@@ -66,6 +66,8 @@ struct StoredQueue {
     single_active_consumer: bool,
     #[prost(bool, tag = "38")]
     dead_letter_expired: bool,
+    #[prost(uint64, optional, tag = "39")]
+    expires_after_ms: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -139,6 +141,7 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             overflow: u32::from(queue.overflow as u8),
             single_active_consumer: queue.single_active_consumer,
             dead_letter_expired: queue.dead_letter_expired,
+            expires_after_ms: queue.expires_after.map(millis),
         }),
         Definition::Session(session) => Kind::Session(StoredSession {
             client_id: session.client_id.to_string(),
@@ -197,6 +200,7 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             labels: queue.labels,
             created_at: UnixMillis(queue.created_at),
             dead_letter_expired: queue.dead_letter_expired,
+            expires_after: queue.expires_after_ms.map(Duration::from_millis),
         }),
         Kind::Session(session) => Definition::Session(SessionSpec {
             client_id: ClientId::parse(session.client_id).map_err(wrong)?,
@@ -280,6 +284,7 @@ mod tests {
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
                 created_at: UnixMillis(9),
                 dead_letter_expired: true,
+                expires_after: Some(Duration::from_secs(7)),
             }),
             Definition::Session(SessionSpec {
                 client_id: ClientId::parse("c").unwrap(),

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Add, Location, Mark, Place, RETAINED, Record};
-use super::lanes::{Prepared, PreparedPublish, SettleReply, Work};
+use super::lanes::{OnlyIf, Prepared, PreparedPublish, SettleReply, Work};
 use super::objects;
 use super::overflow::Leavers;
 use super::pack::Failed;
@@ -139,12 +139,11 @@ impl Writer {
                 // Who may take, and what, may be another now.
                 target.state.lock().members.wake_all();
             }
-            Prepared::Delete { id, only_if_empty } => {
-                if only_if_empty && let Ok(target) = self.shared.target(id) {
-                    let messages = target.messages.load(Ordering::Relaxed);
-                    if messages > 0 {
-                        return Ok(Outcome::Refused(Refusal::NotEmpty { messages }));
-                    }
+            Prepared::Delete { id, only } => {
+                if let Ok(target) = self.shared.target(id)
+                    && let Some(refusal) = only.and_then(|only| minds(&target, only))
+                {
+                    return Ok(Outcome::Refused(refusal));
                 }
                 let Some(target) = self.shared.registry.write().remove(id) else {
                     return Ok(Outcome::Refused(Refusal::Gone(id)));
@@ -385,6 +384,17 @@ fn bodiless(
         expires_at,
         incoming,
         mark: Mark::default(),
+    }
+}
+
+/// Why a target is not deleted.
+fn minds(target: &Target, only: OnlyIf) -> Option<Refusal> {
+    match only {
+        OnlyIf::Empty => {
+            let messages = target.messages.load(Ordering::Relaxed);
+            (messages > 0).then_some(Refusal::NotEmpty { messages })
+        }
+        OnlyIf::Unused(usage) => (target.usage() != usage || usage.busy).then_some(Refusal::InUse),
     }
 }
 

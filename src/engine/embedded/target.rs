@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::index::State;
 use super::retries::Retries;
-use crate::engine::{Definition, Overflow, TargetStats};
+use crate::engine::{Definition, Overflow, TargetStats, Usage};
 use crate::types::{QueueName, TargetId};
 
 /// What a full target does.
@@ -101,6 +101,15 @@ impl Target {
             earlier: AtomicU64::new(next_sequence),
             totals: Totals::default(),
             state: Mutex::default(),
+        }
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        let state = self.state.lock();
+        Usage {
+            stored: self.totals.enqueued.load(Ordering::Relaxed),
+            joined: state.members.joined(),
+            busy: state.members.len() > 0 || state.leased_count() > 0,
         }
     }
 

@@ -11,7 +11,7 @@ use crate::grpc::proto::v1;
 use crate::types::{QueueName, TopicFilter, clock};
 
 /// The fields that may be said of a queue, beside its name.
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 15] = [
     "bindings",
     "lease",
     "max_deliveries",
@@ -26,6 +26,7 @@ const FIELDS: [&str; 14] = [
     "single_active_consumer",
     "labels",
     "dead_letter_expired",
+    "expires_after",
 ];
 
 /// The settings of a queue to make; what is not said has its default.
@@ -109,6 +110,7 @@ pub(super) fn set(
         "single_active_consumer" => spec.single_active_consumer = queue.single_active_consumer,
         "labels" => spec.labels = queue.labels.clone().into_iter().collect(),
         "dead_letter_expired" => spec.dead_letter_expired = queue.dead_letter_expired,
+        "expires_after" => spec.expires_after = time("queue.expires_after", &queue.expires_after)?,
         other => return Err(CoreError::invalid("update_mask", format!("{other:?} is no field of a queue"))),
     }
     Ok(())
@@ -165,6 +167,7 @@ pub(super) fn queue_of(spec: &QueueSpec) -> v1::Queue {
         single_active_consumer: spec.single_active_consumer,
         labels: spec.labels.clone().into_iter().collect(),
         dead_letter_expired: spec.dead_letter_expired,
+        expires_after: spec.expires_after.map(duration_of),
     }
 }
 
@@ -189,6 +192,7 @@ mod tests {
             single_active_consumer: true,
             labels: [("team".to_owned(), "a".to_owned())].into(),
             dead_letter_expired: true,
+            expires_after: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
             ..Default::default()
         };
         let back = queue_of(&spec_of(&given, &limits).unwrap());

@@ -194,9 +194,21 @@ async fn what_is_tried_again_and_given_up_is_set_and_shown() {
     done(&broker, &["create", "dead"]).await;
     let create =
         ["create", "q", "--dead-letter-queue", "dead", "--retry-min-backoff", "1s", "--max-messages", "1"];
-    let more = ["--overflow", "dead-letter", "--single-active-consumer", "--dead-letter-expired"];
+    let more = [
+        "--overflow",
+        "dead-letter",
+        "--single-active-consumer",
+        "--dead-letter-expired",
+        "--expires-after",
+        "1h",
+    ];
     let text = done(&broker, &[&create[..], &more[..]].concat()).await;
-    for line in ["retry backoff      from 1s", "overflow           dead-letter", "one active at a time"] {
+    for line in [
+        "retry backoff      from 1s",
+        "overflow           dead-letter",
+        "when unused for 3600s",
+        "one active at a time",
+    ] {
         assert!(text.contains(line), "{line:?} is not in\n{text}");
     }
     done(&broker, &["send", "q", "1", "2"]).await;
@@ -207,13 +219,15 @@ async fn what_is_tried_again_and_given_up_is_set_and_shown() {
     );
 
     let update = ["update", "q", "--retry-max-backoff", "9s", "--overflow", "drop-oldest"];
-    let off = ["--single-active-consumer=false", "--unset", "dead_letter_expired"];
+    let off =
+        ["--single-active-consumer=false", "--unset", "dead_letter_expired", "--unset", "expires_after"];
     let changed = &json(&broker, &[&update[..], &off[..]].concat()).await[0];
     for (field, value) in [
         ("retry_max_backoff", Value::from("9s")),
         ("overflow", "drop-oldest".into()),
         ("single_active_consumer", false.into()),
         ("dead_letter_expired", false.into()),
+        ("expires_after", Value::Null),
     ] {
         assert_eq!(changed[field], value, "{field}");
     }

@@ -3,6 +3,7 @@
 mod commands;
 mod definitions;
 mod deliveries;
+mod expiry;
 mod giving_up;
 mod leases;
 mod messages;

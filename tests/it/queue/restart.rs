@@ -95,6 +95,7 @@ async fn messages_definitions_and_tokens_survive_a_kill() {
         overflow: v1::OverflowPolicy::DeadLetter.into(),
         labels: [("team".to_owned(), "a".to_owned())].into(),
         dead_letter_expired: true,
+        expires_after: seconds(3600),
         ..named("q")
     };
     let defined = queues.create(defined).await;

@@ -20,7 +20,7 @@ use crate::engine::settings::EngineSettings;
 use crate::engine::{
     Browsed, Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError,
     LeaseRef, Nack, Op, Outcome, Pending, QueueSpec, Settled, Stored, SubscribeOptions, TargetStats, Ticket,
-    View,
+    Usage, View,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{
@@ -388,6 +388,10 @@ impl Engine for Held {
     fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError> {
         self.inner.stats(target)
     }
+    fn usage(&self, target: TargetId) -> Result<Usage, EngineError> {
+        self.inner.usage(target)
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.inner.counters()
     }
