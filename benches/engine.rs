@@ -215,6 +215,7 @@ fn queue() -> Definition {
         priorities: false,
         single_active_consumer: false,
         labels: Default::default(),
+        paused: false,
         created_at: unix_now(),
         dead_letter_expired: false,
         expires_after: None,

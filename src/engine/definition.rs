@@ -52,6 +52,8 @@ pub struct QueueSpec {
     pub single_active_consumer: bool,
     /// For people and their tools.
     pub labels: BTreeMap<String, String>,
+    /// Its consumers get nothing.
+    pub paused: bool,
     /// When it was made.
     pub created_at: UnixMillis,
     /// What expires goes to `dead_letter`, instead of being dropped.

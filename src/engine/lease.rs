@@ -17,8 +17,6 @@ pub struct ConsumerOptions {
     pub keep_leases: bool,
     /// Of consumers with different ones a higher one is served first, as long as it has room.
     pub priority: i32,
-    /// It takes beside the consumers: neither order among them nor a single active one holds it up.
-    pub aside: bool,
 }
 
 /// A message that one consumer has for a while.

@@ -191,6 +191,7 @@ pub(crate) fn spec(name: &str) -> QueueSpec {
         priorities: false,
         single_active_consumer: false,
         labels: Default::default(),
+        paused: false,
         created_at: UnixMillis(1),
         dead_letter_expired: false,
         expires_after: None,

@@ -17,8 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use stafett::engine::embedded::Embedded;
-use stafett::engine::{Append, Consumer, ConsumerOptions, Definition, Durability, Engine, LeaseRef, Op};
-use stafett::types::{Message, MessageIds, Qos, TargetId, TopicName};
+use stafett::engine::{
+    Append, Browsed, Consumer, ConsumerOptions, Definition, Durability, Engine, LeaseRef, Op, View,
+};
+use stafett::types::{Message, MessageIds, Qos, Sequence, TargetId, TopicName};
 
 use crate::below::{Chance, Promises, setting};
 use crate::bench::{publish, settings, spec};
@@ -248,20 +250,26 @@ impl History {
             return if nothing { Ok(()) } else { Err("the queues are lost".to_owned()) };
         }
         let left = runtime.block_on(async {
-            let mut from = stafett::types::Sequence(0);
             let mut left: HashMap<u64, u32> = HashMap::new();
-            loop {
-                let found = engine.browse(QUEUE, stafett::engine::View::All, from, 500).await.unwrap();
-                let Some(last) = found.last() else { break };
-                from = stafett::types::Sequence(last.sequence.0 + 1);
-                for browsed in found {
-                    *left.entry(number(&browsed.message)).or_default() += 1;
-                }
+            for browsed in all_of(&engine, QUEUE).await {
+                *left.entry(number(&browsed.message)).or_default() += 1;
             }
             left
         });
         self.said.check(&left)
     }
+}
+
+/// All messages of a target.
+async fn all_of(engine: &Embedded, target: TargetId) -> Vec<Browsed> {
+    let mut all = Vec::new();
+    let mut from = Some(Sequence(0));
+    while let Some(at) = from {
+        let page = engine.browse(target, View::All, at, 500, 1 << 20).await.unwrap();
+        all.extend(page.messages);
+        from = page.next;
+    }
+    all
 }
 
 #[test]

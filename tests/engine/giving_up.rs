@@ -16,9 +16,14 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// What a view shows: payloads, attempts, when they are due.
 async fn shown(bench: &Bench, queue: TargetId, view: View) -> Vec<(String, u32, u64)> {
-    let found = within("a browse", bench.engine.browse(queue, view, Sequence(0), 100)).await.unwrap();
+    let found =
+        within("a browse", bench.engine.browse(queue, view, Sequence(0), 100, usize::MAX)).await.unwrap();
     let payload = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    found.iter().map(|b| (payload(&b.message.payload), b.attempts, b.until.map_or(0, |at| at.0))).collect()
+    found
+        .messages
+        .iter()
+        .map(|b| (payload(&b.message.payload), b.attempts, b.until.map_or(0, |at| at.0)))
+        .collect()
 }
 
 #[tokio::test]

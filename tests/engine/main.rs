@@ -8,6 +8,7 @@ mod bench;
 mod conformance;
 mod crash;
 mod embedded;
+mod forward;
 mod giving_up;
 mod power;
 mod turns;

@@ -52,19 +52,6 @@ async fn one_consumer_is_active_until_it_ends() {
 }
 
 #[tokio::test]
-async fn who_takes_beside_the_consumers_is_none_of_them() {
-    let bench = Bench::new();
-    let queue = bench.queue_with(QueueSpec { single_active_consumer: true, ..spec("q") }).await;
-    let aside = ConsumerOptions { aside: true, ..ConsumerOptions::default() };
-    let aside = bench.engine.consumer(queue, aside).unwrap();
-    let consumer = joined(&bench, queue, 7);
-    assert!(consumer.is_active());
-    bench.put(queue, "m").await;
-    assert!(at_most(&*consumer, 0).is_empty());
-    assert_eq!(texts(&take_now(&*aside)), ["m"]);
-}
-
-#[tokio::test]
 async fn a_higher_consumer_is_served_first_as_long_as_it_has_room() {
     let bench = Bench::new();
     let queue = bench.queue("q").await;

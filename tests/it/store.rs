@@ -51,6 +51,7 @@ fn queue(name: &str) -> Definition {
         priorities: true,
         single_active_consumer: false,
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
+        paused: false,
         created_at: UnixMillis(1_700_000_000_000),
         dead_letter_expired: false,
         expires_after: None,

@@ -41,6 +41,7 @@ pub fn plain_queue(name: QueueName, limits: &Limits, now: UnixMillis) -> QueueSp
         priorities: false,
         single_active_consumer: false,
         labels: std::collections::BTreeMap::new(),
+        paused: false,
         created_at: now,
         dead_letter_expired: false,
         expires_after: None,
@@ -196,7 +197,7 @@ impl Broker {
             let entry = broker.queue(&name)?;
             let stats = broker.engine.stats(entry.id).map_err(|error| of_queue(&entry, error))?;
             let op = if only_if_empty { Op::DeleteEmpty(entry.id) } else { Op::Delete(entry.id) };
-            match broker.remove(&entry, op).await? {
+            match broker.undefine(&entry, op).await? {
                 Some(Refusal::NotEmpty { messages }) => Err(CoreError::Precondition {
                     reason: "QUEUE_NOT_EMPTY",
                     what: format!("the queue `{name}` has {messages} messages"),
@@ -222,13 +223,13 @@ impl Broker {
             if entry.spec().expires_after.is_none() {
                 return Ok(false);
             }
-            Ok(broker.remove(&entry, Op::DeleteUnused(entry.id, usage)).await?.is_none())
+            Ok(broker.undefine(&entry, Op::DeleteUnused(entry.id, usage)).await?.is_none())
         })
         .await
     }
 
     /// Has `op` delete a queue, or says why not.
-    async fn remove(&self, entry: &Arc<QueueEntry>, op: Op) -> Result<Option<Refusal>, CoreError> {
+    async fn undefine(&self, entry: &Arc<QueueEntry>, op: Op) -> Result<Option<Refusal>, CoreError> {
         let name = &entry.name;
         if let Some(user) = self.queues.all().iter().find(|q| q.spec().dead_letter.as_ref() == Some(name)) {
             return Err(CoreError::Precondition {
@@ -366,7 +367,8 @@ fn check_backoff(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
     }
 }
 
-/// In words, what `asked` has different from `there`; empty if nothing.
+/// In words, what `asked` has different from `there`; empty if nothing. Whether it is paused is the operator's: a program
+/// that makes sure of its queue finds it while it is, too.
 fn difference(there: &QueueSpec, asked: &QueueSpec) -> String {
     fn compare<T: PartialEq + std::fmt::Debug>(out: &mut String, what: &str, there: &T, asked: &T) {
         if there != asked {

@@ -23,8 +23,6 @@ struct Member {
     /// It has one message, alone.
     alone: bool,
     priority: i32,
-    /// See [`ConsumerOptions::aside`](crate::engine::ConsumerOptions::aside).
-    aside: bool,
     claims: bool,
     /// When somebody first had to wait for it, in milliseconds since 1970.
     called: Option<u64>,
@@ -60,10 +58,10 @@ impl Members {
         self.joined
     }
 
-    pub(super) fn join(&mut self, consumer: u64, bell: Arc<Bell>, priority: i32, aside: bool) {
+    pub(super) fn join(&mut self, consumer: u64, bell: Arc<Bell>, priority: i32) {
         self.joined += 1;
         self.ranked += usize::from(priority != 0);
-        let member = Member { bell, has: 0, alone: false, priority, aside, claims: false, called: None };
+        let member = Member { bell, has: 0, alone: false, priority, claims: false, called: None };
         self.consumers.insert(consumer, member);
     }
 
@@ -86,16 +84,16 @@ impl Members {
     /// The single active consumer; if there is none, one becomes it.
     pub(super) fn elect(&mut self) -> Option<u64> {
         if self.active.is_none() {
-            let all = self.consumers.iter().filter(|(_, member)| !member.aside);
+            let all = self.consumers.iter();
             let first = all.max_by_key(|&(&consumer, member)| (member.priority, std::cmp::Reverse(consumer)));
             self.active = first.map(|(&consumer, _)| consumer);
         }
         self.active
     }
 
-    /// Whether it is the single active one, or none of the consumers.
+    /// Whether it is the single active one.
     pub(super) fn is_active(&mut self, consumer: u64) -> bool {
-        self.elect() == Some(consumer) || self.consumers.get(&consumer).is_some_and(|member| member.aside)
+        self.elect() == Some(consumer)
     }
 
     /// Whether consumers have different priorities.
@@ -115,9 +113,6 @@ impl Members {
     pub(super) fn is_outranked(&mut self, consumer: u64, now: u64) -> bool {
         let Some(own) = self.consumers.get(&consumer) else { return false };
         let (priority, mut ends) = (own.priority, None::<u64>);
-        if own.aside {
-            return false;
-        }
         for above in self.consumers.values_mut().filter(|other| other.priority > priority && other.claims) {
             let called = *above.called.get_or_insert_with(|| {
                 above.bell.ring();
@@ -264,7 +259,7 @@ mod tests {
         let (mut members, mut bells) = (Members::default(), Vec::new());
         for (consumer, &priority) in (1..).zip(priorities) {
             let bell = Arc::new(Bell::default());
-            members.join(consumer, Arc::clone(&bell), priority, false);
+            members.join(consumer, Arc::clone(&bell), priority);
             bells.push(bell);
         }
         (members, bells)
@@ -279,8 +274,7 @@ mod tests {
     fn the_first_of_the_highest_is_active_until_it_leaves() {
         let (mut members, bells) = members(&[0, 5, 5]);
         assert_eq!(members.elect(), Some(2));
-        members.join(4, Arc::default(), 9, false);
-        members.join(5, Arc::default(), 99, true);
+        members.join(4, Arc::default(), 9);
         assert_eq!(members.elect(), Some(2), "who comes later does not take its place");
         members.leave(4);
         members.leave(2);

@@ -68,6 +68,8 @@ struct StoredQueue {
     dead_letter_expired: bool,
     #[prost(uint64, optional, tag = "39")]
     expires_after_ms: Option<u64>,
+    #[prost(bool, tag = "40")]
+    paused: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -142,6 +144,7 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             single_active_consumer: queue.single_active_consumer,
             dead_letter_expired: queue.dead_letter_expired,
             expires_after_ms: queue.expires_after.map(millis),
+            paused: queue.paused,
         }),
         Definition::Session(session) => Kind::Session(StoredSession {
             client_id: session.client_id.to_string(),
@@ -198,6 +201,7 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             priorities: queue.priorities,
             single_active_consumer: queue.single_active_consumer,
             labels: queue.labels,
+            paused: queue.paused,
             created_at: UnixMillis(queue.created_at),
             dead_letter_expired: queue.dead_letter_expired,
             expires_after: queue.expires_after_ms.map(Duration::from_millis),
@@ -282,6 +286,7 @@ mod tests {
                 priorities: true,
                 single_active_consumer: true,
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+                paused: true,
                 created_at: UnixMillis(9),
                 dead_letter_expired: true,
                 expires_after: Some(Duration::from_secs(7)),

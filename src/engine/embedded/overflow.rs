@@ -72,7 +72,7 @@ impl Writer {
         len: u64,
         leavers: &mut Leavers,
     ) -> Option<String> {
-        let bound = broken(target, len, (0, 0))?;
+        let bound = broken(target, 1, len, (0, 0))?;
         let settings = target.settings.load();
         let WhenFull::Queue(overflow @ (Overflow::DropOldest | Overflow::DeadLetter)) = settings.when_full
         else {
@@ -83,7 +83,7 @@ impl Writer {
         }
         let mut gone = leavers.of(target);
         loop {
-            let bound = broken(target, len, gone)?;
+            let bound = broken(target, 1, len, gone)?;
             if overflow == Overflow::DeadLetter {
                 let leaving = target.leaving_messages.load(Ordering::Relaxed) + gone.0;
                 if leaving >= LEAVING_MESSAGES
@@ -177,13 +177,19 @@ impl Writer {
     }
 }
 
-/// Which bound one more message would break when those that are `gone` are not counted.
-fn broken(target: &Target, len: u64, gone: (u64, u64)) -> Option<String> {
+/// Which bound so many more messages with so many bytes would break, though nothing goes for them.
+pub(super) fn room(target: &Target, count: u64, len: u64) -> Option<String> {
+    broken(target, count, len, (0, 0))
+}
+
+/// The same when those that are `gone` are not counted.
+fn broken(target: &Target, count: u64, len: u64, gone: (u64, u64)) -> Option<String> {
     let settings = target.settings.load();
     let left = |count: &std::sync::atomic::AtomicU64, leaving: &std::sync::atomic::AtomicU64, gone: u64| {
         count.load(Ordering::Relaxed).saturating_sub(leaving.load(Ordering::Relaxed)).saturating_sub(gone)
     };
-    if left(&target.messages, &target.leaving_messages, gone.0) >= settings.max_messages {
+    if left(&target.messages, &target.leaving_messages, gone.0).saturating_add(count) > settings.max_messages
+    {
         return Some(format!("max_messages {}", settings.max_messages));
     }
     let bytes = left(&target.bytes, &target.leaving_bytes, gone.1);

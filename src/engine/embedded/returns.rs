@@ -229,6 +229,7 @@ impl State {
             let mut levels = std::mem::take(&mut self.levels);
             let mut over = Vec::new();
             for level in &mut levels {
+                level.fill();
                 level.fresh.retain(|entry| !self.is_over(entry, now) || (over.push(*entry), false).1);
                 level.returned.retain(|_, entry| !self.is_over(entry, now) || (over.push(*entry), false).1);
             }

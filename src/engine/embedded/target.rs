@@ -32,6 +32,7 @@ pub(super) struct Settings {
     pub(super) single_active: bool,
     /// What expires goes to the dead letter queue.
     pub(super) buries_expired: bool,
+    pub(super) paused: bool,
 }
 
 impl From<&Definition> for Settings {
@@ -56,6 +57,7 @@ impl From<&Definition> for Settings {
             single_active: queue.is_some_and(|queue| queue.single_active_consumer),
             buries_expired: queue
                 .is_some_and(|queue| queue.dead_letter_expired && queue.dead_letter.is_some()),
+            paused: queue.is_some_and(|queue| queue.paused),
         }
     }
 }
@@ -90,6 +92,7 @@ pub(super) struct Totals {
 
 impl Target {
     pub(super) fn new(id: TargetId, settings: Settings, next_sequence: u64) -> Self {
+        let state = State { paused: settings.paused, ..State::default() };
         Self {
             id,
             settings: ArcSwap::from_pointee(settings),
@@ -100,7 +103,7 @@ impl Target {
             next_sequence: AtomicU64::new(next_sequence),
             earlier: AtomicU64::new(next_sequence),
             totals: Totals::default(),
-            state: Mutex::default(),
+            state: Mutex::new(state),
         }
     }
 
@@ -121,7 +124,6 @@ impl Target {
             delayed: state.delayed_count() as u64,
             leased: state.leased_count() as u64,
             bytes: load(&self.bytes),
-            oldest: None,
             enqueued_total: load(&self.totals.enqueued),
             acked_total: load(&self.totals.acked),
             dead_lettered_total: load(&self.totals.dead_lettered),

@@ -43,6 +43,7 @@ pub(super) enum Effect {
     Incoming(Arc<Target>, u16, u64, Location),
     Released(Arc<Target>, u16),
     Relocate(Arc<Target>, Entry),
+    Defined(Arc<Target>),
     Gone(Arc<Target>),
     /// To the dead letter queue, for want of room; with its mark if it is not in the index yet.
     Bury(Arc<Target>, Entry, Option<Mark>),
@@ -303,6 +304,13 @@ impl Writer {
                         Some((_, entries)) => entries.push((entry, attempts)),
                         None => leaving.push((target, vec![(entry, attempts)])),
                     }
+                }
+                Effect::Defined(target) => {
+                    let paused = target.settings.load().paused;
+                    let mut state = target.state.lock();
+                    state.pause(paused);
+                    // Who may take, and what, may be another now.
+                    state.members.wake_all();
                 }
                 Effect::Gone(target) => {
                     let (entries, incoming) = {

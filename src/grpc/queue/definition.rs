@@ -11,7 +11,7 @@ use crate::grpc::proto::v1;
 use crate::types::{QueueName, TopicFilter, clock};
 
 /// The fields that may be said of a queue, beside its name.
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 16] = [
     "bindings",
     "lease",
     "max_deliveries",
@@ -27,6 +27,7 @@ const FIELDS: [&str; 15] = [
     "labels",
     "dead_letter_expired",
     "expires_after",
+    "paused",
 ];
 
 /// The settings of a queue to make; what is not said has its default.
@@ -111,6 +112,7 @@ pub(super) fn set(
         "labels" => spec.labels = queue.labels.clone().into_iter().collect(),
         "dead_letter_expired" => spec.dead_letter_expired = queue.dead_letter_expired,
         "expires_after" => spec.expires_after = time("queue.expires_after", &queue.expires_after)?,
+        "paused" => spec.paused = queue.paused,
         other => return Err(CoreError::invalid("update_mask", format!("{other:?} is no field of a queue"))),
     }
     Ok(())
@@ -168,6 +170,7 @@ pub(super) fn queue_of(spec: &QueueSpec) -> v1::Queue {
         labels: spec.labels.clone().into_iter().collect(),
         dead_letter_expired: spec.dead_letter_expired,
         expires_after: spec.expires_after.map(duration_of),
+        paused: spec.paused,
     }
 }
 
@@ -193,6 +196,7 @@ mod tests {
             labels: [("team".to_owned(), "a".to_owned())].into(),
             dead_letter_expired: true,
             expires_after: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+            paused: true,
             ..Default::default()
         };
         let back = queue_of(&spec_of(&given, &limits).unwrap());

@@ -182,14 +182,14 @@ fn reason(seen: &Browsed) -> Option<&str> {
 }
 
 async fn browse(engine: &Embedded, queue: TargetId) -> Vec<Browsed> {
-    let mut all: Vec<Browsed> = Vec::new();
+    let (mut all, mut from) = (Vec::new(), Sequence(0));
     loop {
-        let from = all.last().map_or(Sequence(0), |last| Sequence(last.sequence.0 + 1));
-        let page = engine.browse(queue, View::All, from, 500).await.unwrap();
-        if page.is_empty() {
-            return all;
+        let page = engine.browse(queue, View::All, from, 500, usize::MAX).await.unwrap();
+        all.extend(page.messages);
+        match page.next {
+            Some(next) => from = next,
+            None => return all,
         }
-        all.extend(page);
     }
 }
 

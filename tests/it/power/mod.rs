@@ -9,6 +9,7 @@
 //! `STAFETT_CUTS` and `STAFETT_SEED` make it longer or repeat a run; `tests/power/run` does so.
 
 mod history;
+mod pipeline;
 mod queues;
 mod sessions;
 
@@ -91,6 +92,7 @@ impl Machine {
         };
         let setting_up = caller(0).await?;
         setting_up.define().await?;
+        setting_up.define_pipeline().await?;
         let clients = Clients::new(broker.address("mqtt"), &self.history);
         let live = clients.attach(Reader::Live).await?;
         let exact = clients.attach(Reader::Exact).await?;
@@ -109,6 +111,10 @@ impl Machine {
         tasks.spawn(caller(8).await?.receive_delayed());
         tasks.spawn(caller(9).await?.retain());
         tasks.spawn(caller(10).await?.come_and_go());
+        tasks.spawn(caller(11).await?.pause());
+        tasks.spawn(caller(12).await?.step());
+        tasks.spawn(caller(13).await?.redrive());
+        tasks.spawn(caller(14).await?.finish_pipeline());
         while let Some(ended) = tasks.join_next().await {
             let Err(Gone) = ended.unwrap() else { continue };
         }

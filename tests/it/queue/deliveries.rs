@@ -146,6 +146,7 @@ async fn what_was_given_up_lies_in_the_dead_letter_queue_until_it_is_redriven() 
         dead_letter_queue: "dead".to_owned(),
         destination: destination.to_owned(),
         max_messages,
+        filter: None,
     };
     assert_eq!(got(queues.0.redrive(redrive("", 1))).await.moved, 1);
     let back = queues.one("work").await;

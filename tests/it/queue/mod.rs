@@ -1,15 +1,21 @@
 //! Queues over gRPC, against the real program.
 
+mod browse;
 mod commands;
 mod definitions;
+mod deleting;
 mod deliveries;
 mod expiry;
+mod forward;
 mod giving_up;
 mod leases;
 mod messages;
+mod pause;
+mod redrive;
 mod restart;
 mod streams;
 mod turns;
+mod watch;
 
 use bytes::Bytes;
 use stafett::grpc::proto::v1;
