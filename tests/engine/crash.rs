@@ -22,7 +22,7 @@ use stafett::engine::{
 };
 use stafett::types::{Message, MessageIds, Qos, Sequence, TargetId, TopicName};
 
-use crate::below::{Chance, Promises, setting};
+use crate::below::{Chance, Fault, Promises, setting};
 use crate::bench::{publish, settings, spec};
 
 const DIRECTORY: &str = "STAFETT_CRASH_DIRECTORY";
@@ -242,12 +242,13 @@ impl History {
     }
 
     /// Compares what is left with what was said.
-    pub(crate) fn check(&self, directory: &Path, durability: Durability) -> Result<(), String> {
+    pub(crate) fn check(&self, directory: &Path, durability: Durability) -> Result<(), Fault> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let engine = Embedded::open(settings(directory, durability)).map_err(|e| e.to_string())?;
+        let engine =
+            Embedded::open(settings(directory, durability)).map_err(|e| Fault::Other(e.to_string()))?;
         if self.next == 0 || engine.stored().queues.is_empty() {
             let nothing = self.said.stored.is_empty();
-            return if nothing { Ok(()) } else { Err("the queues are lost".to_owned()) };
+            return if nothing { Ok(()) } else { Err(Fault::Promise("the queues are lost".to_owned())) };
         }
         let left = runtime.block_on(async {
             let mut left: HashMap<u64, u32> = HashMap::new();
@@ -256,7 +257,7 @@ impl History {
             }
             left
         });
-        self.said.check(&left)
+        self.said.check(&left).map_err(Fault::Promise)
     }
 }
 

@@ -183,7 +183,7 @@ async fn a_queue_is_looked_after() {
     assert_eq!(done(&broker, &["purge", "q", "--view", "delayed"]).await, "purged 1\n");
     assert_eq!(json(&broker, &["purge", "q", "--view", "ready"]).await[0]["purged"], 2);
     let (code, why) = failed(&broker, &["purge", "q", "--view", "leased"]).await;
-    assert!(code == 1 && why.contains("view"), "{why}");
+    assert!(code == 2 && why.contains("view"), "{why}");
     let (code, _) = failed(&broker, &["purge", "q"]).await;
     assert_eq!(code, 2);
 }
