@@ -237,7 +237,7 @@ async fn what_is_tried_again_and_given_up_is_set_and_shown() {
     done(&broker, &["nack", "q", received["lease_token"].as_str().unwrap()]).await;
     assert_eq!(json(&broker, &["stats", "q"]).await[0]["delayed"], 1, "it rests");
     let (code, why) = failed(&broker, &["update", "q", "--retry-max-backoff", "1ms"]).await;
-    assert!(code == 1 && why.contains("queue.retry_max_backoff"), "{why}");
+    assert!(code == 2 && why.contains("queue.retry_max_backoff"), "{why}");
 }
 
 #[tokio::test]
