@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(wrong_field(|m| m.ttl = seconds(-1)), "ttl");
         assert_eq!(wrong_field(|m| m.ttl = seconds(1 << 32)), "ttl");
         assert_eq!(wrong_field(|m| m.schedule = seconds(-1).map(Schedule::Delay)), "delay");
-        assert_eq!(wrong_field(|m| m.schedule = seconds(366 * 86_400).map(Schedule::Delay)), "delay");
+        assert_eq!(wrong_field(|m| m.schedule = seconds(367 * 86_400).map(Schedule::Delay)), "delay");
     }
 
     #[test]

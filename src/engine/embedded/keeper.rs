@@ -25,6 +25,9 @@ use crate::engine::{Browsed, EngineError, Outcome, Page, Ticket, View};
 use crate::types::clock::unix_now;
 use crate::types::{DeadLetter, Message, Sequence, TargetId, UnixMillis};
 
+/// The timer looks at the clock so often while something is to become due, in milliseconds: it may have been set.
+const LOOK_MS: u64 = 5_000;
+
 /// The reason of dead letters whose time was over.
 const EXPIRED: &str = "expired";
 /// The reason of dead letters that made room for others.
@@ -125,7 +128,7 @@ impl Tasks {
                         return Some(id);
                     }
                     self.earlier
-                        .wait_until(&mut deadlines, deadline(Duration::from_millis(left.min(60_000))));
+                        .wait_until(&mut deadlines, deadline(Duration::from_millis(left.min(LOOK_MS))));
                 }
             }
         }

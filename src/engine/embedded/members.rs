@@ -114,10 +114,12 @@ impl Members {
         let Some(own) = self.consumers.get(&consumer) else { return false };
         let (priority, mut ends) = (own.priority, None::<u64>);
         for above in self.consumers.values_mut().filter(|other| other.priority > priority && other.claims) {
-            let called = *above.called.get_or_insert_with(|| {
+            let called = above.called.get_or_insert_with(|| {
                 above.bell.ring();
                 now
             });
+            // The clock may have been set back meanwhile.
+            *called = (*called).min(now);
             let until = called.saturating_add(PATIENCE_MS);
             if until > now {
                 ends = Some(ends.map_or(until, |ends| ends.min(until)));
@@ -296,6 +298,11 @@ mod tests {
         assert!(rang(&bells[0]) && !members.is_outranked(1, 100 + PATIENCE_MS));
         members.claim(2);
         assert!(members.is_outranked(1, 5_000), "it has come since");
+        assert!(
+            members.is_outranked(1, 4_000) && !members.is_outranked(1, 4_000 + PATIENCE_MS),
+            "the clock was set back"
+        );
+        members.claim(2);
         members.stop_waiting(2);
         assert!(rang(&bells[0]) && !members.is_outranked(1, 5_000), "it has no room");
         assert!(!members.is_outranked(2, 5_000));

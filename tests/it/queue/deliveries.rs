@@ -178,8 +178,10 @@ async fn a_delayed_message_comes_when_it_is_due() {
     assert_eq!(payloads(&queues.receive("q", 10).await), ["later"]);
 
     let far =
-        v1::EnqueueRequest { queue: "q".to_owned(), message: Some(delayed("x", seconds(366 * 86_400))) };
+        v1::EnqueueRequest { queue: "q".to_owned(), message: Some(delayed("x", seconds(366 * 86_400 + 1))) };
     assert_eq!(field(&refused(queues.0.enqueue(far)).await), "message.delay");
+    queues.enqueue("q", delayed("in a leap year", seconds(366 * 86_400))).await;
+    assert_eq!(queues.stats("q").await.delayed, 1);
 }
 
 #[tokio::test]
