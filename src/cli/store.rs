@@ -14,7 +14,9 @@ use serde_json::{Map, Value, json};
 
 use crate::engine::embedded::check::{self, CheckReport, Damage, Progress};
 use crate::engine::embedded::export::{self, ExportError, Item, Waiting};
-use crate::engine::{Definition, EngineSettings, OutgoingState, QueueSpec, SessionSpec, SubscribeOptions};
+use crate::engine::{
+    Definition, EngineSettings, OutgoingState, Overflow, QueueSpec, SessionSpec, SubscribeOptions,
+};
 use crate::types::clock::now;
 use crate::types::topic::FilterSpec;
 use crate::types::{Message, UnixMillis};
@@ -256,10 +258,21 @@ fn queue_json(queue: &QueueSpec) -> Value {
         "lease_seconds": seconds(queue.lease),
         "max_deliveries": queue.max_deliveries,
         "dead_letter": queue.dead_letter.as_ref().map(ToString::to_string),
+        "dead_letter_expired": queue.dead_letter_expired,
+        "retry_min_backoff_seconds": queue.retry_min_backoff.and_then(seconds),
+        "retry_max_backoff_seconds": queue.retry_max_backoff.and_then(seconds),
         "default_ttl_seconds": queue.default_ttl.and_then(seconds),
         "max_messages": queue.max_messages,
         "max_bytes": queue.max_bytes,
+        "overflow": match queue.overflow {
+            Overflow::Reject => "reject",
+            Overflow::DropOldest => "drop-oldest",
+            Overflow::DeadLetter => "dead-letter",
+        },
         "priorities": queue.priorities,
+        "single_active_consumer": queue.single_active_consumer,
+        "expires_after_seconds": queue.expires_after.and_then(seconds),
+        "paused": queue.paused,
         "labels": queue.labels,
         "created_at": date(Some(queue.created_at)),
     })

@@ -74,6 +74,8 @@ pub struct TargetStats {
     pub dropped_total: u64,
     /// Who takes.
     pub consumers: u32,
+    /// The last place that was given to a message; 0 is none.
+    pub last: Sequence,
 }
 
 /// How much a target was used since the start of the process.

@@ -713,3 +713,21 @@ async fn where_nothing_is_buried_nothing_is_handed_out_alone() {
     lose(&bench, queue, 3, 3).await;
     assert_eq!(take_now(&*bench.consumer(queue)).len(), 3);
 }
+
+#[tokio::test]
+async fn an_expiry_that_lies_beside_the_message_is_seen_and_moved_with_it() {
+    let bench = Bench::new();
+    let (from, to) = (bench.queue("from").await, bench.queue("to").await);
+    // As a queue's own time to live does to a copy that a binding puts in.
+    let at = unix_now().after(Duration::from_secs(3600));
+    let sequence = bench.put_with(Append { expires_at: Some(at), ..Append::to(from) }, "m").await;
+    let page = bench.engine.browse(from, View::Ready, Sequence(0), 1, usize::MAX);
+    let message = within("a browse", page).await.unwrap().messages.remove(0).message;
+    let near = |found: Option<UnixMillis>| found.is_some_and(|found| found.0.abs_diff(at.0) < 100);
+    assert!(near(message.expires_at), "{:?}", message.expires_at);
+    let (view, priority) = (View::Ready, Priority::default());
+    bench.commit(Op::Move { from, sequence, view, to, message, priority }).await;
+    let bench = bench.reopen();
+    let leased = take(&*bench.consumer(to), 1).await;
+    assert!(near(leased[0].message.expires_at));
+}

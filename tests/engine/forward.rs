@@ -87,6 +87,30 @@ async fn a_full_queue_takes_what_follows_from_its_own_message() {
 }
 
 #[tokio::test]
+async fn a_queue_beyond_its_bound_takes_what_makes_it_no_larger() {
+    let bench = Bench::new();
+    let grave = spec("dead").name;
+    // What is given up goes there beyond its bound.
+    let dead = bench.queue_with(QueueSpec { max_messages: 1, max_bytes: 100, ..spec("dead") }).await;
+    let from = bench.queue_with(QueueSpec { dead_letter: Some(grave), ..spec("from") }).await;
+    for _ in 0..3 {
+        bench.put(from, vec![b'x'; 50]).await;
+    }
+    let consumer = bench.consumer(from);
+    let leases: Vec<LeaseRef> = take(&*consumer, 3).await.iter().map(lease_of).collect();
+    let nacked = bench.engine.nack(from, &leases, Nack::DeadLetter("no".into()), None).unwrap();
+    within("the nack", nacked.durable).await.unwrap();
+    let consumer = bench.consumer(dead);
+    let leased = take(&*consumer, 1).await;
+    for larger in [vec![(dead, b"1".to_vec()), (dead, b"2".to_vec())], vec![(dead, vec![b'x'; 200])]] {
+        let refused = refusal(bench.commit(forward(&bench, dead, &leased[0], &larger)).await);
+        assert!(matches!(refused, Refusal::Full { .. }), "{refused}");
+    }
+    places(bench.commit(forward(&bench, dead, &leased[0], &[(dead, b"1".to_vec())])).await);
+    assert_eq!(bench.engine.stats(dead).unwrap().ready, 3);
+}
+
+#[tokio::test]
 async fn a_lease_that_is_lost_forwards_nothing() {
     let bench = Bench::new();
     let (from, to) = (bench.queue("from").await, bench.queue("to").await);

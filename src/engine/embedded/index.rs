@@ -256,7 +256,8 @@ impl State {
         let Some(level) = self.levels.iter().find(|level| level.priority == first.priority) else {
             return found;
         };
-        for entry in level.returned.values().chain(&level.fresh).take(READ_AHEAD * 16) {
+        let fresh = level.fresh.iter().filter(|entry| !entry.is_hole());
+        for entry in level.returned.values().chain(fresh).take(READ_AHEAD * 16) {
             if found.last().is_some_and(|last| last.pack != entry.pack || entry.is_large()) {
                 found.push(*entry);
                 if found.len() >= READ_AHEAD {
@@ -364,5 +365,40 @@ impl State {
             return self.delayed.get_mut(&(until, sequence));
         }
         self.levels.iter_mut().find_map(|level| level.get_mut(sequence))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::View;
+    use crate::types::{Priority, Qos};
+
+    #[test]
+    fn what_was_removed_is_not_read_ahead() {
+        let mut state = State::default();
+        let now = UnixMillis(1);
+        for sequence in 1..=6 {
+            // Each in a pack of its own.
+            let place = Location { pack: sequence, ordinal: 0 };
+            let how = (Qos::AtLeastOnce, false);
+            let entry = Entry::new(sequence, place, 0, 1, false, None, how, Priority::default());
+            state.push(entry, Mark::default(), now);
+        }
+        assert_eq!(state.remove(View::Ready, [3, 5]).len(), 2);
+        let consumer = 7;
+        state.members.join(consumer, Default::default(), 0);
+        let how = Take {
+            consumer,
+            max: 10,
+            max_bytes: usize::MAX,
+            now,
+            lease_ends: u64::MAX,
+            max_deliveries: None,
+            buries_expired: false,
+            single_active: false,
+        };
+        let missing = state.take(how, |_| None, &mut Vec::new()).missing;
+        assert_eq!(missing.iter().map(|entry| entry.sequence).collect::<Vec<_>>(), [1, 2, 4, 6]);
     }
 }

@@ -260,8 +260,11 @@ fn load(shared: &Shared, target: &Arc<Target>, entries: &[Entry]) {
     target.state.lock().members.wake(entries.len());
 }
 
-/// A message cannot be read: the others must not wait behind it.
+/// A message cannot be read: the others must not wait behind it. One that is gone meanwhile is nobody's loss.
 pub(super) fn discard(target: &Target, sequence: u64, error: &EngineError) {
+    if target.state.lock().entry(sequence).is_none() {
+        return;
+    }
     tracing::error!(target = target.id.0, sequence, %error, "a stored message cannot be read and is not delivered");
     target.state.lock().discard(sequence);
 }
@@ -381,7 +384,7 @@ fn browse(
         }
         bytes += entry.len as usize;
         let read = body_of(target, &entry, |entry| reader.read(&shared.disk.trees, entry));
-        let message = match read
+        let mut message = match read
             .and_then(|b| decode_message(b).map_err(|e| EngineError::Damaged(e.to_string())))
         {
             Ok(message) => message,
@@ -389,6 +392,7 @@ fn browse(
             Err(EngineError::Damaged(_)) if target.state.lock().entry(entry.sequence).is_none() => continue,
             Err(error) => return Err(error),
         };
+        message.expires_at = message.expires_at.or_else(|| entry.expires_at());
         page.messages.push(Browsed {
             sequence: Sequence(entry.sequence),
             attempts,

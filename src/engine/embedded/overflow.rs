@@ -182,16 +182,16 @@ pub(super) fn room(target: &Target, count: u64, len: u64) -> Option<String> {
     broken(target, count, len, (0, 0))
 }
 
-/// The same when those that are `gone` are not counted.
+/// The same when those that are `gone` are not counted. What does not grow breaks no bound, though it be beyond it.
 fn broken(target: &Target, count: u64, len: u64, gone: (u64, u64)) -> Option<String> {
     let settings = target.settings.load();
     let left = |count: &std::sync::atomic::AtomicU64, leaving: &std::sync::atomic::AtomicU64, gone: u64| {
         count.load(Ordering::Relaxed).saturating_sub(leaving.load(Ordering::Relaxed)).saturating_sub(gone)
     };
-    if left(&target.messages, &target.leaving_messages, gone.0).saturating_add(count) > settings.max_messages
-    {
+    let messages = left(&target.messages, &target.leaving_messages, gone.0);
+    if count > 0 && messages.saturating_add(count) > settings.max_messages {
         return Some(format!("max_messages {}", settings.max_messages));
     }
     let bytes = left(&target.bytes, &target.leaving_bytes, gone.1);
-    (bytes + len > settings.max_bytes).then(|| format!("max_bytes {}", settings.max_bytes))
+    (len > 0 && bytes + len > settings.max_bytes).then(|| format!("max_bytes {}", settings.max_bytes))
 }

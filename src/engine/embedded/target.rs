@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::index::State;
 use super::retries::Retries;
 use crate::engine::{Definition, Overflow, TargetStats, Usage};
-use crate::types::{QueueName, TargetId};
+use crate::types::{QueueName, Sequence, TargetId};
 
 /// What a full target does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +130,7 @@ impl Target {
             expired_total: load(&self.totals.expired),
             dropped_total: load(&self.totals.dropped),
             consumers: u32::try_from(state.members.len()).unwrap_or(u32::MAX),
+            last: Sequence(load(&self.next_sequence).saturating_sub(1)),
         }
     }
 }
