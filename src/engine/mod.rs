@@ -34,8 +34,8 @@ use crate::types::topic::FilterSpec;
 use crate::types::{Message, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis};
 
 pub use definition::{
-    Definition, GroupSpec, Levels, QueueSpec, RetainHandling, SessionSpec, Stored, StoredSession,
-    SubscribeOptions,
+    BacklogSpec, Definition, GroupSpec, Levels, QueueSpec, RetainHandling, SessionSpec, Stored,
+    StoredSession, SubscribeOptions,
 };
 pub use error::{EngineError, OpenError};
 pub use lease::{ConsumerOptions, LeaseError, LeaseRef, Leased, Nack, Settled};
@@ -69,7 +69,7 @@ pub struct Capabilities {
 pub enum Op {
     /// Store a message for its targets, and what goes with it.
     Publish(Publish),
-    /// Take a leased message out of one queue and put it, as given, into another.
+    /// Take a leased message out of one queue and put it, as given, into another. One that rejects and is full refuses it.
     Move {
         /// Where it is leased.
         from: TargetId,

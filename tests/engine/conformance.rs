@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use stafett::engine::{
-    Append, ConsumerOptions, Durability, Engine, EngineError, LeaseError, LeaseRef, Nack, Op, Outcome,
-    Outgoing, OutgoingState, QueueSpec, Refusal, RetainHandling, SubscribeOptions, View,
+    Append, BacklogSpec, ConsumerOptions, Definition, Durability, Engine, EngineError, LeaseError, LeaseRef,
+    Nack, Op, Outcome, Outgoing, OutgoingState, QueueSpec, Refusal, RetainHandling, SubscribeOptions, View,
 };
 use stafett::types::clock::unix_now;
 use stafett::types::topic::FilterSpec;
@@ -433,6 +433,59 @@ async fn a_move_takes_here_and_puts_there_at_once() {
     let bench = bench.reopen();
     assert_eq!(bench.drain(from).await, Vec::<String>::new());
     assert_eq!(bench.drain(to).await, ["moved"]);
+}
+
+#[tokio::test]
+async fn a_move_into_a_full_queue_is_refused_and_the_message_stays() {
+    let bench = Bench::new();
+    let (from, to) =
+        (bench.queue("from").await, bench.queue_with(QueueSpec { max_messages: 1, ..spec("to") }).await);
+    bench.put(from, "m").await;
+    bench.put(to, "there").await;
+    {
+        let consumer = bench.consumer(from);
+        let leased = take(&*consumer, 1).await.remove(0);
+        let (sequence, message) = (leased.sequence, leased.message);
+        let op = Op::Move { from, sequence, to, message, priority: Priority::default() };
+        let full = Refusal::Full { target: to, bound: "max_messages 1".to_owned() };
+        assert_eq!(refusal(bench.commit(op.clone()).await), full);
+        assert_eq!(bench.drain(to).await, ["there"]);
+        assert!(matches!(bench.commit(op).await, Outcome::Published(_)), "it is leased as before");
+    }
+    let bench = bench.reopen();
+    assert_eq!(bench.drain(to).await, ["m"]);
+}
+
+/// What the broker keeps for itself has no bound, and what is known of its messages is as for a session's.
+#[tokio::test]
+async fn a_backlog_comes_back_with_its_marks() {
+    let bench = Bench::new();
+    let id = bench.engine.next_target();
+    let spec = BacklogSpec { name: "own".into() };
+    assert_eq!(bench.commit(Op::Define(id, Definition::Backlog(spec.clone()))).await, Outcome::Done);
+    for n in 0..3 {
+        bench.put(id, n.to_string()).await;
+    }
+    let marked = |packet_id| Outgoing { packet_id, state: OutgoingState::Sent };
+    let sequences: Vec<_> = {
+        let consumer = bench.consumer(id);
+        let leased = take(&*consumer, 3).await;
+        for (leased, packet_id) in leased.iter().zip([1, 1]) {
+            let outgoing = marked(packet_id);
+            let op = Op::Outgoing { target: id, sequence: leased.sequence, outgoing };
+            assert_eq!(bench.commit(op).await, Outcome::Done);
+        }
+        let op = Op::Outgoing { target: id, sequence: leased[1].sequence, outgoing: marked(0) };
+        assert_eq!(bench.commit(op).await, Outcome::Done);
+        leased.iter().map(|leased| leased.sequence).collect()
+    };
+    let bench = bench.reopen();
+    assert_eq!(bench.engine.stored().backlogs, [(id, spec)]);
+    let consumer = bench.consumer(id);
+    let leased = take(&*consumer, 3).await;
+    let back: Vec<_> = leased.iter().map(|leased| (leased.sequence, leased.outgoing)).collect();
+    let expected = [Some(marked(1)), Some(marked(0)), None];
+    assert_eq!(back, sequences.into_iter().zip(expected).collect::<Vec<_>>());
 }
 
 #[tokio::test]

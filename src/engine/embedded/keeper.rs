@@ -270,6 +270,8 @@ fn bury(
             body: body.freeze(),
             priority: entry.priority(),
             expires_at: None,
+            // What was given up is kept, however full its place is.
+            bounded: false,
         });
         moved.push(entry.sequence);
     }

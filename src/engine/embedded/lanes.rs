@@ -29,6 +29,8 @@ pub(super) enum Prepared {
         body: Bytes,
         priority: Priority,
         expires_at: Option<UnixMillis>,
+        /// Not into a target that rejects and is full.
+        bounded: bool,
     },
     Outgoing {
         target: TargetId,

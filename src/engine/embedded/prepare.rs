@@ -33,7 +33,7 @@ fn prepare(op: Op, buffer: &mut BytesMut) -> Prepared {
         }
         Op::Move { from, sequence, to, message, priority } => {
             let (body, expires_at) = (body(&message, buffer), message.expires_at);
-            Prepared::Move { from, sequence, to, body, priority, expires_at }
+            Prepared::Move { from, sequence, to, body, priority, expires_at, bounded: true }
         }
         Op::Outgoing { target, sequence, outgoing } => Prepared::Outgoing { target, sequence, outgoing },
         Op::ReleaseIncoming { session, packet_id } => Prepared::ReleaseIncoming { session, packet_id },

@@ -95,8 +95,8 @@ impl Writer {
         }
         match op {
             Prepared::Publish(publish) => self.stage_publish(*publish),
-            Prepared::Move { from, sequence, to, body, priority, expires_at } => {
-                self.stage_move(from, sequence, to, &body, priority, expires_at)
+            Prepared::Move { from, sequence, to, body, priority, expires_at, bounded } => {
+                self.stage_move((from, sequence), to, &body, (priority, expires_at), bounded)
             }
             other => self.stage_rare(other),
         }
@@ -288,18 +288,24 @@ impl Writer {
 
     fn stage_move(
         &mut self,
-        from: TargetId,
-        sequence: Sequence,
+        (from, sequence): (TargetId, Sequence),
         to: TargetId,
         body: &Bytes,
-        priority: Priority,
-        expires_at: Option<UnixMillis>,
+        (priority, expires_at): (Priority, Option<UnixMillis>),
+        bounded: bool,
     ) -> Result<Outcome, Failed> {
         let (source, destination) = match (self.shared.target(from), self.shared.target(to)) {
             (Ok(source), Ok(destination)) => (source, destination),
             (Err(_), _) => return Ok(Outcome::Refused(Refusal::Gone(from))),
             (_, Err(_)) => return Ok(Outcome::Refused(Refusal::Gone(to))),
         };
+        if bounded
+            && destination.settings.load().rejects
+            && let Some(bound) = room(&destination, body.len() as u64)
+        {
+            self.shared.counts.refused_full.add(1);
+            return Ok(Outcome::Refused(Refusal::Full { target: to, bound }));
+        }
         let Some(entry) = source.state.lock().settle_for_move(sequence.0) else {
             return Ok(Outcome::Refused(Refusal::NotLeased));
         };
