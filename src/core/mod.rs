@@ -89,6 +89,7 @@ impl Broker {
             broker.routes.bind(&queue, &queue.spec().bindings).await;
         }
         broker.restore_pubsub(stored.sessions, stored.groups, stored.retained);
+        broker.restore_calls(stored.backlogs).await?;
         Ok(broker)
     }
 

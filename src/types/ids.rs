@@ -161,6 +161,12 @@ impl MessageId {
         ulid::Ulid(self.0).array_to_str(to)
     }
 
+    /// The id of a text, in either case.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        ulid::Ulid::from_string(text).ok().map(|ulid| Self(ulid.0))
+    }
+
     /// The id of 16 stored bytes.
     #[must_use]
     pub const fn from_u128(id: u128) -> Self {
@@ -250,5 +256,7 @@ mod tests {
         assert!(a < b);
         assert_eq!(b.time(), UnixMillis(1_700_000_000_123));
         assert_eq!(a.to_string().len(), 26);
+        assert_eq!(MessageId::parse(&b.to_string()), Some(b));
+        assert_eq!(MessageId::parse("one"), None);
     }
 }
