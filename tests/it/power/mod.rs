@@ -4,10 +4,12 @@
 //! `tests/power/shim.c` lies below the broker, and kills it at a call. Between two cuts a broker without it opens what the disk has left, and the
 //! clients' [`history`] is compared with what it finds: nothing acknowledged is lost, nothing settled comes back, order holds,
 //! QoS 2 is exactly once, nothing delayed is early, no message is leased twice at a time, publishes with two targets reach
-//! both, retained values and definitions are the newest or what was under way.
+//! both, retained values and definitions are the newest or what was under way, an asynchronous call is there or has one reply,
+//! and is handed out once unless it is idempotent.
 //!
 //! `STAFETT_CUTS` and `STAFETT_SEED` make it longer or repeat a run; `tests/power/run` does so.
 
+mod calls;
 mod history;
 mod queues;
 mod sessions;
@@ -109,6 +111,8 @@ impl Machine {
         tasks.spawn(caller(8).await?.receive_delayed());
         tasks.spawn(caller(9).await?.retain());
         tasks.spawn(caller(10).await?.come_and_go());
+        tasks.spawn(caller(11).await?.call());
+        tasks.spawn(caller(12).await?.serve());
         while let Some(ended) = tasks.join_next().await {
             let Err(Gone) = ended.unwrap() else { continue };
         }

@@ -4,6 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use stafett::grpc::proto::v1;
+use stafett::grpc::proto::v1::call_service_client::CallServiceClient;
 use stafett::grpc::proto::v1::consume_request::Action as Ask;
 use stafett::grpc::proto::v1::consume_response::Event as Told;
 use stafett::grpc::proto::v1::produce_request::Action as Say;
@@ -27,6 +28,8 @@ pub(super) const WORK: &str = "work";
 pub(super) const BOUND: &str = "bound";
 /// Of delayed messages.
 pub(super) const LATER: &str = "later";
+/// Of replies to asynchronous calls.
+pub(super) const REPLIES: &str = "replies";
 /// Comes and goes.
 const PASSING: &str = "passing";
 
@@ -37,31 +40,36 @@ pub(super) struct Gone;
 /// What the gRPC door is asked with.
 #[derive(Clone)]
 pub(super) struct Caller {
-    queues: QueueServiceClient<Channel>,
+    pub(super) queues: QueueServiceClient<Channel>,
     topics: PubSubServiceClient<Channel>,
-    history: Arc<History>,
-    chance: Chance,
+    pub(super) calls: CallServiceClient<Channel>,
+    pub(super) history: Arc<History>,
+    pub(super) chance: Chance,
 }
 
 impl Caller {
     pub(super) fn new(channel: Channel, history: &Arc<History>, seed: u64) -> Self {
         Self {
             queues: QueueServiceClient::new(channel.clone()),
-            topics: PubSubServiceClient::new(channel),
+            topics: PubSubServiceClient::new(channel.clone()),
+            calls: CallServiceClient::new(channel),
             history: Arc::clone(history),
             chance: Chance(seed),
         }
     }
 
     /// The answer, unless the broker is gone or stores nothing any more.
-    async fn got<T>(&self, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Gone> {
+    pub(super) async fn got<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Gone> {
         match within("an answer", call).await {
             Ok(response) => Ok(response.into_inner()),
             Err(status) => Err(self.gone(&status)),
         }
     }
 
-    fn gone(&self, status: &Status) -> Gone {
+    pub(super) fn gone(&self, status: &Status) -> Gone {
         let expected = [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled];
         if !expected.contains(&status.code()) {
             self.history.lock().wrong(format!("refused: {status}"));
@@ -73,14 +81,15 @@ impl Caller {
         v1::Message { topic: topic.to_owned(), payload: sent.payload().into(), ..Default::default() }
     }
 
-    fn new_message(&self, line: u64, topic: &str) -> (Sent, v1::Message) {
+    pub(super) fn new_message(&self, line: u64, topic: &str) -> (Sent, v1::Message) {
         let sent = self.history.lock().next(line);
         (sent, Self::message(sent, topic))
     }
 
     /// The queues, unless they are there.
     pub(super) async fn define(&self) -> Result<(), Gone> {
-        for (name, bindings) in [(WORK, vec![]), (BOUND, vec!["live/#".to_owned()]), (LATER, vec![])] {
+        let bound = vec!["live/#".to_owned()];
+        for (name, bindings) in [(WORK, vec![]), (BOUND, bound), (LATER, vec![]), (REPLIES, vec![])] {
             let queue = v1::Queue { bindings, lease: seconds(600), ..named(name) };
             let request = v1::CreateQueueRequest { queue: Some(queue), if_not_exists: true };
             self.got(self.queues.clone().create_queue(request)).await?;
@@ -361,6 +370,9 @@ impl Caller {
                     }
                 }
             }
+        }
+        if self.history.lock().queues.contains_key(REPLIES) {
+            found.queues.insert(REPLIES, self.find_calls().await?);
         }
         let mut all = v1::ListRetainedRequest { filter: "state/#".to_owned(), ..Default::default() };
         loop {
