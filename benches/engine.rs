@@ -211,6 +211,7 @@ fn queue() -> Definition {
         max_bytes: u64::MAX / 2,
         priorities: false,
         labels: Default::default(),
+        paused: false,
         created_at: unix_now(),
     })
 }

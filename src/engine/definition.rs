@@ -45,6 +45,8 @@ pub struct QueueSpec {
     pub priorities: bool,
     /// For people and their tools.
     pub labels: BTreeMap<String, String>,
+    /// Its consumers get nothing.
+    pub paused: bool,
     /// When it was made.
     pub created_at: UnixMillis,
 }

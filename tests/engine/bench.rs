@@ -187,6 +187,7 @@ pub(crate) fn spec(name: &str) -> QueueSpec {
         max_bytes: u64::MAX,
         priorities: false,
         labels: Default::default(),
+        paused: false,
         created_at: UnixMillis(1),
     }
 }

@@ -47,6 +47,7 @@ fn queue(name: &str) -> Definition {
         max_bytes: 1 << 40,
         priorities: true,
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
+        paused: false,
         created_at: UnixMillis(1_700_000_000_000),
     })
 }

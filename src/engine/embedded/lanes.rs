@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::format::{Location, Mark};
 use super::target::Target;
-use crate::engine::{Append, Definition, EngineError, Outcome, Outgoing, SubscribeOptions};
+use crate::engine::{Append, Definition, EngineError, LeaseRef, Outcome, Outgoing, SubscribeOptions, View};
 use crate::types::topic::FilterSpec;
 use crate::types::{Priority, Sequence, TargetId, TopicName, UnixMillis};
 
@@ -22,30 +22,12 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 #[derive(Debug)]
 pub(super) enum Prepared {
     Publish(Box<PreparedPublish>),
-    Move {
-        from: TargetId,
-        sequence: Sequence,
-        to: TargetId,
-        body: Bytes,
-        priority: Priority,
-        expires_at: Option<UnixMillis>,
-        /// Not into a target that rejects and is full.
-        bounded: bool,
-    },
-    Outgoing {
-        target: TargetId,
-        sequence: Sequence,
-        outgoing: Outgoing,
-    },
-    ReleaseIncoming {
-        session: TargetId,
-        packet_id: u16,
-    },
+    Move(Box<PreparedMove>),
+    Forward(Box<PreparedForward>),
+    Outgoing { target: TargetId, sequence: Sequence, outgoing: Outgoing },
+    ReleaseIncoming { session: TargetId, packet_id: u16 },
     Define(TargetId, Box<Definition>),
-    Delete {
-        id: TargetId,
-        only_if_empty: bool,
-    },
+    Delete { id: TargetId, only_if_empty: bool },
     Subscribe(TargetId, FilterSpec, SubscribeOptions),
     Unsubscribe(TargetId, FilterSpec),
 }
@@ -59,6 +41,35 @@ pub(super) struct PreparedPublish {
     pub(super) retained: Option<Retained>,
     pub(super) newest_only: bool,
     pub(super) incoming: Option<(TargetId, u16)>,
+}
+
+/// See [`crate::engine::Op::Move`].
+#[derive(Debug)]
+pub(super) struct PreparedMove {
+    pub(super) from: TargetId,
+    pub(super) sequence: Sequence,
+    pub(super) view: View,
+    pub(super) to: TargetId,
+    pub(super) body: Bytes,
+    pub(super) priority: Priority,
+    pub(super) expires_at: Option<UnixMillis>,
+    /// A queue that is full refuses it. One that was given up has to go somewhere.
+    pub(super) bounded: bool,
+}
+
+/// See [`crate::engine::Forward`].
+#[derive(Debug)]
+pub(super) struct PreparedForward {
+    pub(super) from: TargetId,
+    pub(super) lease: LeaseRef,
+    pub(super) messages: Vec<PreparedAppend>,
+}
+
+/// A message for one target.
+#[derive(Debug)]
+pub(super) struct PreparedAppend {
+    pub(super) body: Bytes,
+    pub(super) append: Append,
 }
 
 /// What a publish does to the retained value of its topic.
@@ -100,7 +111,10 @@ impl Work {
                 .iter()
                 .map(|op| match op {
                     Prepared::Publish(publish) => 32 + publish.body.len() + 24 * publish.targets.len(),
-                    Prepared::Move { body, .. } => 64 + body.len(),
+                    Prepared::Move(moved) => 64 + moved.body.len(),
+                    Prepared::Forward(forward) => {
+                        64 + forward.messages.iter().map(|message| 64 + message.body.len()).sum::<usize>()
+                    }
                     _ => 128,
                 })
                 .sum(),

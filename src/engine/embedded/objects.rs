@@ -58,6 +58,8 @@ struct StoredQueue {
     labels: BTreeMap<String, String>,
     #[prost(uint64, tag = "11")]
     created_at: u64,
+    #[prost(bool, tag = "40")]
+    paused: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -132,6 +134,7 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             priorities: queue.priorities,
             labels: queue.labels.clone(),
             created_at: queue.created_at.0,
+            paused: queue.paused,
         }),
         Definition::Session(session) => Kind::Session(StoredSession {
             client_id: session.client_id.to_string(),
@@ -178,6 +181,7 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             max_bytes: queue.max_bytes,
             priorities: queue.priorities,
             labels: queue.labels,
+            paused: queue.paused,
             created_at: UnixMillis(queue.created_at),
         }),
         Kind::Session(session) => Definition::Session(SessionSpec {
@@ -257,6 +261,7 @@ mod tests {
                 max_bytes: 8,
                 priorities: true,
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+                paused: true,
                 created_at: UnixMillis(9),
             }),
             Definition::Session(SessionSpec {

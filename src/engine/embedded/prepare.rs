@@ -5,8 +5,8 @@ use smallvec::SmallVec;
 
 use super::body::{encode_alone, encode_message};
 use super::format::LARGE_BYTES;
-use super::lanes::{Prepared, PreparedPublish, Retained};
-use crate::engine::{Op, Publish};
+use super::lanes::{Prepared, PreparedAppend, PreparedForward, PreparedMove, PreparedPublish, Retained};
+use crate::engine::{Append, Forward, Op, Publish};
 use crate::types::Message;
 
 /// The operations of one ticket.
@@ -31,9 +31,19 @@ fn prepare(op: Op, buffer: &mut BytesMut) -> Prepared {
                 incoming: publish.incoming,
             }))
         }
-        Op::Move { from, sequence, to, message, priority } => {
+        Op::Move { from, sequence, view, to, message, priority } => {
             let (body, expires_at) = (body(&message, buffer), message.expires_at);
-            Prepared::Move { from, sequence, to, body, priority, expires_at, bounded: true }
+            let bounded = true;
+            let moved = PreparedMove { from, sequence, view, to, body, priority, expires_at, bounded };
+            Prepared::Move(Box::new(moved))
+        }
+        Op::Forward(Forward { from, lease, messages }) => {
+            let append = |(message, append): (Message, Append)| {
+                let expires_at = [append.expires_at, message.expires_at].into_iter().flatten().min();
+                PreparedAppend { body: body(&message, buffer), append: Append { expires_at, ..append } }
+            };
+            let messages = messages.into_iter().map(append).collect();
+            Prepared::Forward(Box::new(PreparedForward { from, lease, messages }))
         }
         Op::Outgoing { target, sequence, outgoing } => Prepared::Outgoing { target, sequence, outgoing },
         Op::ReleaseIncoming { session, packet_id } => Prepared::ReleaseIncoming { session, packet_id },

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Add, Location, Mark, Place, RETAINED, Record};
-use super::lanes::{Prepared, PreparedPublish, SettleReply, Work};
+use super::lanes::{Prepared, PreparedMove, PreparedPublish, SettleReply, Work};
 use super::objects;
 use super::pack::Failed;
 use super::target::{Settings, Target};
@@ -61,7 +61,12 @@ impl Writer {
     }
 
     /// Whether the message was there.
-    fn stage_settle(&mut self, target: &Target, sequence: u64, place: Location) -> Result<bool, Failed> {
+    pub(super) fn stage_settle(
+        &mut self,
+        target: &Target,
+        sequence: u64,
+        place: Location,
+    ) -> Result<bool, Failed> {
         let of = self.ledger.current(place);
         if !self.ledger.settle(of) {
             return Ok(false);
@@ -88,23 +93,25 @@ impl Writer {
 
     fn stage_op(&mut self, op: Prepared) -> Result<Outcome, Failed> {
         if let Some((free_bytes, watermark_bytes)) = self.low_disk
-            && matches!(op, Prepared::Publish(_) | Prepared::Define(..) | Prepared::Subscribe(..))
+            && matches!(
+                op,
+                Prepared::Publish(_) | Prepared::Forward(_) | Prepared::Define(..) | Prepared::Subscribe(..)
+            )
         {
             self.shared.counts.refused_disk.add(1);
             return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
         }
         match op {
             Prepared::Publish(publish) => self.stage_publish(*publish),
-            Prepared::Move { from, sequence, to, body, priority, expires_at, bounded } => {
-                self.stage_move((from, sequence), to, &body, (priority, expires_at), bounded)
-            }
+            Prepared::Move(moved) => self.stage_move(*moved),
+            Prepared::Forward(forward) => self.stage_forward(*forward),
             other => self.stage_rare(other),
         }
     }
 
     fn stage_rare(&mut self, op: Prepared) -> Result<Outcome, Failed> {
         match op {
-            Prepared::Publish(_) | Prepared::Move { .. } => {}
+            Prepared::Publish(_) | Prepared::Move(_) | Prepared::Forward(_) => {}
             Prepared::Outgoing { target, sequence, outgoing } => {
                 let Ok(target) = self.shared.target(target) else {
                     return Ok(Outcome::Refused(Refusal::Gone(target)));
@@ -129,7 +136,8 @@ impl Writer {
                 log.insert(disk, Tree::Meta, b"next_target", &next)?;
                 log.insert(disk, Tree::Obj, &id.0.to_be_bytes(), objects::encode(&definition))?;
                 // Known at once: nobody can name it before its ticket completes, or it was known before.
-                self.shared.registry.write().define(id, Settings::from(&*definition));
+                let target = self.shared.registry.write().define(id, Settings::from(&*definition));
+                self.effects.push(Effect::Defined(target));
             }
             Prepared::Delete { id, only_if_empty } => {
                 if only_if_empty && let Ok(target) = self.shared.target(id) {
@@ -178,7 +186,7 @@ impl Writer {
                 open.push(None);
                 continue;
             };
-            match room(&target, len) {
+            match room(&target, 1, len) {
                 None => open.push(Some((target, append))),
                 Some(_) if !target.settings.load().rejects => {
                     target.totals.dropped.fetch_add(1, Ordering::Relaxed);
@@ -245,7 +253,7 @@ impl Writer {
         target.next_sequence.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn stage_add(
+    pub(super) fn stage_add(
         &mut self,
         target: Arc<Target>,
         place: Place,
@@ -286,32 +294,29 @@ impl Writer {
         Ok(Sequence(sequence))
     }
 
-    fn stage_move(
-        &mut self,
-        (from, sequence): (TargetId, Sequence),
-        to: TargetId,
-        body: &Bytes,
-        (priority, expires_at): (Priority, Option<UnixMillis>),
-        bounded: bool,
-    ) -> Result<Outcome, Failed> {
+    fn stage_move(&mut self, moved: PreparedMove) -> Result<Outcome, Failed> {
+        let PreparedMove { from, sequence, view, to, body, priority, expires_at, bounded } = moved;
         let (source, destination) = match (self.shared.target(from), self.shared.target(to)) {
             (Ok(source), Ok(destination)) => (source, destination),
             (Err(_), _) => return Ok(Outcome::Refused(Refusal::Gone(from))),
             (_, Err(_)) => return Ok(Outcome::Refused(Refusal::Gone(to))),
         };
-        if bounded
-            && destination.settings.load().rejects
-            && let Some(bound) = room(&destination, body.len() as u64)
-        {
-            self.shared.counts.refused_full.add(1);
-            return Ok(Outcome::Refused(Refusal::Full { target: to, bound }));
+        if bounded && destination.settings.load().rejects {
+            if let Some((free_bytes, watermark_bytes)) = self.low_disk {
+                self.shared.counts.refused_disk.add(1);
+                return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
+            }
+            if let Some(bound) = room(&destination, 1, body.len() as u64) {
+                self.shared.counts.refused_full.add(1);
+                return Ok(Outcome::Refused(Refusal::Full { target: to, bound }));
+            }
         }
-        let Some(entry) = source.state.lock().settle_for_move(sequence.0) else {
+        let Some(entry) = source.state.lock().take_for_move(view, sequence.0) else {
             return Ok(Outcome::Refused(Refusal::NotLeased));
         };
         let (packer, mut books) = self.books();
         packer.begin_op(&mut books, 2, body.len())?;
-        let place = packer.body(&mut books, body)?;
+        let place = packer.body(&mut books, &body)?;
         if self.stage_settle(&source, sequence.0, entry.location())? {
             source.messages.fetch_sub(1, Ordering::Relaxed);
             source.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
@@ -391,10 +396,10 @@ pub(super) fn subscription_key(session: TargetId, filter: &str) -> Vec<u8> {
     key
 }
 
-/// Which bound one more message would break.
-fn room(target: &Target, len: u64) -> Option<String> {
+/// Which bound so many more messages with so many bytes would break.
+pub(super) fn room(target: &Target, count: u64, len: u64) -> Option<String> {
     let settings = target.settings.load();
-    if target.messages.load(Ordering::Relaxed) >= settings.max_messages {
+    if target.messages.load(Ordering::Relaxed).saturating_add(count) > settings.max_messages {
         return Some(format!("max_messages {}", settings.max_messages));
     }
     let bytes = target.bytes.load(Ordering::Relaxed);

@@ -21,6 +21,7 @@ pub(super) struct Settings {
     pub(super) queue: Option<QueueName>,
     pub(super) dead_letter: Option<QueueName>,
     pub(super) priorities: bool,
+    pub(super) paused: bool,
 }
 
 impl From<&Definition> for Settings {
@@ -43,6 +44,7 @@ impl From<&Definition> for Settings {
             queue: queue.map(|queue| queue.name.clone()),
             dead_letter: queue.and_then(|queue| queue.dead_letter.clone()),
             priorities: queue.is_some_and(|queue| queue.priorities),
+            paused: queue.is_some_and(|queue| queue.paused),
         }
     }
 }
@@ -74,6 +76,7 @@ pub(super) struct Totals {
 
 impl Target {
     pub(super) fn new(id: TargetId, settings: Settings, next_sequence: u64) -> Self {
+        let state = State { paused: settings.paused, ..State::default() };
         Self {
             id,
             settings: ArcSwap::from_pointee(settings),
@@ -82,7 +85,7 @@ impl Target {
             next_sequence: AtomicU64::new(next_sequence),
             earlier: AtomicU64::new(next_sequence),
             totals: Totals::default(),
-            state: Mutex::default(),
+            state: Mutex::new(state),
         }
     }
 
@@ -94,7 +97,6 @@ impl Target {
             delayed: state.delayed_count() as u64,
             leased: state.leased_count() as u64,
             bytes: load(&self.bytes),
-            oldest: None,
             enqueued_total: load(&self.totals.enqueued),
             acked_total: load(&self.totals.acked),
             dead_lettered_total: load(&self.totals.dead_lettered),

@@ -10,7 +10,7 @@ use crate::grpc::proto::v1;
 use crate::types::{QueueName, TopicFilter, clock};
 
 /// The fields that may be said of a queue, beside its name.
-const FIELDS: [&str; 9] = [
+const FIELDS: [&str; 10] = [
     "bindings",
     "lease",
     "max_deliveries",
@@ -20,6 +20,7 @@ const FIELDS: [&str; 9] = [
     "max_bytes",
     "priorities",
     "labels",
+    "paused",
 ];
 
 /// The settings of a queue to make; what is not said has its default.
@@ -87,6 +88,7 @@ pub(super) fn set(
         "max_bytes" => spec.max_bytes = or(queue.max_bytes, limits.queue_bytes),
         "priorities" => spec.priorities = queue.priorities,
         "labels" => spec.labels = queue.labels.clone().into_iter().collect(),
+        "paused" => spec.paused = queue.paused,
         other => return Err(CoreError::invalid("update_mask", format!("{other:?} is no field of a queue"))),
     }
     Ok(())
@@ -129,6 +131,7 @@ pub(super) fn queue_of(spec: &QueueSpec) -> v1::Queue {
         max_bytes: spec.max_bytes,
         priorities: spec.priorities,
         labels: spec.labels.clone().into_iter().collect(),
+        paused: spec.paused,
     }
 }
 
@@ -148,6 +151,7 @@ mod tests {
             max_messages: 10,
             priorities: true,
             labels: [("team".to_owned(), "a".to_owned())].into(),
+            paused: true,
             ..Default::default()
         };
         let back = queue_of(&spec_of(&given, &limits).unwrap());

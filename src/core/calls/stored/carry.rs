@@ -183,7 +183,8 @@ impl Broker {
         message: Message,
     ) -> Result<Result<Sequence, Refusal>, EngineError> {
         let admitted = self.admission.admit(weight_of(&message)).await;
-        let op = Op::Move { from, sequence, to, message, priority: Priority::default() };
+        let (view, priority) = (View::Leased, Priority::default());
+        let op = Op::Move { from, sequence, view, to, message, priority };
         match admitted.until(self.engine.commit(vec![op])).await?.pop() {
             Some(Outcome::Published(places)) => places.first().copied().flatten().map(Ok),
             Some(Outcome::Refused(refusal)) => Some(Err(refusal)),
@@ -192,7 +193,7 @@ impl Broker {
         .ok_or(EngineError::Stopped)
     }
 
-    /// Puts a reply into the queue that it is to go to. False if that is full or gone.
+    /// Puts a reply into the queue that it is to go to. False if that is full or gone, or the disk nearly full.
     async fn put_into_queue(
         &self,
         requests: TargetId,
@@ -208,7 +209,7 @@ impl Broker {
                 message.expires_at = queue.append(&message, Priority::default(), None, now).expires_at;
                 match self.move_reply((requests, call.sequence), queue.id(), message).await? {
                     Ok(_) => return Ok(true),
-                    Err(refusal @ (Refusal::Full { .. } | Refusal::Gone(_))) => {
+                    Err(refusal @ (Refusal::Full { .. } | Refusal::LowDisk { .. } | Refusal::Gone(_))) => {
                         CoreError::refused(refusal, |_| queue.name().to_string())
                     }
                     Err(refusal) => return Err(CoreError::refused(refusal, |id| id.0.to_string())),
@@ -260,13 +261,10 @@ impl Broker {
     pub(super) async fn publish_again(self: &Arc<Self>, replies: TargetId, places: Vec<Sequence>) {
         for sequence in places {
             let published = async {
-                let mut found = self.engine.browse(replies, View::Ready, sequence, 1).await?;
-                let Some(found) = found.pop().filter(|found| found.sequence == sequence) else {
-                    return Ok(());
-                };
-                let kept = record::reply_of(found.message)
-                    .map_err(|error| EngineError::Damaged(error.to_string()))?;
-                self.publish_reply(replies, sequence, kept).await
+                match self.kept_reply(replies, sequence).await? {
+                    Some(kept) => self.publish_reply(replies, sequence, kept).await,
+                    None => Ok(()),
+                }
             };
             if let Err(error) = published.await {
                 tracing::error!(%error, "the reply to an asynchronous call is not published");

@@ -74,11 +74,9 @@ impl Broker {
         let mut from = Sequence(0);
         let mut unpublished = Vec::new();
         loop {
-            let page = self.engine.browse(targets.replies, View::Ready, from, PAGE).await?;
-            let Some(last) = page.last() else { break };
-            from = Sequence(last.sequence.0 + 1);
+            let page = self.engine.browse(targets.replies, View::Ready, from, PAGE, TAKEN.1).await?;
             let mut places = self.calls.stored.places.lock();
-            for found in page {
+            for found in page.messages {
                 let (weight, sequence) = (weight_of(&found.message), found.sequence);
                 match record::reply_of(found.message) {
                     Ok(kept) => {
@@ -93,6 +91,9 @@ impl Broker {
                     }
                 }
             }
+            drop(places);
+            let Some(next) = page.next else { break };
+            from = next;
         }
         if !unpublished.is_empty() {
             let (broker, replies) = (Arc::clone(self), targets.replies);

@@ -40,6 +40,7 @@ use crate::types::{MessageId, QueueName, Sequence, TargetId, TopicName, clock};
 pub(super) use places::Watch;
 
 use places::{Look, Looks, NoRoom, Places, Room, weight_of};
+use record::Kept;
 
 /// What the engine knows the calls by.
 const CALLS: &str = "asynchronous calls";
@@ -326,13 +327,18 @@ impl Broker {
     ) -> Result<Result<Reply, CallError>, CoreError> {
         let stored = &self.calls.stored;
         let replies = stored.targets.get().ok_or_else(|| no_such_call(id))?.replies;
-        let mut found = self.engine.browse(replies, View::Ready, sequence, 1).await?;
-        let found = found.pop().filter(|found| found.sequence == sequence).ok_or_else(|| no_such_call(id))?;
-        let kept =
-            record::reply_of(found.message).map_err(|error| EngineError::Damaged(error.to_string()))?;
+        let kept = self.kept_reply(replies, sequence).await?.ok_or_else(|| no_such_call(id))?;
         stored.places.lock().fetched(id, clock::unix_now().after(FETCHED));
         stored.looks.bell.ring();
         Ok(kept.said)
+    }
+
+    /// The reply that is kept in this place, if it is.
+    async fn kept_reply(&self, replies: TargetId, sequence: Sequence) -> Result<Option<Kept>, EngineError> {
+        let mut page = self.engine.browse(replies, View::Ready, sequence, 1, usize::MAX).await?;
+        let found = page.messages.pop().filter(|found| found.sequence == sequence);
+        let kept = found.map(|found| record::reply_of(found.message)).transpose();
+        kept.map_err(|error| EngineError::Damaged(error.to_string()))
     }
 
     /// Removes a reply that is kept. Completes when that is durable.
