@@ -22,7 +22,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::future::Either;
 use parking_lot::Mutex;
 use smallvec::smallvec;
 use tokio::sync::OnceCell;
@@ -303,13 +302,17 @@ impl Broker {
         let stored = &self.calls.stored;
         let over = tokio::time::sleep(wait);
         tokio::pin!(over);
+        // Just after a start: what is read back takes its time, and is not waited for by the clock of the caller.
+        tokio::select! {
+            () = stored.known.cancelled() => {}
+            () = self.draining.cancelled() => return Ok(None),
+        }
         loop {
-            let look = stored.known.is_cancelled().then(|| stored.places.lock().find(id));
+            let look = stored.places.lock().find(id);
             let changed = match look {
-                None => Either::Left(stored.known.cancelled()),
-                Some(Look::UnderWay(changed)) => Either::Right(changed),
-                Some(Look::Unknown) => return Err(no_such_call(id)),
-                Some(Look::Kept(sequence)) => return self.fetch_reply(id, sequence).await.map(Some),
+                Look::UnderWay(changed) => changed,
+                Look::Unknown => return Err(no_such_call(id)),
+                Look::Kept(sequence) => return self.fetch_reply(id, sequence).await.map(Some),
             };
             tokio::select! {
                 biased;

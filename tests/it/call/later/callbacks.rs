@@ -23,7 +23,7 @@ async fn a_reply_goes_to_a_topic() {
     assert_eq!(heard.correlation_data, id.as_bytes());
     assert_eq!(old.receive().await.payload, "7 by one");
     assert_eq!(id_of(&device.receive().await), id);
-    broker.counts("async_replies", 0).await;
+    broker.counts("async_reply_bytes", 0).await;
     assert!(calls.is_unknown(&id).await);
 
     let late = v1::CallAsyncRequest { timeout: millis(1), ..later("nobody", "") };
