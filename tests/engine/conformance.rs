@@ -161,10 +161,12 @@ async fn a_released_message_is_not_counted_and_a_failed_one_is() {
     let queue = bench.queue("q").await;
     bench.put(queue, "m").await;
     let consumer = bench.consumer(queue);
-    for (how, attempt) in [(Nack::Release, 1), (Nack::Failed, 1), (Nack::Failed, 2), (Nack::Release, 3)] {
+    for (how, attempt) in
+        [(Nack::Release, 1), (Nack::Failed(None), 1), (Nack::Failed(None), 2), (Nack::Release, 3)]
+    {
         let leased = take(&*consumer, 1).await;
         assert_eq!(leased[0].attempt, attempt);
-        let nacked = bench.engine.nack(queue, &[lease_of(&leased[0])], how, Duration::ZERO).unwrap();
+        let nacked = bench.engine.nack(queue, &[lease_of(&leased[0])], how, None).unwrap();
         assert_eq!(nacked.failed, []);
         within("the nack", nacked.durable).await.unwrap();
     }
@@ -183,7 +185,7 @@ async fn a_message_is_buried_after_its_last_delivery() {
     let consumer = bench.consumer(queue);
     for _ in 0..2 {
         let leased = take(&*consumer, 1).await;
-        drop(bench.engine.nack(queue, &[lease_of(&leased[0])], Nack::Failed, Duration::ZERO).unwrap());
+        drop(bench.engine.nack(queue, &[lease_of(&leased[0])], Nack::Failed(None), None).unwrap());
     }
     let graves = bench.consumer(dead);
     let buried = take(&*graves, 1).await;
@@ -194,7 +196,7 @@ async fn a_message_is_buried_after_its_last_delivery() {
     bench.put(queue, "unwanted").await;
     let leased = take(&*consumer, 1).await;
     let how = Nack::DeadLetter("not ours".into());
-    let nacked = bench.engine.nack(queue, &[lease_of(&leased[0])], how, Duration::ZERO).unwrap();
+    let nacked = bench.engine.nack(queue, &[lease_of(&leased[0])], how, None).unwrap();
     within("the burial", nacked.durable).await.unwrap();
     let buried = take(&*graves, 1).await;
     let why = buried[0].message.extras.as_ref().unwrap().dead_letter.clone().unwrap();
@@ -689,7 +691,7 @@ async fn a_consumer_with_something_in_flight_waits_before_what_is_handed_out_alo
     let mut in_flight = Vec::new();
     busy.take(2, usize::MAX, &mut in_flight).unwrap();
     assert_eq!(in_flight.iter().map(text).collect::<Vec<_>>(), ["0", "1"]);
-    drop(bench.engine.nack(queue, &[lease_of(&held[0])], Nack::Release, Duration::ZERO).unwrap());
+    drop(bench.engine.nack(queue, &[lease_of(&held[0])], Nack::Release, None).unwrap());
 
     // It stands first: who has something else gets neither it nor what is behind it, until he has nothing.
     assert!(take_now(&*busy).is_empty());
@@ -725,7 +727,7 @@ async fn who_is_held_up_goes_on_when_another_takes_what_held_him_up() {
     let busy = bench.consumer(queue);
     let mut in_flight = Vec::new();
     busy.take(1, usize::MAX, &mut in_flight).unwrap();
-    drop(bench.engine.nack(queue, &[lease_of(&held[0])], Nack::Release, Duration::ZERO).unwrap());
+    drop(bench.engine.nack(queue, &[lease_of(&held[0])], Nack::Release, None).unwrap());
     assert!(take_now(&*busy).is_empty());
     let idle = bench.consumer(queue);
     assert_eq!(take(&*idle, 10).await.iter().map(text).collect::<Vec<_>>(), ["suspect"]);

@@ -93,7 +93,7 @@ async fn a_lease_that_is_lost_forwards_nothing() {
     bench.put(from, "a").await;
     let (one, other) = (bench.consumer(from), bench.consumer(from));
     let leased = take(&*one, 1).await;
-    let nacked = bench.engine.nack(from, &[lease_of(&leased[0])], Nack::Failed, Duration::ZERO).unwrap();
+    let nacked = bench.engine.nack(from, &[lease_of(&leased[0])], Nack::Failed(None), None).unwrap();
     within("the nack", nacked.durable).await.unwrap();
     let to = [(to, b"1".to_vec())];
     assert_eq!(refusal(bench.commit(forward(&bench, from, &leased[0], &to)).await), Refusal::NotLeased);

@@ -9,4 +9,6 @@ mod conformance;
 mod crash;
 mod embedded;
 mod forward;
+mod giving_up;
 mod power;
+mod turns;

@@ -12,7 +12,7 @@ use serde_json::Value;
 use smallvec::smallvec;
 use stafett::engine::embedded::Embedded;
 use stafett::engine::{
-    Append, Definition, Engine, EngineSettings, Nack, Op, Outcome, Publish, QueueSpec, SessionSpec,
+    Append, Definition, Engine, EngineSettings, Nack, Op, Outcome, Overflow, Publish, QueueSpec, SessionSpec,
     SubscribeOptions, queue_topic,
 };
 use stafett::types::topic::FilterSpec;
@@ -42,13 +42,19 @@ fn queue(name: &str) -> Definition {
         lease: Duration::from_secs(30),
         max_deliveries: None,
         dead_letter: None,
+        retry_min_backoff: None,
+        retry_max_backoff: None,
         default_ttl: None,
         max_messages: 1_000_000,
         max_bytes: 1 << 40,
+        overflow: Overflow::Reject,
         priorities: true,
+        single_active_consumer: false,
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
         paused: false,
         created_at: UnixMillis(1_700_000_000_000),
+        dead_letter_expired: false,
+        expires_after: None,
     })
 }
 
@@ -251,7 +257,7 @@ async fn an_export_holds_what_few_messages_carry() {
     let mut taken = Vec::new();
     consumer.take(1, usize::MAX, &mut taken).unwrap();
     let lease = stafett::engine::LeaseRef::of(taken[0].sequence);
-    let nacked = engine.nack(ORDERS, &[lease], Nack::Failed, Duration::from_secs(3_600)).unwrap();
+    let nacked = engine.nack(ORDERS, &[lease], Nack::Failed(None), Some(Duration::from_secs(3_600))).unwrap();
     nacked.durable.await.unwrap();
     drop(consumer);
     drop(engine);

@@ -342,6 +342,7 @@ impl Stats {
             ("dead lettered", stats.dead_lettered_total.to_string()),
             ("expired", stats.expired_total.to_string()),
             ("consumers", stats.consumers.to_string()),
+            ("dropped", stats.dropped_total.to_string()),
         ] {
             line(format_args!("{name:<14} {value}"))?;
         }
@@ -362,5 +363,6 @@ pub(super) fn stats_json(stats: &v1::QueueStats) -> Value {
         "dead_lettered_total": stats.dead_lettered_total,
         "expired_total": stats.expired_total,
         "consumers": stats.consumers,
+        "dropped_total": stats.dropped_total,
     })
 }

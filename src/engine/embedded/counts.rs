@@ -23,7 +23,7 @@ pub(super) struct Counts {
     pub(super) refused_full: Count,
     /// Operations refused because the disk was nearly full.
     pub(super) refused_disk: Count,
-    /// Messages that a full session or share group did not take.
+    /// Messages that a full session or share group did not take, or a full queue dropped for newer ones.
     pub(super) dropped: Count,
     /// Messages whose time was over.
     pub(super) expired: Count,

@@ -9,8 +9,8 @@ use smallvec::SmallVec;
 
 use super::format::Mark;
 use super::lanes::PreparedForward;
+use super::overflow::room;
 use super::pack::Failed;
-use super::stage::room;
 use super::target::Target;
 use super::writer::Writer;
 use crate::engine::{Outcome, Refusal};

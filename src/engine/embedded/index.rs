@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasherDefault;
+use std::num::NonZeroU32;
 
 use bytes::Bytes;
 use rustc_hash::FxHasher;
@@ -19,6 +20,7 @@ use super::format::{Location, Mark};
 use super::leases::{Lease, Leases};
 use super::level::Level;
 use super::members::Members;
+use super::returns::Over;
 use crate::engine::{LeaseError, LeaseRef, Outgoing};
 use crate::types::UnixMillis;
 
@@ -38,8 +40,10 @@ pub(super) struct Taken {
 /// What [`State::take`] could not give.
 #[derive(Debug, Default)]
 pub(super) struct NotTaken {
-    /// Their time is over: to be settled.
-    pub(super) expired: Vec<Entry>,
+    /// Their time is over.
+    pub(super) over: Over,
+    /// Those that had their last delivery: they wait as leased for being moved.
+    pub(super) exhausted: Vec<(Entry, u32)>,
     /// Their bodies are not in memory: to be read, then take again.
     pub(super) missing: Vec<Entry>,
 }
@@ -53,8 +57,13 @@ pub(super) struct Take {
     pub(super) now: UnixMillis,
     /// Milliseconds since 1970, or `u64::MAX`.
     pub(super) lease_ends: u64,
-    /// A message whose consumers were lost with it is handed out alone.
-    pub(super) isolates: bool,
+    /// After so many deliveries there is no further one, and a message whose consumers were lost with it is handed out
+    /// alone.
+    pub(super) max_deliveries: Option<NonZeroU32>,
+    /// What expires is to be moved.
+    pub(super) buries_expired: bool,
+    /// Only the active consumer is given anything.
+    pub(super) single_active: bool,
 }
 
 /// The index of one target.
@@ -173,6 +182,15 @@ impl State {
             // All are told when it goes on.
             return not;
         }
+        if how.single_active && !self.members.is_active(how.consumer) {
+            return not;
+        }
+        if self.members.is_ranked() {
+            if self.ready_count() > 0 && self.members.is_outranked(how.consumer, how.now.0) {
+                return not;
+            }
+            self.members.claim(how.consumer);
+        }
         if self.members.is_alone(how.consumer) {
             self.members.hold_up(how.consumer);
             return not;
@@ -182,12 +200,17 @@ impl State {
         while count < how.max && (bytes < how.max_bytes || count == 0) && how.max_bytes > 0 {
             let Some(entry) = self.levels.iter_mut().find_map(Level::pop) else { break };
             if self.is_over(&entry, how.now) {
-                self.forget(&entry);
-                not.expired.push(entry);
+                self.run_out(entry, how.buries_expired, &mut not.over);
                 continue;
             }
             let mark = self.marks.get(&entry.sequence).copied().unwrap_or_default();
-            let alone = how.isolates && mark.losses >= LOSSES;
+            if how.max_deliveries.is_some_and(|max| mark.attempts >= max.get()) {
+                // It could not be moved then, or a crash came before, or the maximum was higher.
+                self.keep(entry, mark.attempts);
+                not.exhausted.push((entry, mark.attempts));
+                continue;
+            }
+            let alone = how.max_deliveries.is_some() && mark.losses >= LOSSES;
             if alone && (count > 0 || self.members.has_any(how.consumer)) {
                 self.level(entry.priority).unpop(entry);
                 held_up = true;

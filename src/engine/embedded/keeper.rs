@@ -18,7 +18,7 @@ use super::entry::Entry;
 use super::format::Mark;
 use super::index::State;
 use super::lanes::{Prepared, PreparedMove, Reply, SettleReply, Work, deadline};
-use super::returns::Due;
+use super::returns::{Due, Over};
 use super::shared::Shared;
 use super::target::Target;
 use crate::engine::{Browsed, EngineError, Outcome, Page, Ticket, View};
@@ -28,13 +28,23 @@ use crate::types::{DeadLetter, Message, Sequence, TargetId, UnixMillis};
 /// The timer looks at the clock so often while something is to become due, in milliseconds: it may have been set.
 const LOOK_MS: u64 = 5_000;
 
+/// The reason of dead letters whose time was over.
+const EXPIRED: &str = "expired";
+/// The reason of dead letters that made room for others.
+const OVERFLOW: &str = "overflow";
+/// How the last delivery of a message failed whose consumer was lost with it.
+pub(super) const LOST: &str = "its consumer was lost";
+
+/// Messages that wait as leased for being moved, with their counted deliveries.
+pub(super) type SetAside = Vec<(Entry, u32)>;
+
 /// Something to be read back.
 #[derive(Debug)]
 pub(super) enum Job {
     /// Bring bodies into memory, then wake who waits for them.
     Load { target: Arc<Target>, entries: Vec<Entry> },
     /// Move messages that are set aside to the dead letter queue.
-    Bury { target: Arc<Target>, entries: Vec<(Entry, u32)>, reason: ByteString, reply: Option<Reply<()>> },
+    Bury { target: Arc<Target>, entries: SetAside, reason: ByteString, reply: Option<Reply<()>> },
     /// Look at messages.
     Browse {
         target: Arc<Target>,
@@ -143,12 +153,12 @@ pub(super) fn keep_time(shared: &Shared) {
     while let Some(id) = shared.tasks.next_due() {
         let Ok(target) = shared.target(id) else { continue };
         let at = unix_now();
-        let max = target.settings.load().max_deliveries;
+        let settings = target.settings.load_full();
         let _placing = shared.lanes.placing();
         let due = {
             let mut state = target.state.lock();
             state.registered = None;
-            let mut due = state.due(at, max);
+            let mut due = state.due(at, settings.retries, settings.buries_expired);
             shared.tasks.register(&target, &mut state, at);
             // Under the lock: what a consumer gives back later is written later.
             write_marks(shared, &target, std::mem::take(&mut due.marks));
@@ -156,18 +166,40 @@ pub(super) fn keep_time(shared: &Shared) {
         };
         shared.counts.leases_expired.add(due.ended);
         shared.counts.leases_written.add(due.noted);
-        follow_up(shared, &target, due);
+        follow_up(shared, &target, due, "its lease ended");
     }
 }
 
-/// What became due, was lost or expired is written; nobody waits for it.
-pub(super) fn follow_up(shared: &Shared, target: &Arc<Target>, due: Due) {
+/// What became due, was lost or expired is written; nobody waits for it. `why` leases ended is kept with dead letters.
+pub(super) fn follow_up(shared: &Shared, target: &Arc<Target>, due: Due, why: &str) {
     write_marks(shared, target, due.marks);
-    if !due.exhausted.is_empty() {
-        let reason = "max deliveries reached".into();
-        shared.tasks.push(Job::Bury { target: target.clone(), entries: due.exhausted, reason, reply: None });
+    give_up(shared, target, due.exhausted, Some(why));
+    run_out(shared, target, due.over);
+}
+
+/// The reason of what had its last delivery, and how that failed.
+pub(super) fn exhausted(why: Option<&str>) -> ByteString {
+    const EXHAUSTED: &str = "max deliveries reached";
+    match why {
+        None => ByteString::from_static(EXHAUSTED),
+        Some(why) => format!("{EXHAUSTED}: {why}").into(),
     }
-    expire(shared, target, &due.expired);
+}
+
+/// Messages that had their last delivery and wait as leased are moved; nobody waits for it.
+pub(super) fn give_up(shared: &Shared, target: &Arc<Target>, entries: SetAside, why: Option<&str>) {
+    bury_later(shared, target, entries, || exhausted(why));
+}
+
+/// Messages that wait as leased are moved, to make room for others.
+pub(super) fn make_room(shared: &Shared, target: &Arc<Target>, entries: SetAside) {
+    bury_later(shared, target, entries, || ByteString::from_static(OVERFLOW));
+}
+
+fn bury_later(shared: &Shared, target: &Arc<Target>, entries: SetAside, reason: impl FnOnce() -> ByteString) {
+    if !entries.is_empty() {
+        shared.tasks.push(Job::Bury { target: target.clone(), entries, reason: reason(), reply: None });
+    }
 }
 
 /// Hands marks to the writer; nobody waits for it.
@@ -178,15 +210,21 @@ pub(super) fn write_marks(shared: &Shared, target: &Arc<Target>, marks: Vec<(Ent
     }
 }
 
-/// Messages whose time is over, already out of the index, are settled.
-pub(super) fn expire(shared: &Shared, target: &Arc<Target>, expired: &[Entry]) {
+/// Messages whose time is over, already out of the index, are settled or moved.
+pub(super) fn run_out(shared: &Shared, target: &Arc<Target>, over: Over) {
+    bury_later(shared, target, over.buried, || ByteString::from_static(EXPIRED));
+    let expired = over.dropped;
     if expired.is_empty() {
         return;
     }
-    target.totals.expired.fetch_add(expired.len() as u64, Ordering::Relaxed);
-    shared.counts.expired.add(expired.len() as u64);
+    count_expired(shared, target, expired.len() as u64);
     let entries = expired.iter().map(|entry| (entry.sequence, entry.location(), entry.len)).collect();
     shared.lanes.push(Work::Settle { target: target.clone(), entries, reply: SettleReply::Nobody });
+}
+
+fn count_expired(shared: &Shared, target: &Target, count: u64) {
+    target.totals.expired.fetch_add(count, Ordering::Relaxed);
+    shared.counts.expired.add(count);
 }
 
 /// The reader's thread.
@@ -196,6 +234,11 @@ pub(super) fn read_back(shared: &Shared) {
             Job::Load { target, entries } => load(shared, &target, &entries),
             Job::Bury { target, entries, reason, reply } => {
                 let result = bury(shared, &target, &entries, &reason);
+                if reason == OVERFLOW {
+                    let bytes = entries.iter().map(|(entry, _)| u64::from(entry.len)).sum();
+                    target.leaving_messages.fetch_sub(entries.len() as u64, Ordering::Relaxed);
+                    target.leaving_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                }
                 if let Some(reply) = reply {
                     drop(reply.send(result));
                 }
@@ -257,8 +300,7 @@ fn bury(
     let grave = settings.dead_letter.as_ref().and_then(|name| shared.registry.read().queue(name).cloned());
     let (Some(source), Some(grave)) = (settings.queue.clone(), grave) else {
         tracing::warn!(target = target.id.0, "there is no dead letter queue: the messages are ready again");
-        let mut state = target.state.lock();
-        entries.iter().for_each(|(entry, _)| state.restore(entry.sequence, unix_now()));
+        restore(shared, target, entries.iter().map(|(entry, _)| entry.sequence));
         return Ok(());
     };
     let mut ops = SmallVec::new();
@@ -295,17 +337,29 @@ fn bury(
     let (reply, ticket) = Ticket::new();
     shared.lanes.push(Work::Commit { ops, reply });
     let outcomes = ticket.wait_blocking()?;
-    let mut state = target.state.lock();
+    let mut stay = Vec::new();
     for (sequence, outcome) in moved.into_iter().zip(outcomes) {
         if let Outcome::Refused(why) = outcome {
             tracing::warn!(target = target.id.0, sequence, %why, "cannot move a message to its dead letter queue");
-            state.restore(sequence, unix_now());
+            stay.push(sequence);
         } else {
             target.totals.dead_lettered.fetch_add(1, Ordering::Relaxed);
             shared.counts.dead_lettered.add(1);
+            if reason == EXPIRED {
+                count_expired(shared, target, 1);
+            }
         }
     }
+    restore(shared, target, stay.into_iter());
     Ok(())
+}
+
+/// What could not be moved stays, and is tried again after a while.
+fn restore(shared: &Shared, target: &Target, sequences: impl Iterator<Item = u64>) {
+    let now = unix_now();
+    let mut state = target.state.lock();
+    sequences.for_each(|sequence| state.restore(sequence, now));
+    shared.tasks.register(target, &mut state, now);
 }
 
 /// What is read for this is not kept: consumers have their bodies in memory before as after.

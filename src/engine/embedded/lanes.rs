@@ -11,7 +11,9 @@ use tokio::sync::oneshot;
 
 use super::format::{Location, Mark};
 use super::target::Target;
-use crate::engine::{Append, Definition, EngineError, LeaseRef, Outcome, Outgoing, SubscribeOptions, View};
+use crate::engine::{
+    Append, Definition, EngineError, LeaseRef, Outcome, Outgoing, SubscribeOptions, Usage, View,
+};
 use crate::types::topic::FilterSpec;
 use crate::types::{Priority, Sequence, TargetId, TopicName, UnixMillis};
 
@@ -27,9 +29,17 @@ pub(super) enum Prepared {
     Outgoing { target: TargetId, sequence: Sequence, outgoing: Outgoing },
     ReleaseIncoming { session: TargetId, packet_id: u16 },
     Define(TargetId, Box<Definition>),
-    Delete { id: TargetId, only_if_empty: bool },
+    Delete { id: TargetId, only: Option<OnlyIf> },
     Subscribe(TargetId, FilterSpec, SubscribeOptions),
     Unsubscribe(TargetId, FilterSpec),
+}
+
+/// What must hold for a target to be deleted.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum OnlyIf {
+    Empty,
+    /// It was used no more than so, and is not in use.
+    Unused(Usage),
 }
 
 /// See [`crate::engine::Publish`].

@@ -37,7 +37,7 @@ use super::settings::EngineSettings;
 use super::{
     Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
     Nack, Op, OpenError, OpenProgress, Page, Pending, Publish, Removed, Settled, Stored, TargetStats, Ticket,
-    View,
+    Usage, View,
 };
 use crate::bell::Bell;
 use crate::types::clock::unix_now;
@@ -65,10 +65,12 @@ mod marker;
 mod members;
 mod objects;
 mod offline;
+mod overflow;
 mod pack;
 mod pen;
 mod prepare;
 mod recovery;
+mod retries;
 mod returns;
 mod rows;
 mod shared;
@@ -263,7 +265,7 @@ impl Engine for Embedded {
         let target = self.shared.target(target)?;
         let id = self.shared.next_consumer.fetch_add(1, Ordering::Relaxed);
         let bell = Arc::new(Bell::default());
-        target.state.lock().members.join(id, bell.clone());
+        target.state.lock().members.join(id, bell.clone(), options.priority);
         Ok(Box::new(EmbeddedConsumer {
             shared: self.shared.clone(),
             target,
@@ -272,6 +274,7 @@ impl Engine for Embedded {
             lease: options.lease,
             keep_leases: options.keep_leases,
             reading: AtomicBool::new(false),
+            preferred: AtomicBool::new(false),
         }))
     }
 
@@ -303,16 +306,16 @@ impl Engine for Embedded {
         target: TargetId,
         leases: &[LeaseRef],
         how: Nack,
-        delay: Duration,
+        delay: Option<Duration>,
     ) -> Result<Settled, EngineError> {
         let target = self.shared.target(target)?;
         let settings = target.settings.load_full();
         let at = unix_now();
-        let until = if delay.is_zero() { 0 } else { at.after(delay).0 };
+        let until = delay.map(|delay| at.after(delay).0);
         let bury = matches!(how, Nack::DeadLetter(_)) && settings.dead_letter.is_some();
         let back = match how {
             Nack::Release => Return::Released,
-            Nack::Failed | Nack::DeadLetter(_) => Return::Failed,
+            Nack::Failed(_) | Nack::DeadLetter(_) => Return::Failed,
             Nack::Lost => Return::Lost,
         };
         let (mut failed, mut marks, mut exhausted) = (Vec::new(), Vec::new(), Vec::new());
@@ -327,7 +330,7 @@ impl Engine for Embedded {
                     }
                     continue;
                 }
-                match state.give_back(lease, back, settings.max_deliveries, until, at) {
+                match state.give_back(lease, back, settings.retries, until, at) {
                     Ok(Returned { entry, mark, exhausted: true, .. }) => {
                         exhausted.push((entry, mark.attempts))
                     }
@@ -344,13 +347,16 @@ impl Engine for Embedded {
             self.shared.counts.leases_lost.add((leases.len() - failed.len()) as u64);
         }
         let (reply, durable) = Ticket::new();
-        let reason = match how {
-            Nack::DeadLetter(reason) if bury => reason,
-            _ => "max deliveries reached".into(),
-        };
         let reply = if exhausted.is_empty() {
             Some(reply)
         } else {
+            let reason = match how {
+                Nack::DeadLetter(reason) if bury => reason,
+                Nack::DeadLetter(why) => keeper::exhausted(Some(&why)),
+                Nack::Failed(why) => keeper::exhausted(why.as_deref()),
+                Nack::Lost => keeper::exhausted(Some(keeper::LOST)),
+                Nack::Release => keeper::exhausted(None),
+            };
             let reply = if marks.is_empty() { Some(reply) } else { None };
             let job = Job::Bury { target: target.clone(), entries: exhausted, reason, reply };
             self.shared.tasks.push(job);
@@ -440,6 +446,10 @@ impl Engine for Embedded {
         let (reply, ticket) = Ticket::new();
         self.shared.tasks.push(Job::Oldest { target, reply });
         Box::pin(ticket)
+    }
+
+    fn usage(&self, target: TargetId) -> Result<Usage, EngineError> {
+        Ok(self.shared.target(target)?.usage())
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -11,7 +11,7 @@ use prost::Message as _;
 
 use super::format::FormatError;
 use crate::engine::{
-    BacklogSpec, Definition, GroupSpec, QueueSpec, RetainHandling, SessionSpec, SubscribeOptions,
+    BacklogSpec, Definition, GroupSpec, Overflow, QueueSpec, RetainHandling, SessionSpec, SubscribeOptions,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{ClientId, Qos, QueueName, TopicFilter, UnixMillis};
@@ -58,6 +58,18 @@ struct StoredQueue {
     labels: BTreeMap<String, String>,
     #[prost(uint64, tag = "11")]
     created_at: u64,
+    #[prost(uint64, optional, tag = "26")]
+    retry_min_backoff_ms: Option<u64>,
+    #[prost(uint64, optional, tag = "27")]
+    retry_max_backoff_ms: Option<u64>,
+    #[prost(uint32, tag = "31")]
+    overflow: u32,
+    #[prost(bool, tag = "34")]
+    single_active_consumer: bool,
+    #[prost(bool, tag = "38")]
+    dead_letter_expired: bool,
+    #[prost(uint64, optional, tag = "39")]
+    expires_after_ms: Option<u64>,
     #[prost(bool, tag = "40")]
     paused: bool,
 }
@@ -134,6 +146,12 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             priorities: queue.priorities,
             labels: queue.labels.clone(),
             created_at: queue.created_at.0,
+            retry_min_backoff_ms: queue.retry_min_backoff.map(millis),
+            retry_max_backoff_ms: queue.retry_max_backoff.map(millis),
+            overflow: u32::from(queue.overflow as u8),
+            single_active_consumer: queue.single_active_consumer,
+            dead_letter_expired: queue.dead_letter_expired,
+            expires_after_ms: queue.expires_after.map(millis),
             paused: queue.paused,
         }),
         Definition::Session(session) => Kind::Session(StoredSession {
@@ -176,13 +194,26 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             lease: Duration::from_millis(queue.lease_ms),
             max_deliveries: NonZeroU32::new(queue.max_deliveries),
             dead_letter: queue.dead_letter.map(|name| QueueName::parse(name).map_err(wrong)).transpose()?,
+            retry_min_backoff: queue.retry_min_backoff_ms.map(Duration::from_millis),
+            retry_max_backoff: queue.retry_max_backoff_ms.map(Duration::from_millis),
             default_ttl: queue.default_ttl_ms.map(Duration::from_millis),
             max_messages: queue.max_messages,
             max_bytes: queue.max_bytes,
+            overflow: match queue.overflow {
+                0 => Overflow::Reject,
+                1 => Overflow::DropOldest,
+                2 => Overflow::DeadLetter,
+                value => {
+                    return Err(FormatError::Unknown { what: WHAT, kind: "overflow", value: value.into() });
+                }
+            },
             priorities: queue.priorities,
+            single_active_consumer: queue.single_active_consumer,
             labels: queue.labels,
             paused: queue.paused,
             created_at: UnixMillis(queue.created_at),
+            dead_letter_expired: queue.dead_letter_expired,
+            expires_after: queue.expires_after_ms.map(Duration::from_millis),
         }),
         Kind::Session(session) => Definition::Session(SessionSpec {
             client_id: ClientId::parse(session.client_id).map_err(wrong)?,
@@ -256,13 +287,19 @@ mod tests {
                 lease: Duration::from_secs(30),
                 max_deliveries: NonZeroU32::new(5),
                 dead_letter: Some(QueueName::parse("dead").unwrap()),
+                retry_min_backoff: Some(Duration::from_millis(100)),
+                retry_max_backoff: Some(Duration::from_secs(60)),
                 default_ttl: Some(Duration::from_millis(1500)),
                 max_messages: 7,
                 max_bytes: 8,
+                overflow: Overflow::DeadLetter,
                 priorities: true,
+                single_active_consumer: true,
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
                 paused: true,
                 created_at: UnixMillis(9),
+                dead_letter_expired: true,
+                expires_after: Some(Duration::from_secs(7)),
             }),
             Definition::Session(SessionSpec {
                 client_id: ClientId::parse("c").unwrap(),

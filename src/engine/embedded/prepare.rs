@@ -5,7 +5,9 @@ use smallvec::SmallVec;
 
 use super::body::{encode_alone, encode_message};
 use super::format::LARGE_BYTES;
-use super::lanes::{Prepared, PreparedAppend, PreparedForward, PreparedMove, PreparedPublish, Retained};
+use super::lanes::{
+    OnlyIf, Prepared, PreparedAppend, PreparedForward, PreparedMove, PreparedPublish, Retained,
+};
 use crate::engine::{Append, Forward, Op, Publish};
 use crate::types::Message;
 
@@ -48,8 +50,9 @@ fn prepare(op: Op, buffer: &mut BytesMut) -> Prepared {
         Op::Outgoing { target, sequence, outgoing } => Prepared::Outgoing { target, sequence, outgoing },
         Op::ReleaseIncoming { session, packet_id } => Prepared::ReleaseIncoming { session, packet_id },
         Op::Define(id, definition) => Prepared::Define(id, Box::new(definition)),
-        Op::Delete(id) => Prepared::Delete { id, only_if_empty: false },
-        Op::DeleteEmpty(id) => Prepared::Delete { id, only_if_empty: true },
+        Op::Delete(id) => Prepared::Delete { id, only: None },
+        Op::DeleteEmpty(id) => Prepared::Delete { id, only: Some(OnlyIf::Empty) },
+        Op::DeleteUnused(id, usage) => Prepared::Delete { id, only: Some(OnlyIf::Unused(usage)) },
         Op::Subscribe(session, filter, options) => Prepared::Subscribe(session, filter, options),
         Op::Unsubscribe(session, filter) => Prepared::Unsubscribe(session, filter),
     }

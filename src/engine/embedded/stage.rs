@@ -9,10 +9,11 @@ use smallvec::SmallVec;
 use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Add, Location, Mark, Place, RETAINED, Record};
-use super::lanes::{Prepared, PreparedMove, PreparedPublish, SettleReply, Work};
+use super::lanes::{OnlyIf, Prepared, PreparedMove, PreparedPublish, SettleReply, Work};
 use super::objects;
+use super::overflow::{Leavers, room};
 use super::pack::Failed;
-use super::target::{Settings, Target};
+use super::target::{Settings, Target, WhenFull};
 use super::writer::{Answer, Effect, Writer};
 use crate::engine::{Append, Outcome, Refusal};
 use crate::types::{Priority, Qos, Sequence, TargetId, UnixMillis};
@@ -139,12 +140,11 @@ impl Writer {
                 let target = self.shared.registry.write().define(id, Settings::from(&*definition));
                 self.effects.push(Effect::Defined(target));
             }
-            Prepared::Delete { id, only_if_empty } => {
-                if only_if_empty && let Ok(target) = self.shared.target(id) {
-                    let messages = target.messages.load(Ordering::Relaxed);
-                    if messages > 0 {
-                        return Ok(Outcome::Refused(Refusal::NotEmpty { messages }));
-                    }
+            Prepared::Delete { id, only } => {
+                if let Ok(target) = self.shared.target(id)
+                    && let Some(refusal) = only.and_then(|only| minds(&target, only))
+                {
+                    return Ok(Outcome::Refused(refusal));
                 }
                 let Some(target) = self.shared.registry.write().remove(id) else {
                     return Ok(Outcome::Refused(Refusal::Gone(id)));
@@ -178,6 +178,7 @@ impl Writer {
     fn stage_publish(&mut self, publish: PreparedPublish) -> Result<Outcome, Failed> {
         let len = publish.body.len() as u64;
         let mut open = SmallVec::<[Option<(Arc<Target>, &Append)>; 2]>::new();
+        let mut leavers = Leavers::default();
         for append in &publish.targets {
             let Ok(target) = self.shared.target(append.target) else {
                 if publish.targets.len() == 1 && publish.incoming.is_none() && publish.retained.is_none() {
@@ -186,14 +187,15 @@ impl Writer {
                 open.push(None);
                 continue;
             };
-            match room(&target, 1, len) {
+            match self.make_room(&target, len, &mut leavers) {
                 None => open.push(Some((target, append))),
-                Some(_) if !target.settings.load().rejects => {
+                Some(_) if target.settings.load().when_full == WhenFull::DropNew => {
                     target.totals.dropped.fetch_add(1, Ordering::Relaxed);
                     self.shared.counts.dropped.add(1);
                     open.push(None);
                 }
                 Some(bound) => {
+                    Self::stay(leavers);
                     self.shared.counts.refused_full.add(1);
                     return Ok(Outcome::Refused(Refusal::Full { target: append.target, bound }));
                 }
@@ -204,8 +206,9 @@ impl Writer {
         let stores =
             open.iter().any(Option::is_some) || publish.retained.as_ref().is_some_and(|it| !it.clear);
         let (packer, mut books) = self.books();
-        packer.begin_op(&mut books, publish.targets.len() + 3, publish.body.len())?;
+        packer.begin_op(&mut books, publish.targets.len() + leavers.len() + 3, publish.body.len())?;
         let place = if stores { Some(packer.body(&mut books, &publish.body)?) } else { None };
+        self.leave(leavers)?;
         let mut sequences = SmallVec::with_capacity(open.len());
         for slot in open {
             let (Some((target, append)), Some(place)) = (slot, place) else {
@@ -301,7 +304,7 @@ impl Writer {
             (Err(_), _) => return Ok(Outcome::Refused(Refusal::Gone(from))),
             (_, Err(_)) => return Ok(Outcome::Refused(Refusal::Gone(to))),
         };
-        if bounded && destination.settings.load().rejects {
+        if bounded && destination.settings.load().when_full != WhenFull::DropNew {
             if let Some((free_bytes, watermark_bytes)) = self.low_disk {
                 self.shared.counts.refused_disk.add(1);
                 return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
@@ -388,22 +391,23 @@ fn bodiless(
     }
 }
 
+/// Why a target is not deleted.
+fn minds(target: &Target, only: OnlyIf) -> Option<Refusal> {
+    match only {
+        OnlyIf::Empty => {
+            let messages = target.messages.load(Ordering::Relaxed);
+            (messages > 0).then_some(Refusal::NotEmpty { messages })
+        }
+        OnlyIf::Unused(usage) => (target.usage() != usage || usage.busy).then_some(Refusal::InUse),
+    }
+}
+
 /// The key of a subscription: its session and its filter.
 pub(super) fn subscription_key(session: TargetId, filter: &str) -> Vec<u8> {
     let mut key = Vec::with_capacity(4 + filter.len());
     key.extend_from_slice(&session.0.to_be_bytes());
     key.extend_from_slice(filter.as_bytes());
     key
-}
-
-/// Which bound so many more messages with so many bytes would break.
-pub(super) fn room(target: &Target, count: u64, len: u64) -> Option<String> {
-    let settings = target.settings.load();
-    if target.messages.load(Ordering::Relaxed).saturating_add(count) > settings.max_messages {
-        return Some(format!("max_messages {}", settings.max_messages));
-    }
-    let bytes = target.bytes.load(Ordering::Relaxed);
-    (bytes + len > settings.max_bytes).then(|| format!("max_bytes {}", settings.max_bytes))
 }
 
 #[cfg(test)]

@@ -1,26 +1,37 @@
 //! A durable target as the engine knows it: its settings, its counts, its index.
 
-use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use super::index::State;
-use crate::engine::{Definition, TargetStats};
+use super::retries::Retries;
+use crate::engine::{Definition, Overflow, TargetStats, Usage};
 use crate::types::{QueueName, TargetId};
+
+/// What a full target does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WhenFull {
+    /// It drops what is new, and counts it.
+    DropNew,
+    Queue(Overflow),
+}
 
 /// What of a definition the engine itself needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
-    /// A full target refuses; else it drops what is new.
-    pub(super) rejects: bool,
+    pub(super) when_full: WhenFull,
     pub(super) max_messages: u64,
     pub(super) max_bytes: u64,
-    pub(super) max_deliveries: Option<NonZeroU32>,
+    pub(super) retries: Retries,
     pub(super) queue: Option<QueueName>,
     pub(super) dead_letter: Option<QueueName>,
     pub(super) priorities: bool,
+    /// One consumer gets messages, until it ends.
+    pub(super) single_active: bool,
+    /// What expires goes to the dead letter queue.
+    pub(super) buries_expired: bool,
     pub(super) paused: bool,
 }
 
@@ -37,13 +48,16 @@ impl From<&Definition> for Settings {
             _ => None,
         };
         Self {
-            rejects: queue.is_some(),
+            when_full: queue.map_or(WhenFull::DropNew, |queue| WhenFull::Queue(queue.overflow)),
             max_messages,
             max_bytes,
-            max_deliveries: queue.and_then(|queue| queue.max_deliveries),
+            retries: queue.map(Retries::from).unwrap_or_default(),
             queue: queue.map(|queue| queue.name.clone()),
             dead_letter: queue.and_then(|queue| queue.dead_letter.clone()),
             priorities: queue.is_some_and(|queue| queue.priorities),
+            single_active: queue.is_some_and(|queue| queue.single_active_consumer),
+            buries_expired: queue
+                .is_some_and(|queue| queue.dead_letter_expired && queue.dead_letter.is_some()),
             paused: queue.is_some_and(|queue| queue.paused),
         }
     }
@@ -57,6 +71,9 @@ pub(super) struct Target {
     /// Stored and not settled. The writer alone changes these.
     pub(super) messages: AtomicU64,
     pub(super) bytes: AtomicU64,
+    /// Of these: on their way to the dead letter queue to make room.
+    pub(super) leaving_messages: AtomicU64,
+    pub(super) leaving_bytes: AtomicU64,
     pub(super) next_sequence: AtomicU64,
     /// Messages below were stored by an earlier start.
     pub(super) earlier: AtomicU64,
@@ -82,10 +99,21 @@ impl Target {
             settings: ArcSwap::from_pointee(settings),
             messages: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            leaving_messages: AtomicU64::new(0),
+            leaving_bytes: AtomicU64::new(0),
             next_sequence: AtomicU64::new(next_sequence),
             earlier: AtomicU64::new(next_sequence),
             totals: Totals::default(),
             state: Mutex::new(state),
+        }
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        let state = self.state.lock();
+        Usage {
+            stored: self.totals.enqueued.load(Ordering::Relaxed),
+            joined: state.members.joined(),
+            busy: state.members.len() > 0 || state.leased_count() > 0,
         }
     }
 

@@ -5,7 +5,7 @@ use stafett::grpc::proto::v1::pub_sub_service_client::PubSubServiceClient;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use super::{Queues, field, got, message, named, payloads, reason, refused, seconds};
+use super::{Queues, field, got, message, millis, named, payloads, reason, refused, seconds};
 use crate::harness::Broker;
 
 fn create(queue: v1::Queue, if_not_exists: bool) -> v1::CreateQueueRequest {
@@ -56,6 +56,18 @@ async fn a_wrong_definition_names_the_field() {
         (v1::Queue { default_ttl: seconds(0), ..named("x") }, "queue.default_ttl"),
         (v1::Queue { max_deliveries: 3, ..named("x") }, "queue.max_deliveries"),
         (v1::Queue { dead_letter_queue: "x".to_owned(), ..named("x") }, "queue.dead_letter_queue"),
+        (v1::Queue { retry_min_backoff: seconds(43_201), ..named("x") }, "queue.retry_min_backoff"),
+        (v1::Queue { retry_min_backoff: seconds(0), ..named("x") }, "queue.retry_min_backoff"),
+        (v1::Queue { retry_max_backoff: seconds(1), ..named("x") }, "queue.retry_max_backoff"),
+        (
+            v1::Queue { retry_min_backoff: seconds(2), retry_max_backoff: seconds(1), ..named("x") },
+            "queue.retry_max_backoff",
+        ),
+        (v1::Queue { expires_after: millis(999), ..named("x") }, "queue.expires_after"),
+        (v1::Queue { expires_after: seconds(366 * 86_400), ..named("x") }, "queue.expires_after"),
+        (v1::Queue { overflow: 9, ..named("x") }, "queue.overflow"),
+        (v1::Queue { overflow: v1::OverflowPolicy::DeadLetter.into(), ..named("x") }, "queue.overflow"),
+        (v1::Queue { dead_letter_expired: true, ..named("x") }, "queue.dead_letter_expired"),
         (v1::Queue { bindings: vec!["a".to_owned(), "a/#/b".to_owned()], ..named("x") }, "queue.bindings[1]"),
         (v1::Queue { bindings: vec!["$queue/q".to_owned()], ..named("x") }, "queue.bindings[0]"),
         (v1::Queue { labels, ..named("x") }, &format!("queue.labels[{:?}]", "k".repeat(257))),

@@ -5,13 +5,16 @@ mod commands;
 mod definitions;
 mod deleting;
 mod deliveries;
+mod expiry;
 mod forward;
+mod giving_up;
 mod leases;
 mod messages;
 mod pause;
 mod redrive;
 mod restart;
 mod streams;
+mod turns;
 mod watch;
 
 use bytes::Bytes;

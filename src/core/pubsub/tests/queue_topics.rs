@@ -1,7 +1,5 @@
 //! `$queue/<name>` as topic and as filter, and bindings.
 
-use std::time::Duration;
-
 use super::bed::{binding, publish, subscribe, take, texts};
 use super::*;
 use crate::core::{CoreError, End, Inbound};
@@ -33,7 +31,7 @@ async fn publishing_to_a_queue_enqueues() {
     assert_eq!(taken[0].leased.qos, Qos::AtLeastOnce);
     let source = taken[0].source;
     within(session.settle(source, &[taken[0].leased.sequence]).unwrap().durable).await.unwrap();
-    drop(session.nack(source, &[taken[1].leased.sequence], Nack::Failed, Duration::ZERO).unwrap());
+    drop(session.nack(source, &[taken[1].leased.sequence], Nack::Failed(None), None).unwrap());
     let again = take(&session, 1).await;
     assert_eq!((texts(&again), again[0].leased.attempt), (vec!["late".into()], 2));
     // What it has goes back when it leaves.

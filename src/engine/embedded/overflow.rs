@@ -1,0 +1,197 @@
+//! Room in a queue that is full: its oldest ready messages go, those of the lowest priority first.
+//!
+//! Invariant: a message goes only if the one that it makes room for is stored; what is dropped is settled in the same
+//! operation.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use smallvec::SmallVec;
+
+use super::entry::Entry;
+use super::format::Mark;
+use super::index::State;
+use super::pack::Failed;
+use super::target::{Target, WhenFull};
+use super::writer::{Effect, Writer};
+use crate::engine::Overflow;
+use crate::types::clock::unix_now;
+
+/// So many may be on their way from one queue to its dead letter queue; beyond it the queue refuses.
+const LEAVING_MESSAGES: u64 = 10_000;
+/// The same in bytes.
+const LEAVING_BYTES: u64 = 64 << 20;
+
+/// A message that makes room.
+struct Leaver {
+    target: Arc<Target>,
+    entry: Entry,
+    /// It is not in the index yet: its place among the effects of this commit.
+    at: Option<usize>,
+}
+
+/// Those that make room for one operation.
+#[derive(Default)]
+pub(super) struct Leavers(SmallVec<[Leaver; 1]>);
+
+impl Leavers {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Messages and bytes of a target.
+    fn of(&self, target: &Arc<Target>) -> (u64, u64) {
+        let own = self.0.iter().filter(|leaver| Arc::ptr_eq(&leaver.target, target));
+        own.fold((0, 0), |(messages, bytes), leaver| (messages + 1, bytes + u64::from(leaver.entry.len)))
+    }
+}
+
+impl State {
+    /// Takes out the message that goes first when there must be room.
+    fn make_room(&mut self) -> Option<Entry> {
+        let entry = self.levels.iter_mut().rev().find_map(super::level::Level::pop)?;
+        self.members.go_on();
+        Some(entry)
+    }
+
+    /// A message that goes to the dead letter queue without having been ready.
+    pub(super) fn pass_by(&mut self, entry: Entry, mark: Mark) {
+        if !mark.is_empty() {
+            self.marks.insert(entry.sequence, mark);
+        }
+        self.expiring += usize::from(entry.expires != 0);
+        self.keep(entry, mark.attempts);
+    }
+}
+
+impl Writer {
+    /// Which bound one more message of `len` bytes would break, though all that may go went: `leavers` has it.
+    pub(super) fn make_room(
+        &mut self,
+        target: &Arc<Target>,
+        len: u64,
+        leavers: &mut Leavers,
+    ) -> Option<String> {
+        let bound = broken(target, 1, len, (0, 0))?;
+        let settings = target.settings.load();
+        let WhenFull::Queue(overflow @ (Overflow::DropOldest | Overflow::DeadLetter)) = settings.when_full
+        else {
+            return Some(bound);
+        };
+        if len > settings.max_bytes {
+            return Some(bound);
+        }
+        let mut gone = leavers.of(target);
+        loop {
+            let bound = broken(target, 1, len, gone)?;
+            if overflow == Overflow::DeadLetter {
+                let leaving = target.leaving_messages.load(Ordering::Relaxed) + gone.0;
+                if leaving >= LEAVING_MESSAGES
+                    || target.leaving_bytes.load(Ordering::Relaxed) + gone.1 > LEAVING_BYTES
+                {
+                    return Some(format!("{bound}, and {leaving} messages are on their way out"));
+                }
+            }
+            let ready = target.state.lock().make_room();
+            let leaver = match ready {
+                Some(entry) => Leaver { target: target.clone(), entry, at: None },
+                None => match self.next_of_this_commit(target, leavers) {
+                    Some((at, entry)) => Leaver { target: target.clone(), entry, at: Some(at) },
+                    None => return Some(bound),
+                },
+            };
+            gone = (gone.0 + 1, gone.1 + u64::from(leaver.entry.len));
+            leavers.0.push(leaver);
+        }
+    }
+
+    /// The first message of this commit that would be ready in this target.
+    fn next_of_this_commit(&mut self, target: &Arc<Target>, leavers: &Leavers) -> Option<(usize, Entry)> {
+        let goes = leavers.0.iter().rev().find(|leaver| Arc::ptr_eq(&leaver.target, target));
+        let from = match goes.and_then(|leaver| leaver.at) {
+            Some(last) => last + 1,
+            None => self.left.get(&target.id).copied().unwrap_or(0),
+        };
+        let now = unix_now();
+        let find = |(at, effect): (usize, &Effect)| match effect {
+            Effect::Push(other, entry, mark)
+                if Arc::ptr_eq(other, target) && mark.not_before.is_none_or(|at| at <= now) =>
+            {
+                Some((at, *entry))
+            }
+            _ => None,
+        };
+        self.effects.iter().enumerate().skip(from).find_map(find)
+    }
+
+    /// The operation is refused: what would have made room for it stays.
+    pub(super) fn stay(leavers: Leavers) {
+        let now = unix_now();
+        for Leaver { target, entry, .. } in leavers.0.into_iter().filter(|leaver| leaver.at.is_none()).rev() {
+            let mut state = target.state.lock();
+            state.put_back(entry, 0, now);
+            state.members.wake(1);
+        }
+    }
+
+    /// Within the operation: what makes room for it goes.
+    pub(super) fn leave(&mut self, leavers: Leavers) -> Result<(), Failed> {
+        for Leaver { target, entry, at } in leavers.0 {
+            if let Some(at) = at {
+                self.left.insert(target.id, at + 1);
+            }
+            if target.settings.load().when_full == WhenFull::Queue(Overflow::DeadLetter) {
+                target.leaving_messages.fetch_add(1, Ordering::Relaxed);
+                target.leaving_bytes.fetch_add(u64::from(entry.len), Ordering::Relaxed);
+                self.leave_for_dead_letters(target, entry, at);
+                continue;
+            }
+            match at.and_then(|at| self.effects.get_mut(at)) {
+                Some(effect) => *effect = Effect::None,
+                None => target.state.lock().forget(&entry),
+            }
+            if self.stage_settle(&target, entry.sequence, entry.location())? {
+                target.messages.fetch_sub(1, Ordering::Relaxed);
+                target.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
+            }
+            target.totals.dropped.fetch_add(1, Ordering::Relaxed);
+            self.shared.counts.dropped.add(1);
+        }
+        Ok(())
+    }
+
+    fn leave_for_dead_letters(&mut self, target: Arc<Target>, entry: Entry, at: Option<usize>) {
+        if let Some(effect) = at.and_then(|at| self.effects.get_mut(at)) {
+            let mark = match effect {
+                Effect::Push(_, _, mark) => *mark,
+                _ => Mark::default(),
+            };
+            *effect = Effect::Bury(target, entry, Some(mark));
+            return;
+        }
+        let mut state = target.state.lock();
+        let attempts = state.marks.get(&entry.sequence).map_or(0, |mark| mark.attempts);
+        state.keep(entry, attempts);
+        drop(state);
+        self.effects.push(Effect::Bury(target, entry, None));
+    }
+}
+
+/// Which bound so many more messages with so many bytes would break, though nothing goes for them.
+pub(super) fn room(target: &Target, count: u64, len: u64) -> Option<String> {
+    broken(target, count, len, (0, 0))
+}
+
+/// The same when those that are `gone` are not counted.
+fn broken(target: &Target, count: u64, len: u64, gone: (u64, u64)) -> Option<String> {
+    let settings = target.settings.load();
+    let left = |count: &std::sync::atomic::AtomicU64, leaving: &std::sync::atomic::AtomicU64, gone: u64| {
+        count.load(Ordering::Relaxed).saturating_sub(leaving.load(Ordering::Relaxed)).saturating_sub(gone)
+    };
+    if left(&target.messages, &target.leaving_messages, gone.0).saturating_add(count) > settings.max_messages
+    {
+        return Some(format!("max_messages {}", settings.max_messages));
+    }
+    let bytes = left(&target.bytes, &target.leaving_bytes, gone.1);
+    (bytes + len > settings.max_bytes).then(|| format!("max_bytes {}", settings.max_bytes))
+}
