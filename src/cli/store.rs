@@ -220,6 +220,9 @@ fn line(out: &mut impl Write, item: &Item<'_>) -> io::Result<()> {
             "max_messages": group.max_messages,
             "max_bytes": group.max_bytes,
         }),
+        Item::Target { definition: Definition::Backlog(backlog), .. } => {
+            json!({ "type": "backlog", "name": backlog.name.to_string() })
+        }
         Item::Retained(message) => {
             let mut value = json!({ "type": "retained", "expires_at": date(message.expires_at) });
             message_json(&mut value, message);
@@ -314,6 +317,7 @@ fn waiting_json(waiting: &Waiting<'_>) -> Value {
         Some(Definition::Queue(queue)) => ("queue", json!(queue.name.to_string())),
         Some(Definition::Session(session)) => ("session", json!(session.client_id.to_string())),
         Some(Definition::Group(group)) => ("group", json!(group.filter.to_string())),
+        Some(Definition::Backlog(backlog)) => ("backlog", json!(backlog.name.to_string())),
         None => ("target", json!(waiting.target_id)),
     };
     let outgoing = waiting.outgoing.map(|outgoing| {

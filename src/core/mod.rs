@@ -90,6 +90,7 @@ impl Broker {
         }
         broker.tasks.spawn(queues::delete_unused(Arc::clone(&broker)));
         broker.restore_pubsub(stored.sessions, stored.groups, stored.retained);
+        broker.restore_calls(stored.backlogs).await?;
         Ok(broker)
     }
 

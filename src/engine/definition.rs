@@ -18,6 +18,8 @@ pub enum Definition {
     Session(SessionSpec),
     /// The backlog of one share group that has a member whose session outlives its connection.
     Group(GroupSpec),
+    /// Something of the broker's own.
+    Backlog(BacklogSpec),
 }
 
 /// The settings of a queue.
@@ -111,6 +113,13 @@ pub struct GroupSpec {
     pub max_messages: u64,
     /// At most so many bytes of messages wait; beyond it the new one is dropped and counted.
     pub max_bytes: u64,
+}
+
+/// A target of the broker itself, that nobody subscribes to. It has no bounds: whoever puts something in keeps them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BacklogSpec {
+    /// What it is for.
+    pub name: ByteString,
 }
 
 /// How a subscription wants its messages.
@@ -215,6 +224,8 @@ pub struct Stored {
     pub sessions: Vec<StoredSession>,
     /// All share groups with a backlog.
     pub groups: Vec<(TargetId, GroupSpec)>,
+    /// What the broker has for itself.
+    pub backlogs: Vec<(TargetId, BacklogSpec)>,
     /// All retained values.
     pub retained: Vec<Message>,
 }

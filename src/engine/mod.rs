@@ -35,8 +35,8 @@ use crate::types::topic::FilterSpec;
 use crate::types::{Message, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis};
 
 pub use definition::{
-    Definition, GroupSpec, Levels, Overflow, QueueSpec, RetainHandling, SessionSpec, Stored, StoredSession,
-    SubscribeOptions,
+    BacklogSpec, Definition, GroupSpec, Levels, Overflow, QueueSpec, RetainHandling, SessionSpec, Stored,
+    StoredSession, SubscribeOptions,
 };
 pub use error::{EngineError, OpenError};
 pub use lease::{ConsumerOptions, LeaseError, LeaseRef, Leased, Nack, Settled};

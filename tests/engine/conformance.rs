@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use stafett::engine::{
-    Append, ConsumerOptions, Definition, Durability, Engine, EngineError, LeaseError, LeaseRef, Nack, Op,
-    Outcome, Outgoing, OutgoingState, QueueSpec, Refusal, RetainHandling, SubscribeOptions, View,
+    Append, BacklogSpec, ConsumerOptions, Definition, Durability, Engine, EngineError, LeaseError, LeaseRef,
+    Nack, Op, Outcome, Outgoing, OutgoingState, QueueSpec, Refusal, RetainHandling, SubscribeOptions, View,
 };
 use stafett::types::clock::unix_now;
 use stafett::types::topic::FilterSpec;
@@ -467,6 +467,38 @@ async fn a_move_takes_what_waits_and_the_bounds_of_its_queue_hold() {
     let bench = bench.reopen();
     assert_eq!(bench.drain(from).await, ["0", "1", "3"]);
     assert_eq!(bench.drain(to).await, ["2"]);
+}
+
+/// What the broker keeps for itself has no bound, and what is known of its messages is as for a session's.
+#[tokio::test]
+async fn a_backlog_comes_back_with_its_marks() {
+    let bench = Bench::new();
+    let id = bench.engine.next_target();
+    let spec = BacklogSpec { name: "own".into() };
+    assert_eq!(bench.commit(Op::Define(id, Definition::Backlog(spec.clone()))).await, Outcome::Done);
+    for n in 0..3 {
+        bench.put(id, n.to_string()).await;
+    }
+    let marked = |packet_id| Outgoing { packet_id, state: OutgoingState::Sent };
+    let sequences: Vec<_> = {
+        let consumer = bench.consumer(id);
+        let leased = take(&*consumer, 3).await;
+        for (leased, packet_id) in leased.iter().zip([1, 1]) {
+            let outgoing = marked(packet_id);
+            let op = Op::Outgoing { target: id, sequence: leased.sequence, outgoing };
+            assert_eq!(bench.commit(op).await, Outcome::Done);
+        }
+        let op = Op::Outgoing { target: id, sequence: leased[1].sequence, outgoing: marked(0) };
+        assert_eq!(bench.commit(op).await, Outcome::Done);
+        leased.iter().map(|leased| leased.sequence).collect()
+    };
+    let bench = bench.reopen();
+    assert_eq!(bench.engine.stored().backlogs, [(id, spec)]);
+    let consumer = bench.consumer(id);
+    let leased = take(&*consumer, 3).await;
+    let back: Vec<_> = leased.iter().map(|leased| (leased.sequence, leased.outgoing)).collect();
+    let expected = [Some(marked(1)), Some(marked(0)), None];
+    assert_eq!(back, sequences.into_iter().zip(expected).collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -11,14 +11,14 @@ use prost::Message as _;
 
 use super::format::FormatError;
 use crate::engine::{
-    Definition, GroupSpec, Overflow, QueueSpec, RetainHandling, SessionSpec, SubscribeOptions,
+    BacklogSpec, Definition, GroupSpec, Overflow, QueueSpec, RetainHandling, SessionSpec, SubscribeOptions,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{ClientId, Qos, QueueName, TopicFilter, UnixMillis};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Object {
-    #[prost(oneof = "Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4")]
     kind: Option<Kind>,
 }
 
@@ -30,6 +30,8 @@ enum Kind {
     Session(StoredSession),
     #[prost(message, tag = "3")]
     Group(StoredGroup),
+    #[prost(message, tag = "4")]
+    Backlog(StoredBacklog),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -104,6 +106,12 @@ struct StoredGroup {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct StoredBacklog {
+    #[prost(string, tag = "1")]
+    name: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct StoredSubscription {
     #[prost(uint32, tag = "1")]
     max_qos: u32,
@@ -161,6 +169,7 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             max_messages: group.max_messages,
             max_bytes: group.max_bytes,
         }),
+        Definition::Backlog(backlog) => Kind::Backlog(StoredBacklog { name: backlog.name.to_string() }),
     };
     Object { kind: Some(kind) }.encode_to_vec()
 }
@@ -221,6 +230,7 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             max_messages: group.max_messages,
             max_bytes: group.max_bytes,
         }),
+        Kind::Backlog(backlog) => Definition::Backlog(BacklogSpec { name: backlog.name.into() }),
     })
 }
 
@@ -306,6 +316,7 @@ mod tests {
                 max_messages: 3,
                 max_bytes: 4,
             }),
+            Definition::Backlog(BacklogSpec { name: "calls".into() }),
         ] {
             assert_eq!(decode(&encode(&definition)).unwrap(), definition);
         }

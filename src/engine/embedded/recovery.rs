@@ -100,6 +100,7 @@ impl<'a> Reading<'a> {
             match definition {
                 Definition::Queue(spec) => self.stored.queues.push((id, spec)),
                 Definition::Group(spec) => self.stored.groups.push((id, spec)),
+                Definition::Backlog(spec) => self.stored.backlogs.push((id, spec)),
                 Definition::Session(spec) => {
                     self.sessions.insert(id, self.stored.sessions.len());
                     self.stored.sessions.push(StoredSession {

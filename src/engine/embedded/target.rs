@@ -41,6 +41,7 @@ impl From<&Definition> for Settings {
             Definition::Queue(queue) => (queue.max_messages, queue.max_bytes),
             Definition::Session(session) => (session.max_messages, session.max_bytes),
             Definition::Group(group) => (group.max_messages, group.max_bytes),
+            Definition::Backlog(_) => (u64::MAX, u64::MAX),
         };
         let queue = match definition {
             Definition::Queue(queue) => Some(queue),

@@ -1,6 +1,6 @@
 //! What the clients of all runs were promised and what they saw, and the comparison of the two.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -118,6 +118,9 @@ pub(super) struct State {
     pub(super) registers: BTreeMap<String, Register>,
     /// When a delayed message may come at the earliest, in milliseconds since 1970.
     pub(super) not_before: HashMap<u64, u64>,
+    /// Asynchronous calls that were acknowledged, by their ids, and those that somebody was handed.
+    pub(super) calls: HashMap<String, u64>,
+    pub(super) handed: HashSet<u64>,
     /// What a consumer has leased in this run.
     pub(super) held: HashMap<u64, &'static str>,
     /// What was seen to be wrong at once.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use stafett::grpc::proto::v1;
+use stafett::grpc::proto::v1::call_service_client::CallServiceClient;
 use stafett::grpc::proto::v1::consume_request::Action as Ask;
 use stafett::grpc::proto::v1::consume_response::Event as Told;
 use stafett::grpc::proto::v1::produce_request::Action as Say;
@@ -28,6 +29,8 @@ pub(super) const WORK: &str = "work";
 pub(super) const BOUND: &str = "bound";
 /// Of delayed messages.
 pub(super) const LATER: &str = "later";
+/// Of replies to asynchronous calls.
+pub(super) const REPLIES: &str = "replies";
 /// Paused and resumed by the one who works with it.
 pub(super) const HELD: &str = "held";
 /// Comes and goes.
@@ -42,6 +45,7 @@ pub(super) struct Gone;
 pub(super) struct Caller {
     pub(super) queues: QueueServiceClient<Channel>,
     topics: PubSubServiceClient<Channel>,
+    pub(super) calls: CallServiceClient<Channel>,
     pub(super) history: Arc<History>,
     pub(super) chance: Chance,
 }
@@ -50,7 +54,8 @@ impl Caller {
     pub(super) fn new(channel: Channel, history: &Arc<History>, seed: u64) -> Self {
         Self {
             queues: QueueServiceClient::new(channel.clone()),
-            topics: PubSubServiceClient::new(channel),
+            topics: PubSubServiceClient::new(channel.clone()),
+            calls: CallServiceClient::new(channel),
             history: Arc::clone(history),
             chance: Chance(seed),
         }
@@ -67,7 +72,7 @@ impl Caller {
         }
     }
 
-    fn gone(&self, status: &Status) -> Gone {
+    pub(super) fn gone(&self, status: &Status) -> Gone {
         let expected = [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled];
         if !expected.contains(&status.code()) {
             self.history.lock().wrong(format!("refused: {status}"));
@@ -86,9 +91,9 @@ impl Caller {
 
     /// The queues, unless they are there.
     pub(super) async fn define(&self) -> Result<(), Gone> {
-        for (name, bindings) in
-            [(WORK, vec![]), (BOUND, vec!["live/#".to_owned()]), (LATER, vec![]), (HELD, vec![])]
-        {
+        let bound = vec!["live/#".to_owned()];
+        let all = [(WORK, vec![]), (BOUND, bound), (LATER, vec![]), (HELD, vec![]), (REPLIES, vec![])];
+        for (name, bindings) in all {
             let queue = v1::Queue { bindings, lease: seconds(600), ..named(name) };
             let request = v1::CreateQueueRequest { queue: Some(queue), if_not_exists: true };
             match within("an answer", self.queues.clone().create_queue(request)).await {
@@ -419,6 +424,9 @@ impl Caller {
                     *numbers.entry(Sent::of(&shown.message.unwrap().payload).number).or_default() += 1;
                 }
             }
+        }
+        if self.history.lock().queues.contains_key(REPLIES) {
+            found.queues.insert(REPLIES, self.find_calls().await?);
         }
         let mut all = v1::ListRetainedRequest { filter: "state/#".to_owned(), ..Default::default() };
         loop {
