@@ -130,7 +130,7 @@ impl Door for Subscribe {
                 Event::Opened
             }
             Some(E::Closing(closing)) => Event::Closing(closing),
-            Some(E::Heartbeat(_) | E::BecameActive(_)) | None => Event::Taken,
+            Some(E::Heartbeat(_)) | None => Event::Taken,
         })
     }
 }
