@@ -10,7 +10,9 @@ use stafett::engine::{
 use stafett::types::clock::unix_now;
 use stafett::types::{DeadLetter, Priority, Sequence, TargetId, UnixMillis};
 
-use crate::bench::{Bench, lease_of, refusal, spec, stored, take, take_now, text, with_dead_letters, within};
+use crate::bench::{
+    Bench, lease_of, publish, refusal, spec, stored, take, take_now, text, with_dead_letters, within,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -105,6 +107,7 @@ async fn a_dead_letter_says_how_its_last_delivery_failed() {
     let before = unix_now();
     for (payload, reason) in [
         ("failed", "max deliveries reached: no stock"),
+        ("much", &*format!("max deliveries reached: {}", "é".repeat(512))),
         ("silent", "max deliveries reached"),
         ("lost", "max deliveries reached: its consumer was lost"),
         ("ended", "max deliveries reached: its lease ended"),
@@ -115,6 +118,7 @@ async fn a_dead_letter_says_how_its_last_delivery_failed() {
         let nack = |how| drop(bench.engine.nack(queue, &[lease_of(&leased[0])], how, None).unwrap());
         match payload {
             "failed" => nack(Nack::Failed(Some("no stock".into()))),
+            "much" => nack(Nack::Failed(Some("é".repeat(600).into()))),
             "silent" => nack(Nack::Failed(None)),
             "lost" => consumer.release_all(true),
             _ => {}
@@ -153,6 +157,47 @@ async fn what_expires_goes_to_the_dead_letter_queue_where_that_is_asked_for() {
     })
     .await;
     assert_eq!(bench.engine.stats(queue).unwrap().leased, 0);
+}
+
+#[tokio::test]
+async fn the_words_of_a_consumer_are_only_words() {
+    let bench = Bench::new();
+    let dead = bench.queue("dead").await;
+    let queue = bench.queue_with(QueueSpec { max_messages: 3, ..with_dead_letters("q", 5, "dead") }).await;
+    for reason in ["overflow", "expired"] {
+        bench.put(queue, reason).await;
+        let consumer = bench.consumer(queue);
+        let leased = take(&*consumer, 1).await;
+        let how = Nack::DeadLetter(reason.into());
+        let nacked = bench.engine.nack(queue, &[lease_of(&leased[0])], how, None).unwrap();
+        within("the nack", nacked.durable).await.unwrap();
+        assert_eq!(&*dead_letter(&bench, dead, reason).await.reason, reason);
+    }
+    let stats = bench.engine.stats(queue).unwrap();
+    assert_eq!((stats.expired_total, stats.dead_lettered_total), (0, 2));
+    for n in 0..3 {
+        bench.put(queue, n.to_string()).await;
+    }
+    let outcome = bench.commit(bench.publish(&[queue], "3")).await;
+    assert_eq!(refusal(outcome), Refusal::Full { target: queue, bound: "max_messages 3".into() });
+}
+
+#[tokio::test]
+async fn more_than_one_commit_moves_at_once_goes_in_order() {
+    let bench = Bench::new();
+    let dead = bench.queue("dead").await;
+    let queue =
+        bench.queue_with(QueueSpec { dead_letter_expired: true, ..with_dead_letters("q", 5, "dead") }).await;
+    let expired = Append { expires_at: Some(UnixMillis(1)), ..Append::to(queue) };
+    let put = |n: u32| publish(bench.message("t", n.to_string()), [expired]);
+    let ops = (0..600).map(put).collect();
+    within("the commit", bench.engine.commit(ops)).await.unwrap();
+    let graves = bench.consumer(dead);
+    let mut moved = Vec::new();
+    while moved.len() < 600 {
+        moved.extend(take(&*graves, 600).await.iter().map(text));
+    }
+    assert!(moved.into_iter().eq((0..600).map(|n| n.to_string())));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use stafett::engine::{
 };
 use stafett::types::TargetId;
 
-use crate::bench::{Bench, refusal, spec, take, take_now, text, within};
+use crate::bench::{Bench, refusal, spec, take, take_now, text, with_dead_letters, within};
 
 fn joined(bench: &Bench, queue: TargetId, priority: i32) -> Box<dyn Consumer> {
     let lease = Some(Duration::from_secs(60));
@@ -49,6 +49,47 @@ async fn one_consumer_is_active_until_it_ends() {
     within("its turn", second.ready().heard()).await;
     assert!(second.is_active());
     assert_eq!(texts(&take_now(&*second)), ["3"]);
+}
+
+#[tokio::test]
+async fn who_waited_before_one_was_to_be_active_is_not_woken_in_its_stead() {
+    let bench = Bench::new();
+    let queue = bench.queue("q").await;
+    let (first, second) = (joined(&bench, queue, 0), joined(&bench, queue, 0));
+    assert!(take_now(&*second).is_empty() && take_now(&*first).is_empty());
+    let single = QueueSpec { single_active_consumer: true, ..spec("q") };
+    bench.commit(Op::Define(queue, Definition::Queue(single))).await;
+    for consumer in [&second, &first] {
+        within("to be told", consumer.ready().heard()).await;
+        assert!(take_now(&**consumer).is_empty());
+    }
+    bench.put(queue, "m").await;
+    within("to be woken", first.ready().heard()).await;
+    assert_eq!(texts(&take_now(&*first)), ["m"]);
+}
+
+#[tokio::test]
+async fn a_higher_consumer_that_is_held_up_holds_up_nobody() {
+    let bench = Bench::new();
+    bench.queue("dead").await;
+    let queue = bench.queue_with(with_dead_letters("q", 5, "dead")).await;
+    let (low, high) = (joined(&bench, queue, 0), joined(&bench, queue, 1));
+    bench.put(queue, "held").await;
+    let held = at_most(&*high, 1);
+    assert_eq!(texts(&held), ["held"]);
+    at_most(&*high, 0);
+    bench.put(queue, "bad").await;
+    for _ in 0..2 {
+        assert_eq!(texts(&take_now(&*low)), ["bad"]);
+        low.release_all(true);
+    }
+    // It is handed out alone, and not to one that has another.
+    assert!(take_now(&*high).is_empty());
+    assert_eq!(texts(&take_now(&*low)), ["bad"]);
+    // The one that has it gets nothing else.
+    bench.put(queue, "next").await;
+    assert!(take_now(&*low).is_empty());
+    assert_eq!(texts(&take_now(&*high)), ["next"]);
 }
 
 #[tokio::test]

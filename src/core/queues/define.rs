@@ -209,18 +209,19 @@ impl Broker {
         .await
     }
 
-    /// Deletes a queue if it is still to be deleted when nobody uses it, and nobody has used it beyond `usage`. Whether it is
-    /// deleted.
-    pub(super) async fn delete_if_unused(
+    /// Deletes a queue if it is still to be deleted when nobody uses it for `after`, and nobody has used it beyond `usage`.
+    /// Whether it is deleted.
+    pub(in crate::core) async fn delete_if_unused(
         self: &Arc<Self>,
         entry: &Arc<QueueEntry>,
         usage: Usage,
+        after: Duration,
     ) -> Result<bool, CoreError> {
         let broker = Arc::clone(self);
         let entry = Arc::clone(entry);
         self.to_the_end(async move {
             let _line = Arc::clone(&broker.queues.changing).lock_owned().await;
-            if entry.spec().expires_after.is_none() {
+            if entry.spec().expires_after.is_none_or(|now| now > after) {
                 return Ok(false);
             }
             Ok(broker.undefine(&entry, Op::DeleteUnused(entry.id, usage)).await?.is_none())

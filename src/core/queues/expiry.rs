@@ -81,7 +81,7 @@ impl Broker {
                 .filter(|last| !usage.busy && usage == last.usage && !named.contains(&queue.name));
             let mut last = last.unwrap_or(Seen { usage, at: now });
             if now.duration_since(last.at) >= after {
-                match self.delete_if_unused(queue, usage).await {
+                match self.delete_if_unused(queue, usage, after).await {
                     Ok(true) => {
                         tracing::info!(queue = %queue.name, unused = ?after, "queue deleted: nobody used it");
                         self.queues.expiry.deleted.fetch_add(1, Ordering::Relaxed);

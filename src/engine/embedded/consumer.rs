@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::body::decode_message;
+use super::burial;
 use super::index::Take;
 use super::keeper::{self, Job, follow_up};
 use super::returns::Return;
@@ -142,7 +143,7 @@ impl Consumer for EmbeddedConsumer {
         if counted {
             self.shared.counts.leases_lost.add(due.ended);
         }
-        follow_up(&self.shared, &self.target, due, keeper::LOST);
+        follow_up(&self.shared, &self.target, due, burial::LOST);
     }
 
     fn target(&self) -> TargetId {

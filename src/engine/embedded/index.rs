@@ -183,6 +183,8 @@ impl State {
             return not;
         }
         if how.single_active && !self.members.is_active(how.consumer) {
+            // It may wait from before, and have been woken for something.
+            self.members.stop_waiting(how.consumer);
             return not;
         }
         if self.members.is_ranked() {

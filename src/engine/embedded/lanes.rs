@@ -65,6 +65,8 @@ pub(super) struct PreparedMove {
     pub(super) expires_at: Option<UnixMillis>,
     /// A queue that is full refuses it. One that was given up has to go somewhere.
     pub(super) bounded: bool,
+    /// It is counted as leaving.
+    pub(super) leaving: bool,
 }
 
 /// See [`crate::engine::Forward`].

@@ -148,13 +148,16 @@ impl Members {
     pub(super) fn stop_waiting(&mut self, consumer: u64) {
         self.waiting.retain(|&other| other != consumer);
         self.held_up.retain(|&other| other != consumer);
-        if let Some(member) = self.consumers.get_mut(&consumer).filter(|member| member.claims) {
-            member.claims = false;
-            if self.ranked > 0 {
-                self.wake(self.waiting.len());
-            }
+        if self.unclaim(consumer) {
+            self.wake(self.waiting.len());
         }
         self.wake(1);
+    }
+
+    /// It has no claim any more. Whether others may have waited for that.
+    fn unclaim(&mut self, consumer: u64) -> bool {
+        let Some(member) = self.consumers.get_mut(&consumer) else { return false };
+        std::mem::take(&mut member.claims) && self.ranked > 0
     }
 
     /// It wants more, and is woken when there is more.
@@ -164,12 +167,13 @@ impl Members {
         }
     }
 
-    /// It wants more, and gets nothing as long as it has something. What it was woken for is another's.
+    /// It wants more, and gets nothing as long as it has something. What it was woken for is another's, one's below it, too.
     pub(super) fn hold_up(&mut self, consumer: u64) {
         if !self.held_up.contains(&consumer) {
             self.held_up.push(consumer);
         }
-        self.wake_waiting(1);
+        let woken = if self.unclaim(consumer) { self.waiting.len() } else { 1 };
+        self.wake_waiting(woken);
     }
 
     /// Whether it has anything.

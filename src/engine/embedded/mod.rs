@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use self::bodies::Bodies;
 use self::body::decode_message;
+use self::burial::{Burial, Why};
 use self::consumer::EmbeddedConsumer;
 use self::counts::Counts;
 use self::disk::Disk;
@@ -45,6 +46,7 @@ use crate::types::{Sequence, TargetId, UnixMillis};
 
 mod bodies;
 mod body;
+mod burial;
 pub mod check;
 mod consumer;
 mod counts;
@@ -319,7 +321,8 @@ impl Engine for Embedded {
             Nack::Failed(_) | Nack::DeadLetter(_) => Return::Failed,
             Nack::Lost => Return::Lost,
         };
-        let (mut failed, mut marks, mut exhausted) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut failed, mut marks) = (Vec::new(), Vec::new());
+        let (mut exhausted, mut last) = (Vec::new(), Vec::new());
         let _placing = self.shared.lanes.placing();
         {
             let mut state = target.state.lock();
@@ -333,7 +336,8 @@ impl Engine for Embedded {
                 }
                 match state.give_back(lease, back, settings.retries, until, at) {
                     Ok(Returned { entry, mark, exhausted: true, .. }) => {
-                        exhausted.push((entry, mark.attempts))
+                        exhausted.push((entry, mark.attempts));
+                        last.push((entry, mark));
                     }
                     Ok(Returned { entry, mark, changed: true, .. }) => {
                         marks.push((entry.sequence, entry.location(), mark));
@@ -351,16 +355,17 @@ impl Engine for Embedded {
         let reply = if exhausted.is_empty() {
             Some(reply)
         } else {
-            let reason = match how {
-                Nack::DeadLetter(reason) if bury => reason,
-                Nack::DeadLetter(why) => keeper::exhausted(Some(&why)),
-                Nack::Failed(why) => keeper::exhausted(why.as_deref()),
-                Nack::Lost => keeper::exhausted(Some(keeper::LOST)),
-                Nack::Release => keeper::exhausted(None),
+            let why = match how {
+                Nack::DeadLetter(said) if bury => Why::Said(said),
+                Nack::DeadLetter(how) => Why::Exhausted(Some(how)),
+                Nack::Failed(how) => Why::Exhausted(how),
+                Nack::Lost => Why::Exhausted(Some(burial::LOST)),
+                Nack::Release => Why::Exhausted(None),
             };
+            // A crash before they are moved makes nobody get them once more.
+            keeper::write_marks(&self.shared, &target, last);
             let reply = if marks.is_empty() { Some(reply) } else { None };
-            let job = Job::Bury { target: target.clone(), entries: exhausted, reason, reply };
-            self.shared.tasks.push(job);
+            self.shared.tasks.push(Job::Bury(Burial::new(target.clone(), exhausted, why, reply)));
             None
         };
         if marks.is_empty() {

@@ -107,8 +107,8 @@ impl Writer {
 
     /// The first message of this commit that would be ready in this target.
     fn next_of_this_commit(&mut self, target: &Arc<Target>, leavers: &Leavers) -> Option<(usize, Entry)> {
-        let goes = leavers.0.iter().rev().find(|leaver| Arc::ptr_eq(&leaver.target, target));
-        let from = match goes.and_then(|leaver| leaver.at) {
+        let own = leavers.0.iter().rev().filter(|leaver| Arc::ptr_eq(&leaver.target, target));
+        let from = match own.filter_map(|leaver| leaver.at).next() {
             Some(last) => last + 1,
             None => self.left.get(&target.id).copied().unwrap_or(0),
         };

@@ -36,7 +36,17 @@ fn prepare(op: Op, buffer: &mut BytesMut) -> Prepared {
         Op::Move { from, sequence, view, to, message, priority } => {
             let (body, expires_at) = (body(&message, buffer), message.expires_at);
             let bounded = true;
-            let moved = PreparedMove { from, sequence, view, to, body, priority, expires_at, bounded };
+            let moved = PreparedMove {
+                from,
+                sequence,
+                view,
+                to,
+                body,
+                priority,
+                expires_at,
+                bounded,
+                leaving: false,
+            };
             Prepared::Move(Box::new(moved))
         }
         Op::Forward(Forward { from, lease, messages }) => {

@@ -298,7 +298,7 @@ impl Writer {
     }
 
     fn stage_move(&mut self, moved: PreparedMove) -> Result<Outcome, Failed> {
-        let PreparedMove { from, sequence, view, to, body, priority, expires_at, bounded } = moved;
+        let PreparedMove { from, sequence, view, to, body, priority, expires_at, bounded, leaving } = moved;
         let (source, destination) = match (self.shared.target(from), self.shared.target(to)) {
             (Ok(source), Ok(destination)) => (source, destination),
             (Err(_), _) => return Ok(Outcome::Refused(Refusal::Gone(from))),
@@ -323,6 +323,9 @@ impl Writer {
         if self.stage_settle(&source, sequence.0, entry.location())? {
             source.messages.fetch_sub(1, Ordering::Relaxed);
             source.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
+        }
+        if leaving {
+            source.left(&entry);
         }
         let how = (entry.qos(), entry.retain(), priority);
         let moved = self.stage_add(destination, place, how, expires_at, Mark::default())?;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use super::entry::Entry;
 use super::index::State;
 use super::retries::Retries;
 use crate::engine::{Definition, Overflow, TargetStats, Usage};
@@ -106,6 +107,12 @@ impl Target {
             totals: Totals::default(),
             state: Mutex::new(state),
         }
+    }
+
+    /// One that was counted as leaving is so no more: it is gone, or stays.
+    pub(super) fn left(&self, entry: &Entry) {
+        self.leaving_messages.fetch_sub(1, Ordering::Relaxed);
+        self.leaving_bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
     }
 
     pub(super) fn usage(&self) -> Usage {

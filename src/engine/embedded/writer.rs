@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHasher;
 use smallvec::SmallVec;
 
+use super::burial::SetAside;
 use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Location, Mark};
@@ -256,7 +257,7 @@ impl Writer {
     fn apply(&mut self) {
         let at = unix_now();
         let mut done = std::mem::take(&mut self.effects);
-        let mut leaving: Vec<(Arc<Target>, keeper::SetAside)> = Vec::new();
+        let mut leaving: Vec<(Arc<Target>, SetAside)> = Vec::new();
         let mut effects = done.drain(..).peekable();
         while let Some(effect) = effects.next() {
             match effect {
