@@ -312,6 +312,36 @@ async fn room_in_bytes_is_made_by_as_many_as_it_takes_or_none() {
 }
 
 #[tokio::test]
+async fn a_bound_that_was_lowered_is_met_by_the_next_message_for_good() {
+    for (overflow, much) in [(Overflow::DropOldest, 1_000), (Overflow::DeadLetter, 10_050)] {
+        let bench = Bench::new();
+        let dead = bench.queue("dead").await;
+        let wide = QueueSpec { overflow, ..with_dead_letters("q", 5, "dead") };
+        let queue = bench.queue_with(wide.clone()).await;
+        let later = Append { not_before: Some(unix_now().after(HOUR)), ..Append::to(queue) };
+        let ops = (0..much).map(|n| bench.publish(&[queue], n.to_string()));
+        let ops = ops.chain([publish(bench.message("t", "later"), [later])]).collect();
+        within("the commit", bench.engine.commit(ops)).await.unwrap();
+        let narrow = Definition::Queue(QueueSpec { max_messages: 2, ..wide });
+        bench.commit(Op::Define(queue, narrow)).await;
+        bench.put(queue, "new").await;
+        if overflow == Overflow::DeadLetter {
+            let graves = bench.consumer(dead);
+            let mut moved = 0;
+            while moved < much {
+                let leased = take(&*graves, 1_000).await;
+                bench.settle(dead, &leased).await;
+                moved += leased.len();
+            }
+        }
+        assert_eq!(bench.drain(queue).await, ["new"], "{overflow:?}");
+        let bench = bench.reopen();
+        let left = bench.engine.stats(queue).unwrap();
+        assert_eq!((left.ready, left.delayed), (0, 1), "{overflow:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_lowest_priority_makes_room_first() {
     let bench = Bench::new();
     let levels = QueueSpec { max_messages: 3, overflow: Overflow::DropOldest, priorities: true, ..spec("q") };

@@ -1,7 +1,7 @@
 //! Room in a queue that is full: its oldest ready messages go, those of the lowest priority first.
 //!
 //! Invariant: a message goes only if the one that it makes room for is stored; what is dropped is settled in the same
-//! operation.
+//! operation, or, where that is much, right before it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,10 +17,15 @@ use super::writer::{Effect, Writer};
 use crate::engine::Overflow;
 use crate::types::clock::unix_now;
 
-/// So many may be on their way from one queue to its dead letter queue; beyond it the queue refuses.
+/// When so many are on their way from one queue to its dead letter queue, the queue refuses. What one message sends there
+/// is not counted before: a queue whose bound was lowered could never be cleared.
 const LEAVING_MESSAGES: u64 = 10_000;
 /// The same in bytes.
 const LEAVING_BYTES: u64 = 64 << 20;
+
+/// So many are settled in the operation that they make room for: they stand in its first pack. In a later one of a chain
+/// they would be lost with the first, which can go sooner than what they settle.
+const SETTLED_WITHIN: usize = 100;
 
 /// A message that makes room.
 struct Leaver {
@@ -37,6 +42,12 @@ pub(super) struct Leavers(SmallVec<[Leaver; 1]>);
 impl Leavers {
     pub(super) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// Takes out what goes before the operation.
+    pub(super) fn before(&mut self) -> Self {
+        let count = self.len().saturating_sub(SETTLED_WITHIN);
+        Self(self.0.drain(..count).collect())
     }
 
     /// Messages and bytes of a target.
@@ -85,9 +96,8 @@ impl Writer {
         loop {
             let bound = broken(target, 1, len, gone)?;
             if overflow == Overflow::DeadLetter {
-                let leaving = target.leaving_messages.load(Ordering::Relaxed) + gone.0;
-                if leaving >= LEAVING_MESSAGES
-                    || target.leaving_bytes.load(Ordering::Relaxed) + gone.1 > LEAVING_BYTES
+                let leaving = target.leaving_messages.load(Ordering::Relaxed);
+                if leaving >= LEAVING_MESSAGES || target.leaving_bytes.load(Ordering::Relaxed) > LEAVING_BYTES
                 {
                     return Some(format!("{bound}, and {leaving} messages are on their way out"));
                 }
@@ -134,7 +144,7 @@ impl Writer {
         }
     }
 
-    /// Within the operation: what makes room for it goes.
+    /// What makes room for an operation goes.
     pub(super) fn leave(&mut self, leavers: Leavers) -> Result<(), Failed> {
         for Leaver { target, entry, at } in leavers.0 {
             if let Some(at) = at {

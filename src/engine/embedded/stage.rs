@@ -205,6 +205,7 @@ impl Writer {
             publish.incoming.and_then(|(session, id)| Some((self.shared.target(session).ok()?, id)));
         let stores =
             open.iter().any(Option::is_some) || publish.retained.as_ref().is_some_and(|it| !it.clear);
+        self.leave(leavers.before())?;
         let (packer, mut books) = self.books();
         packer.begin_op(&mut books, publish.targets.len() + leavers.len() + 3, publish.body.len())?;
         let place = if stores { Some(packer.body(&mut books, &publish.body)?) } else { None };
