@@ -55,7 +55,7 @@ pub(super) async fn await_reply(
 ) -> Result<v1::AwaitReplyResponse, CoreError> {
     let v1::AwaitReplyRequest { request_id, wait } = request;
     let Some(id) = MessageId::parse(&request_id) else {
-        return Err(CoreError::invalid("request_id", "is not one"));
+        return Err(CoreError::invalid("request_id", "is none: CallAsync gives one of 26 characters"));
     };
     let wait = optional_duration("wait", wait.as_ref(), WAIT)?.unwrap_or_default();
     let reply = broker.await_reply(id, wait).await?.map(|said| match said {
