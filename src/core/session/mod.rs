@@ -14,6 +14,7 @@ pub(crate) mod sources;
 mod subscribe;
 mod subscriptions;
 mod timers;
+pub(crate) mod will;
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -26,6 +27,7 @@ use smallvec::SmallVec;
 pub use entry::{SessionEntry, SessionKey};
 pub(crate) use registry::Sessions;
 pub(crate) use timers::keep_time;
+pub use will::Will;
 
 use entry::Attachment;
 

@@ -95,6 +95,9 @@ impl Broker {
             Some(incoming) => incoming.all().await,
             None => Vec::new(),
         };
+        if present {
+            self.pubsub.wills.came_back(session.client_id());
+        }
         Ok(Opened { session, present, expiry, incoming, outgoing })
     }
 
@@ -167,6 +170,7 @@ impl Broker {
             attached.give_back();
         }
         self.calls.session_left(entry.key);
+        self.pubsub.wills.session_ended(&entry.client_id);
         let work = self.end_subscriptions(entry);
         sessions.forget(entry);
         if entry.target.is_some() {

@@ -1,7 +1,7 @@
 //! What one stream has delivered and the client has not settled.
 //!
 //! Invariant: a number stands for one delivery; it is gone when it is settled. Dropping it gives everything back: to
-//! the session, counted as failed unless the end was clean, or to other members of a share group.
+//! the session, counted as failed unless the end was clean, or to other members of a share group; and it leaves the will.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::mailbox::{Kept, Mailbox, Waiting};
 use super::unsettled::Unsettled;
 use crate::core::queues::consumer::Window;
-use crate::core::{CoreError, Session, SessionDelivery};
+use crate::core::{CoreError, Session, SessionDelivery, Will};
 use crate::engine::{LeaseError, Nack, Settled, Ticket};
 use crate::grpc::proto::v1;
 use crate::grpc::status;
@@ -26,6 +26,8 @@ pub(super) struct Held {
     next: u64,
     /// The end is in order.
     pub(super) clean: bool,
+    /// Published at the end, unless the client takes its leave.
+    pub(super) will: Option<Box<Will>>,
 }
 
 /// Completes when what was settled is gone for good.
@@ -52,8 +54,14 @@ struct Leases {
 }
 
 impl Held {
-    pub(super) fn new(session: Session, mailbox: Arc<Mailbox>, window: Window) -> Self {
-        Self { session, mailbox, window, deliveries: Unsettled::default(), bytes: 0, next: 1, clean: false }
+    pub(super) fn new(
+        session: Session,
+        mailbox: Arc<Mailbox>,
+        window: Window,
+        will: Option<Box<Will>>,
+    ) -> Self {
+        let deliveries = Unsettled::default();
+        Self { session, mailbox, window, deliveries, bytes: 0, next: 1, clean: false, will }
     }
 
     /// What the window leaves.
@@ -175,11 +183,15 @@ impl Drop for Held {
         if !shared.is_empty() {
             self.session.hand_back(shared);
         }
-        if !self.clean {
-            for (source, Leases { sequences, .. }) in sources {
+        for (source, Leases { sequences, .. }) in sources {
+            // What was in the session's own backlog has come before, whatever the end; elsewhere an end in order is no loss.
+            if !self.clean || self.session.target() == Some(source) {
                 // What cannot be given back any more is back already.
                 drop(self.session.nack(source, &sequences, Nack::Lost, None));
             }
+        }
+        if let Some(will) = self.will.take() {
+            self.session.leave_will(will, &mut self.session.publisher());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `PubSubService`.
 //!
 //! The unary calls are in `service`; `publish` is the stream of batches in, `receive` the streams of deliveries out,
-//! with the client's `session`, what waits for it in `mailbox` and what is unsettled in `held`. Invariant: nothing is
+//! with the client's `session` and its `will`, what waits for it in `mailbox` and what is unsettled in `held`. Invariant: nothing is
 //! kept here but the broker.
 
 mod filters;
@@ -13,6 +13,7 @@ mod service;
 mod session;
 mod unsettled;
 mod voice;
+mod will;
 
 use std::sync::Arc;
 

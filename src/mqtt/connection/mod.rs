@@ -226,7 +226,7 @@ fn refuse_with(wire: &mut Wire, connack: Option<ConnAck>, form: Form) {
 /// Opens the session and queues CONNACK, ahead of everything else [3.1.1 and 5: MQTT-3.2.0-1].
 async fn open(door: &Arc<Door>, wire: &mut Wire, mut hello: Hello) -> Result<Live, Refused> {
     if let Some(will) = &hello.will {
-        will.check(door.broker.limits()).map_err(|error| Refused::will(&error))?;
+        will.check(door.broker.limits()).map_err(|error| Refused::will(&error.within("will")))?;
     }
     let aliases = door.settings.outgoing_topic_aliases(hello.topic_alias_maximum);
     // What publishers encode leaves in their order, what this connection encodes comes in between.
@@ -241,7 +241,6 @@ async fn open(door: &Arc<Door>, wire: &mut Wire, mut hello: Hello) -> Result<Liv
     });
     let opened: Result<Opened, CoreError> = opened.await;
     let opened = opened?;
-    door.wills.came_back(opened.session.client_id(), opened.present);
     let session =
         Session { client_id: opened.session.client_id(), present: opened.present, expiry: opened.expiry };
     let connack = hello.accepted(&session, &door.settings);

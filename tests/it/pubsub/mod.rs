@@ -6,6 +6,7 @@ mod receive;
 mod retained;
 mod sessions;
 mod slow;
+mod wills;
 
 use stafett::grpc::proto::v1;
 use stafett::grpc::proto::v1::pub_sub_service_client::PubSubServiceClient;
@@ -82,6 +83,14 @@ impl Topics {
         let Event::Opened(opened) = stream.hear().await else { panic!("not opened") };
         stream.opened = opened;
         stream
+    }
+
+    /// A session that is not opened.
+    async fn not_opened(&mut self, open: v1::OpenSession) -> Status {
+        let (send, frames) = mpsc::channel(1);
+        send.send(v1::SubscribeStreamRequest { action: Some(Action::Open(open)) }).await.unwrap();
+        let mut events = got(self.0.subscribe_stream(ReceiverStream::new(frames))).await;
+        within("the refusal", events.message()).await.unwrap_err()
     }
 
     /// The session of a client that outlives its streams.
@@ -210,9 +219,19 @@ impl Stream {
         changed.filters
     }
 
+    /// Takes its leave, and waits for the end.
+    async fn leave(self, close: v1::CloseSession) {
+        self.say(Action::Close(close)).await;
+        self.over().await;
+    }
+
     /// Says that it is done, and waits for the end.
     async fn finish(mut self) {
         self.send = None;
+        self.over().await;
+    }
+
+    async fn over(mut self) {
         while let Some(event) = self.next().await.unwrap() {
             assert!(!matches!(event.event, Some(Event::Closing(_))), "{event:?}");
         }
