@@ -7,6 +7,7 @@
 //! Invariants: a session has one connection at most; its client id stands for one session at a time; what a
 //! connection leased is back before the next connection gets the session.
 
+mod doors;
 pub(crate) mod entry;
 mod open;
 mod registry;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use bytestring::ByteString;
 use smallvec::SmallVec;
 
+pub use doors::Numbered;
 pub use entry::{SessionEntry, SessionKey};
 pub(crate) use registry::Sessions;
 pub(crate) use timers::keep_time;

@@ -314,7 +314,7 @@ impl Session {
     }
 
     /// The source of something that this connection took, and the leases.
-    fn leases(
+    pub(super) fn leases(
         &self,
         source: TargetId,
         sequences: &[Sequence],

@@ -30,7 +30,7 @@ pub(super) fn spec_of(filter: &str, share_group: &str) -> Result<FilterSpec, Cor
 /// A filter and its options.
 ///
 /// # Errors
-/// [`CoreError::Invalid`] naming the field, [`CoreError::Unsupported`].
+/// [`CoreError::Invalid`] naming the field.
 pub(super) fn wanted_of(filter: &v1::TopicFilter) -> Result<Wanted, CoreError> {
     let spec = spec_of(&filter.filter, &filter.share_group)?;
     let max_qos = match filter.max_qos() {
@@ -48,11 +48,6 @@ pub(super) fn wanted_of(filter: &v1::TopicFilter) -> Result<Wanted, CoreError> {
     if filter.no_local && matches!(spec, FilterSpec::Shared { .. }) {
         return Err(CoreError::invalid("no_local", "a shared subscription cannot leave out its own"));
     }
-    if filter.no_local {
-        // What it would leave out cannot be told from the rest: never weakened in silence.
-        let what = "no_local: a publish over gRPC belongs to no session, so none can be left out";
-        return Err(CoreError::Unsupported(what.to_owned()));
-    }
     if filter.subscription_id > MAX_IDENTIFIER {
         let what = format!("{} is more than {MAX_IDENTIFIER}", filter.subscription_id);
         return Err(CoreError::invalid("subscription_id", what));
@@ -60,8 +55,8 @@ pub(super) fn wanted_of(filter: &v1::TopicFilter) -> Result<Wanted, CoreError> {
     let options = SubscribeOptions {
         max_qos,
         upgrade_qos: false,
-        no_local: false,
-        retain_as_published: false,
+        no_local: filter.no_local,
+        retain_as_published: filter.retain_as_published,
         retain_handling,
         identifier: filter.subscription_id.try_into().ok(),
     };

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::mailbox::{Kept, Mailbox, Waiting};
 use super::unsettled::Unsettled;
 use crate::core::queues::consumer::Window;
-use crate::core::{CoreError, Session, SessionDelivery, Will};
+use crate::core::{CoreError, Numbered, Session, SessionDelivery, Will};
 use crate::engine::{LeaseError, Nack, Settled, Ticket};
 use crate::grpc::proto::v1;
 use crate::grpc::status;
@@ -42,6 +42,8 @@ struct Delivered {
 enum What {
     /// Leased from a source.
     Stored(TargetId, Sequence),
+    /// The same, numbered at another door.
+    Numbered(Numbered),
     /// Live, and what is kept of it for a share group.
     Live(Option<Box<Kept>>),
 }
@@ -102,7 +104,8 @@ impl Held {
             drop(self.session.settle(*source, &[leased.sequence]));
             return 0;
         }
-        self.hold(What::Stored(*source, leased.sequence), leased.message.weight())
+        let what = delivery.numbered().map_or(What::Stored(*source, leased.sequence), What::Numbered);
+        self.hold(what, leased.message.weight())
     }
 
     /// Forgets a delivery.
@@ -128,11 +131,13 @@ impl Held {
             error: Some(status::item(error)),
         };
         let mut failures = Vec::new();
+        let mut numbered: Vec<(u64, Numbered)> = Vec::new();
         let mut sources: SmallVec<[(TargetId, Leases); 2]> = SmallVec::new();
         for number in numbers {
             match self.release(number) {
                 None => failures.push(failure(number, &CoreError::Lease(LeaseError::Unknown))),
                 Some(What::Live(_)) => {}
+                Some(What::Numbered(delivery)) => numbered.push((number, delivery)),
                 Some(What::Stored(source, sequence)) => {
                     let leases = of_source(&mut sources, source);
                     leases.numbers.push(number);
@@ -142,6 +147,13 @@ impl Held {
         }
         self.mailbox.set_unsettled(self.deliveries.len());
         let mut durable = Durable::new();
+        if !numbered.is_empty() {
+            let (numbers, deliveries): (Vec<u64>, Vec<Numbered>) = numbered.into_iter().unzip();
+            match self.session.settle_numbered(&deliveries) {
+                Ok(ticket) => durable.push(ticket),
+                Err(error) => failures.extend(numbers.iter().map(|&number| failure(number, &error))),
+            }
+        }
         for (source, Leases { numbers, sequences }) in sources {
             match self.session.settle(source, &sequences) {
                 Ok(Settled { failed, durable: ticket }) => {
@@ -174,7 +186,9 @@ impl Drop for Held {
         let mut shared = Vec::new();
         for Delivered { what, .. } in self.deliveries.drain() {
             match what {
-                What::Stored(source, sequence) => of_source(&mut sources, source).sequences.push(sequence),
+                What::Stored(source, sequence) | What::Numbered(Numbered { source, sequence, .. }) => {
+                    of_source(&mut sources, source).sequences.push(sequence);
+                }
                 What::Live(kept) => shared.extend(kept.and_then(|kept| kept.shared())),
             }
         }

@@ -121,7 +121,7 @@ impl Open {
                 self.hungry = false;
                 return Ok(frame);
             }
-            for delivery in self.taken.drain(..) {
+            for delivery in self.taken.drain(..).filter(|delivery| !delivery.is_settled()) {
                 count += 1;
                 bytes += delivery.leased.message.weight();
                 let number = held.stored(&delivery);

@@ -1,6 +1,7 @@
 //! Topics over gRPC, against the real program.
 
 mod commands;
+mod doors;
 mod publish;
 mod receive;
 mod retained;
@@ -74,7 +75,7 @@ impl Topics {
     }
 
     /// Opens a session.
-    async fn open(&mut self, open: v1::OpenSession) -> Stream {
+    pub(super) async fn open(&mut self, open: v1::OpenSession) -> Stream {
         let (send, frames) = mpsc::channel(64);
         send.send(v1::SubscribeStreamRequest { action: Some(Action::Open(open)) }).await.unwrap();
         let events = got(self.0.subscribe_stream(ReceiverStream::new(frames))).await;
@@ -86,7 +87,7 @@ impl Topics {
     }
 
     /// A session that is not opened.
-    async fn not_opened(&mut self, open: v1::OpenSession) -> Status {
+    pub(super) async fn not_opened(&mut self, open: v1::OpenSession) -> Status {
         let (send, frames) = mpsc::channel(1);
         send.send(v1::SubscribeStreamRequest { action: Some(Action::Open(open)) }).await.unwrap();
         let mut events = got(self.0.subscribe_stream(ReceiverStream::new(frames))).await;
@@ -94,12 +95,12 @@ impl Topics {
     }
 
     /// The session of a client that outlives its streams.
-    async fn session(&mut self, client_id: &str, filters: &[&str]) -> Stream {
+    pub(super) async fn session(&mut self, client_id: &str, filters: &[&str]) -> Stream {
         self.open(session(client_id, filters)).await
     }
 }
 
-fn session(client_id: &str, filters: &[&str]) -> v1::OpenSession {
+pub(super) fn session(client_id: &str, filters: &[&str]) -> v1::OpenSession {
     v1::OpenSession {
         client_id: client_id.to_owned(),
         session_expiry: crate::queue::seconds(3600),
@@ -139,7 +140,7 @@ impl Plain {
 }
 
 /// A subscription in a session.
-struct Stream {
+pub(super) struct Stream {
     opened: v1::SubscribeOpened,
     send: Option<mpsc::Sender<v1::SubscribeStreamRequest>>,
     events: Streaming<v1::SubscribeStreamResponse>,
@@ -226,7 +227,7 @@ impl Stream {
     }
 
     /// Says that it is done, and waits for the end.
-    async fn finish(mut self) {
+    pub(super) async fn finish(mut self) {
         self.send = None;
         self.over().await;
     }
@@ -238,7 +239,7 @@ impl Stream {
     }
 
     /// Waits for the end that the broker gives it.
-    async fn ended(&mut self) -> (v1::StreamClosing, Option<Status>) {
+    pub(super) async fn ended(&mut self) -> (v1::StreamClosing, Option<Status>) {
         let closing = loop {
             if let Event::Closing(closing) = self.hear().await {
                 break closing;

@@ -22,14 +22,14 @@ async fn filters_say_what_comes() {
             with_id("a/#", 2),
             v1::TopicFilter { max_qos: v1::Qos::AtMostOnce.into(), ..filter("low") },
             filter("b/#/c"),
-            v1::TopicFilter { no_local: true, ..filter("x") },
+            v1::TopicFilter { no_local: true, share_group: "g".to_owned(), ..filter("x") },
         ],
         ..Default::default()
     };
     let mut stream = topics.open(open).await;
     let codes: Vec<_> =
         stream.opened.filters.iter().map(|f| f.error.as_ref().map(|e| Code::from(e.code))).collect();
-    assert_eq!(codes, [None, None, None, Some(Code::InvalidArgument), Some(Code::Unimplemented)]);
+    assert_eq!(codes, [None, None, None, Some(Code::InvalidArgument), Some(Code::InvalidArgument)]);
     let granted: Vec<_> = stream.opened.filters.iter().map(|f| f.granted_qos()).collect();
     assert_eq!(granted[..3], [v1::Qos::AtLeastOnce, v1::Qos::AtLeastOnce, v1::Qos::AtMostOnce]);
     let window = stream.opened.window.unwrap();

@@ -194,9 +194,9 @@ async fn a_will_is_published_when_the_broker_stops() {
     drop(open(&mut topics, "waits", 3600).await);
     let mut there = open(&mut topics, "there", 3600).await;
     let _device = Peer::connected(&broker, with_will(connect(V5, "device"), 0)).await;
-    let ending = tokio::spawn(async move { there.ended().await.0 });
-    broker.terminate().await;
-    assert_eq!(Code::from(ending.await.unwrap().status.unwrap().code), Code::Unavailable);
+    let (_, (closing, _)) = tokio::join!(broker.terminate(), there.ended());
+    assert_eq!(Code::from(closing.status.unwrap().code), Code::Unavailable);
+    drop(there);
     let broker = Broker::start_in(data, &[]).await;
     let mut watcher = Topics::of(&broker).await.session("watcher", &[]).await;
     assert_eq!(watcher.texts(3).await, ["lost", "lost", "lost"]);
