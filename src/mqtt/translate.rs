@@ -103,7 +103,7 @@ pub(super) fn message(publish: codec::Publish, topic: TopicName, now: UnixMillis
 /// # Errors
 /// [`CoreError::Invalid`].
 pub(super) fn will(will: codec::Will) -> Result<Will, CoreError> {
-    let topic = TopicName::parse(will.topic).map_err(|error| CoreError::topic("will.topic", &error))?;
+    let topic = TopicName::parse(will.topic).map_err(|error| CoreError::topic("will topic", &error))?;
     let mut message = Message {
         id: MessageId::from_u128(0),
         topic,

@@ -226,7 +226,7 @@ fn refuse_with(wire: &mut Wire, connack: Option<ConnAck>, form: Form) {
 /// Opens the session and queues CONNACK, ahead of everything else [3.1.1 and 5: MQTT-3.2.0-1].
 async fn open(door: &Arc<Door>, wire: &mut Wire, mut hello: Hello) -> Result<Live, Refused> {
     if let Some(will) = &hello.will {
-        will.check(door.broker.limits()).map_err(|error| Refused::will(&error.within("will")))?;
+        will.check(door.broker.limits()).map_err(|error| Refused::will(&error))?;
     }
     let aliases = door.settings.outgoing_topic_aliases(hello.topic_alias_maximum);
     // What publishers encode leaves in their order, what this connection encodes comes in between.

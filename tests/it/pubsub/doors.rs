@@ -142,14 +142,19 @@ async fn what_is_unacknowledged_comes_again_counted() {
     peer.nothing_came().await;
     peer.leave().await;
     // What this door has not numbered gets a number there, and says that it came before.
-    topics.publish(message("s", "3")).await;
-    let mut stream = there(&mut topics, "c").await;
-    assert_eq!(attempts(&stream.deliveries(1).await), [1]);
-    stream.leave(v1::CloseSession::default()).await;
-    let mut peer = device(&broker, "c").await;
-    let publish = peer.receive().await;
-    assert_eq!((text(&publish), publish.dup), ("3", true));
-    peer.leave().await;
+    for qos in [QOS1, QOS2] {
+        let mut peer = device(&broker, "c").await;
+        peer.subscribe("s", qos).await;
+        peer.leave().await;
+        Peer::clean(&broker, V5, "p").await.say("s", qos, "3").await;
+        let mut stream = there(&mut topics, "c").await;
+        assert_eq!(attempts(&stream.deliveries(1).await), [1]);
+        stream.leave(v1::CloseSession::default()).await;
+        let mut peer = device(&broker, "c").await;
+        let publish = peer.receive().await;
+        assert_eq!((text(&publish), publish.qos, publish.dup), ("3", qos, true));
+        peer.leave().await;
+    }
     there(&mut topics, "c").await.finish().await;
 }
 
