@@ -81,6 +81,9 @@ impl Roam {
 
     /// Compares when nothing more is to come.
     pub(super) fn check(&self) -> Result<(), String> {
+        if !self.holding.is_empty() {
+            return Err(format!("the client waits for PUBREL: {:?}", self.holding));
+        }
         let lost: Vec<_> = self.stored.difference(&self.received).collect();
         let unpublished: Vec<_> = self.due.difference(&self.published).collect();
         let despite: Vec<_> = self.withdrawn.intersection(&self.published).collect();
