@@ -91,6 +91,10 @@ def scenarios(secs):
     for system, addr in (("stafett", "{mqtt}"), ("mosquitto", "127.0.0.1:21883"), ("rumqttd", "127.0.0.1:21886")):
         for name, argv in LIVE.items():
             S[f"{system} mqtt5 {name}"] = (system, ["mqtt-library", "--version", "5", "--addr", addr, *t, *argv])
+    for rate, more in (("1k/s", ["--rate", "1000"]), ("w1", []), ("w64", [])):
+        c = ["--mode", "call", "--window", "1" if rate == "w1" else "64", *more, *t]
+        S[f"stafett call {rate}"] = ("stafett", ours + c)
+        S[f"nats call {rate}"] = ("nats", ["nats", "--addr", "127.0.0.1:24222", *c])
     S["stafett unary publish"] = ("stafett", ours + ["--mode", "publish", "--qos", "1", "--window", "64", *t])
     S["echo unary"] = ("grpc-echo", ["grpc-echo", "--addr", "127.0.0.1:25099", "--window", "64", *t])
     for b in ("1", "16"):
@@ -187,6 +191,11 @@ ROWS = [
     *[(f"PublishStream, 1 024 in flight, {b} a frame, {what}", f"stafett stream b{b}{s}", m, f"echo bidi b{b}", OUT_,
        "bare stream echo") for b in ("1", "16") for what, s, m in
       (("one subscriber", "", OUT_), ("no subscriber", " alone", IN))],
+    *[(f"Call, 1 000 a second, {called} in µs (less is better)", "stafett call 1k/s", f"ack_us.{quantile}",
+       "nats call 1k/s", f"ack_us.{quantile}", "NATS request/reply")
+      for quantile, called in (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9"))],
+    *[(f"Call, {callers}", f"stafett call {w}", IN, f"nats call {w}", IN, "NATS request/reply")
+      for w, callers in (("w1", "one caller"), ("w64", "64 callers"))],
     *mqtt_rows(),
 ]
 
