@@ -42,7 +42,7 @@ pub use delivery::{Answers, CloseReason, Offer, Outbox};
 pub use error::CoreError;
 pub use limits::Limits;
 pub use publisher::{Inbound, Published, Publisher, PublisherInfo, Receipt};
-pub use session::{End, Numbered, OpenSession, Opened, Session, SessionDelivery, Will};
+pub use session::{End, Numbered, OpenSession, Opened, Session, SessionDelivery, SessionInfo, Will};
 pub use system::SYSTEM;
 
 /// One broker over one engine.

@@ -9,6 +9,7 @@
 
 mod doors;
 pub(crate) mod entry;
+mod inspect;
 mod open;
 mod registry;
 pub(crate) mod sources;
@@ -27,6 +28,7 @@ use smallvec::SmallVec;
 
 pub use doors::Numbered;
 pub use entry::{SessionEntry, SessionKey};
+pub use inspect::SessionInfo;
 pub(crate) use registry::Sessions;
 pub(crate) use timers::keep_time;
 pub use will::Will;

@@ -63,6 +63,30 @@ pub(super) fn wanted_of(filter: &v1::TopicFilter) -> Result<Wanted, CoreError> {
     Ok((spec, options))
 }
 
+/// A filter and its options, as the contract writes them.
+pub(in crate::grpc) fn filter_of(spec: &FilterSpec, options: &SubscribeOptions) -> v1::TopicFilter {
+    let SubscribeOptions { max_qos, no_local, retain_as_published, retain_handling, identifier, .. } =
+        *options;
+    let retain_handling = match retain_handling {
+        RetainHandling::Send => v1::RetainHandling::Send,
+        RetainHandling::SendIfNew => v1::RetainHandling::SendIfNew,
+        RetainHandling::DoNotSend => v1::RetainHandling::DoNotSend,
+    };
+    let share_group = match spec {
+        FilterSpec::Plain(_) => String::new(),
+        FilterSpec::Shared { group, .. } => group.to_string(),
+    };
+    v1::TopicFilter {
+        filter: spec.filter().to_string(),
+        max_qos: qos_of(max_qos).into(),
+        share_group,
+        retain_handling: retain_handling.into(),
+        no_local,
+        subscription_id: identifier.map_or(0, std::num::NonZeroU32::get),
+        retain_as_published,
+    }
+}
+
 /// What became of a filter.
 pub(super) fn told(
     filter: String,
@@ -104,6 +128,24 @@ mod tests {
             }),
             "no_local"
         );
+    }
+
+    #[test]
+    fn what_is_told_of_a_filter_makes_the_same_again() {
+        let filter = v1::TopicFilter {
+            filter: "a/+".to_owned(),
+            max_qos: v1::Qos::AtMostOnce.into(),
+            retain_handling: v1::RetainHandling::SendIfNew.into(),
+            no_local: true,
+            subscription_id: 7,
+            retain_as_published: true,
+            ..Default::default()
+        };
+        let shared = v1::TopicFilter { no_local: false, share_group: "g".to_owned(), ..filter.clone() };
+        for filter in [filter, shared] {
+            let (spec, options) = wanted_of(&filter).unwrap();
+            assert_eq!(filter_of(&spec, &options), filter);
+        }
     }
 
     #[test]

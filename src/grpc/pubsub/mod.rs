@@ -24,6 +24,8 @@ use crate::core::queues::consumer::Window;
 
 use super::stream::Bounds;
 
+pub(super) use filters::filter_of;
+
 /// What one frame of deliveries carries at most, one message aside: little enough that the client settles the first of a
 /// window while the last are on their way.
 const FRAME: Window = Window { messages: 256, bytes: 64 << 10 };

@@ -241,6 +241,9 @@ impl<V: Voice> Receiving<V> {
             Some(Ended::Core(CloseReason::Deleted)) => {
                 taken_away("SESSION_DELETED", "the session was deleted")
             }
+            Some(Ended::Core(CloseReason::Disconnected)) => {
+                taken_away("CLIENT_DISCONNECTED", "an operator has ended the connection")
+            }
             Some(Ended::Core(CloseReason::Draining)) => status(&CoreError::Draining),
         };
         // Whoever takes over waits for what is held: no answer is worth that.

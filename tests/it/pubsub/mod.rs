@@ -2,6 +2,7 @@
 
 mod commands;
 mod doors;
+mod operators;
 mod publish;
 mod receive;
 mod retained;
