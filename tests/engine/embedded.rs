@@ -127,6 +127,24 @@ async fn what_is_settled_leaves_the_store() {
 }
 
 #[tokio::test]
+async fn sequences_that_an_earlier_start_gave_out_are_not_given_again() {
+    let bench = Bench::new();
+    let queue = bench.queue("q").await;
+    let last = bench.put(queue, "m").await;
+    let bench = bench.reopen();
+    assert_eq!(bench.drain(queue).await, ["m"]);
+    // Its pack goes while others are stored.
+    let other = bench.queue("other").await;
+    for _ in 0..60 {
+        bench.put(other, vec![b'x'; 100_000]).await;
+        bench.drain(other).await;
+    }
+    let bench = bench.reopen();
+    let next = bench.put(queue, "next").await;
+    assert!(next > last, "{next:?} came again");
+}
+
+#[tokio::test]
 async fn old_packs_that_are_mostly_dead_are_rewritten() {
     let bench = Bench::with(Durability::Memory);
     let (queue, other) = (bench.queue("q").await, bench.queue_with(QueueSpec { ..spec("other") }).await);

@@ -149,13 +149,14 @@ impl Embedded {
             let mut state = target.state.lock();
             shared.tasks.register(&target, &mut state, unix_now());
         }
-        let writer = Writer::new(
+        let mut writer = Writer::new(
             shared.clone(),
             recovered.ledger,
             Packer::new(boot, recovered.next_pack, log),
             recovered.retained,
             recovered.next_retained,
         );
+        writer.dirty_sequences.extend(recovered.dirty_sequences);
         let pen = Arc::new(Pen::new(writer));
         let (writing, writer) = (shared.clone(), pen.clone());
         let (timer, reader) = (shared.clone(), shared.clone());

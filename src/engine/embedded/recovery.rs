@@ -31,6 +31,8 @@ pub(super) struct Recovered {
     pub(super) next_target: u32,
     pub(super) retained: HashMap<TopicName, (u64, Location)>,
     pub(super) next_retained: u64,
+    /// Targets whose next sequence is proven by packs alone.
+    pub(super) dirty_sequences: Vec<TargetId>,
     pub(super) stored: Stored,
 }
 
@@ -271,10 +273,15 @@ impl<'a> Reading<'a> {
     fn finish(mut self, bodies: &Bodies) -> Result<Recovered, OpenError> {
         let at = unix_now();
         let mut retained = HashMap::new();
+        let mut dirty_sequences = Vec::new();
         let mut next_retained = self.sequences.get(&format::RETAINED).copied().unwrap_or(1);
         for (id, mut adds) in std::mem::take(&mut self.adds) {
             let next = adds.iter().map(|(entry, _)| entry.sequence + 1).max().unwrap_or(1);
-            let next = next.max(self.sequences.get(&id).copied().unwrap_or(1));
+            let known = self.sequences.insert(id, next).unwrap_or(1);
+            if known < next {
+                dirty_sequences.push(TargetId(id));
+            }
+            let next = next.max(known);
             self.sequences.insert(id, next);
             // A rewritten message stands twice: what counts is where it was written last.
             if !adds.is_sorted_by_key(|(entry, _)| entry.sequence) {
@@ -342,6 +349,7 @@ impl<'a> Reading<'a> {
             next_target: known.max(self.max_target + 1),
             retained,
             next_retained,
+            dirty_sequences,
             stored: self.stored,
         })
     }
