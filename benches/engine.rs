@@ -210,6 +210,8 @@ fn queue() -> Definition {
         max_messages: u64::MAX,
         max_bytes: u64::MAX / 2,
         priorities: false,
+        ordered_by_key: false,
+        dedup_window: None,
         labels: Default::default(),
         created_at: unix_now(),
     })

@@ -258,6 +258,8 @@ fn queue_json(queue: &QueueSpec) -> Value {
         "max_messages": queue.max_messages,
         "max_bytes": queue.max_bytes,
         "priorities": queue.priorities,
+        "ordered_by_key": queue.ordered_by_key,
+        "dedup_window_seconds": queue.dedup_window.map(|window| window.as_secs()),
         "labels": queue.labels,
         "created_at": date(Some(queue.created_at)),
     })
@@ -349,6 +351,8 @@ fn message_json(value: &mut Value, message: &Message) {
     set(value, "content_type", extras.content_type.as_ref().map(ToString::to_string));
     set(value, "reply_to", extras.reply_to.as_ref().map(ToString::to_string));
     set(value, "correlation_data_base64", extras.correlation_data.as_ref().map(|data| STANDARD.encode(data)));
+    set(value, "ordering_key", extras.ordering_key.as_ref().map(ToString::to_string));
+    set(value, "dedup_id", extras.dedup_id.as_ref().map(ToString::to_string));
     set(value, "publisher", extras.publisher.as_ref().map(ToString::to_string));
     set(value, "dead_letter", dead_letter);
 }

@@ -41,6 +41,10 @@ pub struct QueueSpec {
     pub max_bytes: u64,
     /// Whether a higher priority is delivered first.
     pub priorities: bool,
+    /// Whether messages with the same ordering key come one at a time, in their order.
+    pub ordered_by_key: bool,
+    /// How long it remembers the deduplication ids of what it took; none: not at all.
+    pub dedup_window: Option<Duration>,
     /// For people and their tools.
     pub labels: BTreeMap<String, String>,
     /// When it was made.

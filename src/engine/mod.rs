@@ -31,7 +31,7 @@ use tokio::sync::watch;
 use crate::bell::Bell;
 
 use crate::types::topic::FilterSpec;
-use crate::types::{Message, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis};
+use crate::types::{Message, MessageId, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis};
 
 pub use definition::{
     Definition, GroupSpec, Levels, QueueSpec, RetainHandling, SessionSpec, Stored, StoredSession,
@@ -69,6 +69,8 @@ pub struct Capabilities {
 pub enum Op {
     /// Store a message for its targets, and what goes with it.
     Publish(Publish),
+    /// Store messages, each for one target, all or none. None is handed out before all are stored.
+    AppendAll(Vec<(Message, Append)>),
     /// Take a leased message out of one queue and put it, as given, into another.
     Move {
         /// Where it is leased.
@@ -164,7 +166,18 @@ pub enum Outcome {
     Done,
     /// A publish is stored. The sequence numbers stand in the order of its targets; none: that target is full and
     /// drops what is new.
+    /// One that has the message already, by its deduplication id, tells where it came to lie then.
     Published(SmallVec<[Option<Sequence>; 2]>),
+    /// Every target has the message already, by its deduplication id: nothing is stored, the first is durable. It may be
+    /// settled since. Of several targets the first one's.
+    Duplicate {
+        /// The message that was stored.
+        id: MessageId,
+        /// Its place.
+        sequence: Sequence,
+    },
+    /// What became of each of [`Op::AppendAll`], in their order.
+    All(Vec<Outcome>),
     /// Nothing of the operation was done.
     Refused(Refusal),
 }
@@ -180,6 +193,14 @@ pub enum Refusal {
         target: TargetId,
         /// `max_messages 100` or `max_bytes 1000`.
         bound: String,
+    },
+    /// One of [`Op::AppendAll`], the first that could not be stored.
+    #[error("message {index}: {refusal}")]
+    Item {
+        /// Its place.
+        index: usize,
+        /// Why.
+        refusal: Box<Refusal>,
     },
     /// It was deleted meanwhile.
     #[error("the target is gone")]

@@ -8,4 +8,5 @@ mod bench;
 mod conformance;
 mod crash;
 mod embedded;
+mod placing;
 mod power;

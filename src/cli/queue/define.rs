@@ -36,6 +36,9 @@ struct Settings {
     /// Refuse messages beyond so many bytes: 1000000, 64MiB
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     max_bytes: Option<u64>,
+    /// Take a message once that is sent again with its dedup id within this time: 1s to 7d
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    dedup_window: Option<Duration>,
     /// A label for your tools; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
@@ -60,6 +63,7 @@ impl Settings {
             ("default_ttl", self.default_ttl.is_some()),
             ("max_messages", self.max_messages.is_some()),
             ("max_bytes", self.max_bytes.is_some()),
+            ("dedup_window", self.dedup_window.is_some()),
             ("labels", !self.labels.is_empty()),
             ("bindings", !self.bindings.is_empty()),
         ];
@@ -73,6 +77,8 @@ impl Settings {
             max_messages: self.max_messages.unwrap_or_default(),
             max_bytes: self.max_bytes.unwrap_or_default(),
             priorities: false,
+            ordered_by_key: false,
+            dedup_window: self.dedup_window.map(duration),
             labels,
         };
         Ok((queue, fields.into_iter().filter(|(_, said)| *said).map(|(field, _)| field).collect()))
@@ -93,6 +99,9 @@ pub(super) struct Create {
     /// Deliver higher priorities first; cannot be changed later
     #[arg(long)]
     priorities: bool,
+    /// Deliver messages with the same ordering key one at a time, in their order; cannot be changed later
+    #[arg(long)]
+    ordered_by_key: bool,
     /// A queue with the same settings is fine
     #[arg(long)]
     if_not_exists: bool,
@@ -102,6 +111,7 @@ impl Create {
     pub(super) async fn run(&self, mut client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
         let (mut queue, _) = self.settings.queue(&self.name).map_err(Failure::usage)?;
         queue.priorities = self.priorities;
+        queue.ordered_by_key = self.ordered_by_key;
         let question = v1::CreateQueueRequest { queue: Some(queue), if_not_exists: self.if_not_exists };
         let answer =
             client.create_queue(request(options, question)).await.map_err(|status| refused(&status))?;
@@ -124,7 +134,8 @@ pub(super) struct Update {
     settings: Settings,
     /// Give a setting its default again; may be given several times
     #[arg(long, value_name = "SETTING", value_parser = [
-        "lease", "max_deliveries", "dead_letter_queue", "default_ttl", "max_messages", "max_bytes", "labels", "bindings",
+        "lease", "max_deliveries", "dead_letter_queue", "default_ttl", "max_messages", "max_bytes", "dedup_window",
+        "labels", "bindings",
     ])]
     unset: Vec<String>,
 }

@@ -154,6 +154,8 @@ fn queue_json(queue: &v1::Queue) -> Value {
         "max_messages": queue.max_messages,
         "max_bytes": queue.max_bytes,
         "priorities": queue.priorities,
+        "ordered_by_key": queue.ordered_by_key,
+        "dedup_window": queue.dedup_window.as_ref().map(show_duration),
         "labels": labels,
     })
 }
@@ -166,16 +168,19 @@ fn queue_text(queue: &v1::Queue) -> String {
         0 => "without end".to_owned(),
         max => max.to_string(),
     };
+    let yes = |is: bool| if is { "yes" } else { "no" };
     let mut text = format!(
         "name               {}\nlease              {}\nmax deliveries     {deliveries}\ndead letter queue  {}\n\
-         default ttl        {}\nmax messages       {}\nmax bytes          {}\npriorities         {}\n",
+         default ttl        {}\nmax messages       {}\nmax bytes          {}\npriorities         {}\nordered by key     {}\ndedup window       {}\n",
         queue.name,
         time(queue.lease.as_ref()),
         or(queue.dead_letter_queue.clone(), "none"),
         or(time(queue.default_ttl.as_ref()), "none"),
         queue.max_messages,
         queue.max_bytes,
-        if queue.priorities { "yes" } else { "no" },
+        yes(queue.priorities),
+        yes(queue.ordered_by_key),
+        or(time(queue.dedup_window.as_ref()), "none"),
     );
     for binding in &queue.bindings {
         text.push_str(&format!("binding            {binding}\n"));

@@ -98,7 +98,9 @@ impl Broker {
                         stay = Some(CoreError::refused(refusal, |id| self.queue_name_of(id)));
                         left = 0;
                     }
-                    Outcome::Done | Outcome::Published(_) => moved += 1,
+                    Outcome::Done | Outcome::Published(_) | Outcome::Duplicate { .. } | Outcome::All(_) => {
+                        moved += 1;
+                    }
                 }
             }
         }

@@ -19,6 +19,7 @@ use super::format::{Location, Mark};
 use super::leases::{Lease, Leases};
 use super::level::Level;
 use super::members::Members;
+use super::order::{Key, Order};
 use crate::engine::{LeaseError, LeaseRef, Outgoing};
 use crate::types::UnixMillis;
 
@@ -70,6 +71,8 @@ pub(super) struct State {
     /// QoS 2 publishes that the session's client has not released: packet id → sequence and place.
     pub(super) incoming: Map<u16, (u64, Location)>,
     pub(super) members: Members,
+    /// Of a queue that keeps order by key.
+    pub(super) order: Option<Box<Order>>,
     pub(super) expiring: usize,
     pub(super) gone: bool,
     /// The deadline that the keeper knows, if any.
@@ -98,7 +101,8 @@ impl State {
     }
 
     pub(super) fn ready_count(&self) -> usize {
-        self.levels.iter().map(|level| level.fresh.len() + level.returned.len()).sum()
+        let waiting = self.order.as_ref().map_or(0, |order| order.waiting());
+        self.levels.iter().map(|level| level.fresh.len() + level.returned.len()).sum::<usize>() + waiting
     }
 
     pub(super) fn delayed_count(&self) -> usize {
@@ -110,14 +114,23 @@ impl State {
     }
 
     /// A stored message arrives, in sequence order. `mark` is of an earlier start.
-    pub(super) fn push(&mut self, entry: Entry, mark: Mark, now: UnixMillis) {
+    pub(super) fn push(&mut self, entry: Entry, mark: Mark, key: Option<Key>, now: UnixMillis) {
+        if let (Some(order), Some(key)) = (&mut self.order, key) {
+            order.know(entry.sequence, key);
+        }
         if !mark.is_empty() {
             self.marks.insert(entry.sequence, Mark { not_before: None, ..mark });
         }
         self.expiring += usize::from(entry.expires != 0);
         match mark.not_before.filter(|&at| at > now) {
-            Some(at) => self.delay(entry, at.0),
+            Some(at) => {
+                if let Some(order) = self.order.as_mut().filter(|_| mark.attempts > 0) {
+                    order.hold(entry.sequence);
+                }
+                self.delay(entry, at.0);
+            }
             None => {
+                let Some(entry) = self.join(entry) else { return };
                 let level = self.level(entry.priority);
                 if level.fresh.back().is_none_or(|last| last.sequence < entry.sequence) {
                     level.fresh.push_back(entry);
@@ -126,6 +139,21 @@ impl State {
                 }
             }
         }
+    }
+
+    /// A message is due: given back if nothing of its key is before it.
+    fn join(&mut self, entry: Entry) -> Option<Entry> {
+        match &mut self.order {
+            None => Some(entry),
+            Some(order) => order.join(entry),
+        }
+    }
+
+    /// A delayed message is due. Whether it may be delivered.
+    pub(super) fn fall_due(&mut self, entry: Entry) -> bool {
+        let Some(entry) = self.join(entry) else { return false };
+        self.level(entry.priority).unpop(entry);
+        true
     }
 
     fn delay(&mut self, entry: Entry, until: u64) {
@@ -261,21 +289,32 @@ impl State {
                 .levels
                 .iter()
                 .any(|level| level.find_fresh(sequence).is_some() || level.returned.contains_key(&sequence))
+            || self.order.as_ref().is_some_and(|order| order.has(sequence))
     }
 
-    /// Drops what is kept beside the entry.
+    /// The message is gone for good: drops what is kept beside the entry, and lets the next of its key be delivered.
     pub(super) fn forget(&mut self, entry: &Entry) {
         if !self.marks.is_empty() {
             self.marks.remove(&entry.sequence);
         }
         self.expiring = self.expiring.saturating_sub(usize::from(entry.expires != 0));
+        if let Some(next) = self.order.as_mut().and_then(|order| order.leave(entry.sequence)) {
+            self.level(next.priority).unpop(next);
+            self.members.wake(1);
+        }
+    }
+
+    /// Takes a message out that is ready.
+    pub(super) fn take_ready(&mut self, sequence: u64) -> Option<Entry> {
+        let found = self.levels.iter_mut().find_map(|level| level.remove(sequence));
+        found.or_else(|| self.order.as_mut()?.take(sequence))
     }
 
     /// Takes a leased message out.
     pub(super) fn settle(&mut self, lease: &LeaseRef) -> Result<Entry, LeaseError> {
         let entry = if lease.earlier_boot {
             // The earlier start's lease is good as long as nobody else got the message since.
-            match self.levels.iter_mut().find_map(|level| level.remove(lease.sequence.0)) {
+            match self.take_ready(lease.sequence.0) {
                 Some(entry) => {
                     self.members.go_on();
                     entry
@@ -333,6 +372,7 @@ impl State {
         if let Some(&until) = self.delayed_until.get(&sequence) {
             return self.delayed.get_mut(&(until, sequence));
         }
-        self.levels.iter_mut().find_map(|level| level.get_mut(sequence))
+        let ready = self.levels.iter_mut().find_map(|level| level.get_mut(sequence));
+        ready.or_else(|| self.order.as_mut()?.get_mut(sequence))
     }
 }

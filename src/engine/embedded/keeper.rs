@@ -18,6 +18,7 @@ use super::entry::Entry;
 use super::format::Mark;
 use super::index::State;
 use super::lanes::{Prepared, Reply, SettleReply, Work, deadline};
+use super::prepare::key_of;
 use super::returns::Due;
 use super::shared::Shared;
 use super::target::Target;
@@ -268,6 +269,7 @@ fn bury(
             sequence: Sequence(entry.sequence),
             to: grave.id,
             body: body.freeze(),
+            key: key_of(&message, &shared.secret),
             priority: entry.priority(),
             expires_at: None,
         });

@@ -10,10 +10,11 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::format::{Location, Mark};
+use super::hash::TextHash;
 use super::target::Target;
 use crate::engine::{Append, Definition, EngineError, Outcome, Outgoing, SubscribeOptions};
 use crate::types::topic::FilterSpec;
-use crate::types::{Priority, Sequence, TargetId, TopicName, UnixMillis};
+use crate::types::{MessageId, Priority, Sequence, TargetId, TopicName, UnixMillis};
 
 /// Where an answer goes. Nobody may wait for it any more.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
@@ -22,11 +23,13 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 #[derive(Debug)]
 pub(super) enum Prepared {
     Publish(Box<PreparedPublish>),
+    All(Vec<PreparedPublish>),
     Move {
         from: TargetId,
         sequence: Sequence,
         to: TargetId,
         body: Bytes,
+        key: Option<TextHash>,
         priority: Priority,
         expires_at: Option<UnixMillis>,
     },
@@ -51,12 +54,27 @@ pub(super) enum Prepared {
 /// See [`crate::engine::Publish`].
 #[derive(Debug)]
 pub(super) struct PreparedPublish {
+    /// What queues with a window know it by.
+    pub(super) dedup: Option<(TextHash, MessageId)>,
+    /// In queues that keep order by key.
+    pub(super) key: Option<TextHash>,
     pub(super) body: Bytes,
     pub(super) targets: SmallVec<[Append; 2]>,
     pub(super) expires_at: Option<UnixMillis>,
     pub(super) retained: Option<Retained>,
     pub(super) newest_only: bool,
     pub(super) incoming: Option<(TargetId, u16)>,
+}
+
+impl PreparedPublish {
+    /// How many records it makes at most.
+    pub(super) fn records(&self) -> usize {
+        self.targets.len() + 3
+    }
+
+    fn weight(&self) -> usize {
+        32 + self.body.len() + 24 * self.targets.len()
+    }
 }
 
 /// What a publish does to the retained value of its topic.
@@ -97,7 +115,8 @@ impl Work {
             Self::Commit { ops, .. } => ops
                 .iter()
                 .map(|op| match op {
-                    Prepared::Publish(publish) => 32 + publish.body.len() + 24 * publish.targets.len(),
+                    Prepared::Publish(publish) => publish.weight(),
+                    Prepared::All(items) => items.iter().map(PreparedPublish::weight).sum(),
                     Prepared::Move { body, .. } => 64 + body.len(),
                     _ => 128,
                 })

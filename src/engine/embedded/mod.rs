@@ -42,15 +42,18 @@ use crate::bell::Bell;
 use crate::types::clock::unix_now;
 use crate::types::{Sequence, TargetId};
 
+mod admit;
 mod bodies;
 mod body;
 pub mod check;
 mod consumer;
 mod counts;
+mod dedup;
 mod disk;
 mod entry;
 pub mod export;
 mod format;
+mod hash;
 mod index;
 mod journal;
 mod keeper;
@@ -63,6 +66,7 @@ mod marker;
 mod members;
 mod objects;
 mod offline;
+mod order;
 mod pack;
 mod pen;
 mod prepare;
@@ -155,6 +159,7 @@ impl Embedded {
             Packer::new(boot, recovered.next_pack, log),
             recovered.retained,
             recovered.next_retained,
+            recovered.dedup,
         );
         writer.dirty_sequences.extend(recovered.dirty_sequences);
         let pen = Arc::new(Pen::new(writer));
@@ -237,7 +242,8 @@ impl Engine for Embedded {
             return Ticket::ready(Err(error));
         }
         let (reply, ticket) = Ticket::new();
-        self.shared.lanes.push(Work::Commit { ops: prepare_all(ops), reply });
+        let ops = prepare_all(ops, &self.shared.secret);
+        self.shared.lanes.push(Work::Commit { ops, reply });
         ticket
     }
 
@@ -251,7 +257,7 @@ impl Engine for Embedded {
             return Ticket::ready(Err(error));
         }
         let (reply, ticket) = Ticket::new();
-        let ops = prepare_all(vec![Op::Publish(publish)]);
+        let ops = prepare_all(vec![Op::Publish(publish)], &self.shared.secret);
         if let Some(work) = self.pen.commit_alone(&self.shared, Work::Commit { ops, reply }) {
             self.shared.lanes.push(work);
         }

@@ -54,6 +54,11 @@ struct StoredQueue {
     labels: BTreeMap<String, String>,
     #[prost(uint64, tag = "11")]
     created_at: u64,
+    // From 20 on: 20 and the number of the field in the contract.
+    #[prost(bool, tag = "33")]
+    ordered_by_key: bool,
+    #[prost(uint64, optional, tag = "35")]
+    dedup_window_ms: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -122,6 +127,8 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             priorities: queue.priorities,
             labels: queue.labels.clone(),
             created_at: queue.created_at.0,
+            ordered_by_key: queue.ordered_by_key,
+            dedup_window_ms: queue.dedup_window.map(millis),
         }),
         Definition::Session(session) => Kind::Session(StoredSession {
             client_id: session.client_id.to_string(),
@@ -166,6 +173,8 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             max_messages: queue.max_messages,
             max_bytes: queue.max_bytes,
             priorities: queue.priorities,
+            ordered_by_key: queue.ordered_by_key,
+            dedup_window: queue.dedup_window_ms.map(Duration::from_millis),
             labels: queue.labels,
             created_at: UnixMillis(queue.created_at),
         }),
@@ -244,6 +253,8 @@ mod tests {
                 max_messages: 7,
                 max_bytes: 8,
                 priorities: true,
+                ordered_by_key: true,
+                dedup_window: Some(Duration::from_secs(60)),
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
                 created_at: UnixMillis(9),
             }),

@@ -184,8 +184,7 @@ impl State {
         {
             self.delayed_until.remove(&sequence);
             if let Some((_, entry)) = self.delayed.pop_first() {
-                self.level(entry.priority).unpop(entry);
-                woken += 1;
+                woken += usize::from(self.fall_due(entry));
             }
         }
         while let Some((at, sequence)) = self.leases.first_end()
@@ -206,6 +205,10 @@ impl State {
                     .retain(|_, entry| !self.is_over(entry, now) || (due.expired.push(*entry), false).1);
             }
             self.levels = levels;
+            if let Some(mut order) = self.order.take() {
+                order.take_all(&mut due.expired, |entry| self.is_over(entry, now));
+                self.order = Some(order);
+            }
             due.expired.iter().for_each(|entry| self.forget(entry));
             if !due.expired.is_empty() {
                 self.members.go_on();

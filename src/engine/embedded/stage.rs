@@ -6,15 +6,20 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::admit::Slot;
+use super::dedup::First;
 use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Add, Location, Mark, Place, RETAINED, Record};
+use super::hash::TextHash;
 use super::lanes::{Prepared, PreparedPublish, SettleReply, Work};
 use super::objects;
+use super::order::Key;
 use super::pack::Failed;
 use super::target::{Settings, Target};
 use super::writer::{Answer, Effect, Writer};
-use crate::engine::{Append, Outcome, Refusal};
+use crate::engine::{Outcome, Refusal};
+use crate::types::clock::unix_now;
 use crate::types::{Priority, Qos, Sequence, TargetId, UnixMillis};
 
 impl Writer {
@@ -88,15 +93,19 @@ impl Writer {
 
     fn stage_op(&mut self, op: Prepared) -> Result<Outcome, Failed> {
         if let Some((free_bytes, watermark_bytes)) = self.low_disk
-            && matches!(op, Prepared::Publish(_) | Prepared::Define(..) | Prepared::Subscribe(..))
+            && matches!(
+                op,
+                Prepared::Publish(_) | Prepared::All(_) | Prepared::Define(..) | Prepared::Subscribe(..)
+            )
         {
             self.shared.counts.refused_disk.add(1);
             return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
         }
         match op {
-            Prepared::Publish(publish) => self.stage_publish(*publish),
-            Prepared::Move { from, sequence, to, body, priority, expires_at } => {
-                self.stage_move(from, sequence, to, &body, priority, expires_at)
+            Prepared::Publish(publish) => self.stage_publish(*publish, None),
+            Prepared::All(items) => self.stage_all(items),
+            Prepared::Move { from, sequence, to, body, key, priority, expires_at } => {
+                self.stage_move((from, sequence), to, &body, key, priority, expires_at)
             }
             other => self.stage_rare(other),
         }
@@ -104,7 +113,7 @@ impl Writer {
 
     fn stage_rare(&mut self, op: Prepared) -> Result<Outcome, Failed> {
         match op {
-            Prepared::Publish(_) | Prepared::Move { .. } => {}
+            Prepared::Publish(_) | Prepared::All(_) | Prepared::Move { .. } => {}
             Prepared::Outgoing { target, sequence, outgoing } => {
                 let Ok(target) = self.shared.target(target) else {
                     return Ok(Outcome::Refused(Refusal::Gone(target)));
@@ -149,6 +158,7 @@ impl Writer {
                 }
                 log.remove(disk, Tree::Seq, &key)?;
                 self.dirty_sequences.remove(&id);
+                self.dedup.delete(id);
                 self.effects.push(Effect::Gone(target));
             }
             Prepared::Subscribe(session, filter, options) => {
@@ -167,47 +177,84 @@ impl Writer {
         Ok(Outcome::Done)
     }
 
-    fn stage_publish(&mut self, publish: PreparedPublish) -> Result<Outcome, Failed> {
+    /// `at`: when it was admitted, together with others, so that it is not refused here.
+    pub(super) fn stage_publish(
+        &mut self,
+        publish: PreparedPublish,
+        at: Option<UnixMillis>,
+    ) -> Result<Outcome, Failed> {
         let len = publish.body.len() as u64;
-        let mut open = SmallVec::<[Option<(Arc<Target>, &Append)>; 2]>::new();
+        let mut open = SmallVec::<[Slot<'_>; 2]>::new();
+        let mut duplicate = None;
         for append in &publish.targets {
             let Ok(target) = self.shared.target(append.target) else {
                 if publish.targets.len() == 1 && publish.incoming.is_none() && publish.retained.is_none() {
                     return Ok(Outcome::Refused(Refusal::Gone(append.target)));
                 }
-                open.push(None);
+                open.push(Slot::None);
                 continue;
             };
-            match room(&target, len) {
-                None => open.push(Some((target, append))),
+            if let Some((id, _)) = publish.dedup {
+                match self.known(&target, id, 1, at.unwrap_or_else(unix_now)) {
+                    Ok(None) => {}
+                    Ok(Some(first)) => {
+                        self.shared.counts.duplicates.add(1);
+                        duplicate = duplicate.or(Some(first));
+                        open.push(Slot::Known(first.sequence));
+                        continue;
+                    }
+                    Err(refusal) => return Ok(self.refused_full(refusal)),
+                }
+            }
+            match room(&target, 1, len) {
+                None => open.push(Slot::Open(target, append)),
                 Some(_) if !target.settings.load().rejects => {
                     target.totals.dropped.fetch_add(1, Ordering::Relaxed);
                     self.shared.counts.dropped.add(1);
-                    open.push(None);
+                    open.push(Slot::None);
                 }
                 Some(bound) => {
-                    self.shared.counts.refused_full.add(1);
-                    return Ok(Outcome::Refused(Refusal::Full { target: append.target, bound }));
+                    return Ok(self.refused_full(Refusal::Full { target: append.target, bound }));
                 }
             }
         }
         let incoming =
             publish.incoming.and_then(|(session, id)| Some((self.shared.target(session).ok()?, id)));
-        let stores =
-            open.iter().any(Option::is_some) || publish.retained.as_ref().is_some_and(|it| !it.clear);
+        let stores = open.iter().any(|slot| matches!(slot, Slot::Open(..)))
+            || publish.retained.as_ref().is_some_and(|it| !it.clear);
+        if let Some(First { id, sequence }) = duplicate
+            && incoming.is_none()
+            && publish.retained.is_none()
+            && open.iter().all(|slot| matches!(slot, Slot::Known(_)))
+        {
+            return Ok(Outcome::Duplicate { id, sequence: Sequence(sequence) });
+        }
         let (packer, mut books) = self.books();
-        packer.begin_op(&mut books, publish.targets.len() + 3, publish.body.len())?;
+        packer.begin_op(&mut books, publish.records(), publish.body.len())?;
         let place = if stores { Some(packer.body(&mut books, &publish.body)?) } else { None };
         let mut sequences = SmallVec::with_capacity(open.len());
         for slot in open {
-            let (Some((target, append)), Some(place)) = (slot, place) else {
-                sequences.push(None);
-                continue;
+            let (target, append, place) = match (slot, place) {
+                (Slot::Open(target, append), Some(place)) => (target, append, place),
+                (Slot::Known(sequence), _) => {
+                    sequences.push(Some(Sequence(sequence)));
+                    continue;
+                }
+                _ => {
+                    sequences.push(None);
+                    continue;
+                }
             };
             let expires_at = [append.expires_at, publish.expires_at].into_iter().flatten().min();
             let mark = Mark { not_before: append.not_before, ..Mark::default() };
             let how = (append.qos, append.retain, append.priority);
-            sequences.push(Some(self.stage_add(target, place, how, expires_at, mark)?));
+            let queue = publish.dedup.filter(|_| target.settings.load().dedup_window.is_some());
+            let queue = queue.map(|(id, message)| (target.id, id, message));
+            let sequence = self.stage_add(target, place, how, expires_at, publish.key, mark)?;
+            if let Some((queue, id, message)) = queue {
+                self.dedup.remember(queue, id, First { id: message, sequence: sequence.0 });
+            }
+            sequences.push(Some(sequence));
         }
         if let Some(retained) = publish.retained {
             if let Some((sequence, of)) = self.retained.remove(&retained.topic) {
@@ -251,10 +298,15 @@ impl Writer {
         place: Place,
         (qos, retain, priority): (Qos, bool, Priority),
         expires_at: Option<UnixMillis>,
+        key: Option<TextHash>,
         mark: Mark,
     ) -> Result<Sequence, Failed> {
         let sequence = self.next_sequence(&target);
-        let priority = if target.settings.load().priorities { priority } else { Priority::default() };
+        let (priority, key) = {
+            let settings = target.settings.load();
+            let priority = if settings.priorities { priority } else { Priority::default() };
+            (priority, key.filter(|_| settings.ordered))
+        };
         let add = Add {
             target: target.id.0,
             sequence,
@@ -263,6 +315,7 @@ impl Writer {
             retain,
             priority,
             expires_at,
+            key,
             incoming: None,
             mark,
         };
@@ -282,16 +335,16 @@ impl Writer {
             how,
             priority,
         );
-        self.effects.push(Effect::Push(target, entry, mark));
+        self.effects.push(Effect::Push(target, entry, mark, key.map(Key::from)));
         Ok(Sequence(sequence))
     }
 
     fn stage_move(
         &mut self,
-        from: TargetId,
-        sequence: Sequence,
+        (from, sequence): (TargetId, Sequence),
         to: TargetId,
         body: &Bytes,
+        key: Option<TextHash>,
         priority: Priority,
         expires_at: Option<UnixMillis>,
     ) -> Result<Outcome, Failed> {
@@ -311,7 +364,7 @@ impl Writer {
             source.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
         }
         let how = (entry.qos(), entry.retain(), priority);
-        let moved = self.stage_add(destination, place, how, expires_at, Mark::default())?;
+        let moved = self.stage_add(destination, place, how, expires_at, key, Mark::default())?;
         Ok(Outcome::Published(SmallVec::from_elem(Some(moved), 1)))
     }
 
@@ -372,6 +425,7 @@ fn bodiless(
         retain: false,
         priority: Priority::default(),
         expires_at,
+        key: None,
         incoming,
         mark: Mark::default(),
     }
@@ -385,10 +439,10 @@ pub(super) fn subscription_key(session: TargetId, filter: &str) -> Vec<u8> {
     key
 }
 
-/// Which bound one more message would break.
-fn room(target: &Target, len: u64) -> Option<String> {
+/// Which bound so many more messages, of so many bytes together, would break.
+pub(super) fn room(target: &Target, count: u64, len: u64) -> Option<String> {
     let settings = target.settings.load();
-    if target.messages.load(Ordering::Relaxed) >= settings.max_messages {
+    if target.messages.load(Ordering::Relaxed).saturating_add(count) > settings.max_messages {
         return Some(format!("max_messages {}", settings.max_messages));
     }
     let bytes = target.bytes.load(Ordering::Relaxed);

@@ -18,6 +18,8 @@ impl State {
                     .chain(level.returned.range(from..).map(|(_, e)| e).take(max));
                 found.extend(ready.map(|entry| (*entry, View::Ready, None)));
             }
+            let waiting = self.order.iter().flat_map(|order| order.list(from, max));
+            found.extend(waiting.map(|entry| (*entry, View::Ready, None)));
         }
         if matches!(view, View::All | View::Delayed) {
             let delayed = self.delayed.iter().filter(|((_, sequence), _)| *sequence >= from);
@@ -31,17 +33,27 @@ impl State {
                 }),
             );
         }
+        if found.len() > max {
+            found.select_nth_unstable_by_key(max, |(entry, ..)| entry.sequence);
+            found.truncate(max);
+        }
         found.sort_unstable_by_key(|(entry, ..)| entry.sequence);
-        found.truncate(max);
         let attempts = |entry: &Entry| self.marks.get(&entry.sequence).map_or(0, |mark| mark.attempts);
         found.into_iter().map(|(entry, view, until)| (entry, view, attempts(&entry), until)).collect()
     }
 
     /// A message whose body cannot be read is not handed out any more; it stays in the store.
     pub(super) fn discard(&mut self, sequence: u64) {
-        if self.unlease(sequence).is_none() {
-            self.levels.iter_mut().find_map(|level| level.remove(sequence));
-            self.members.go_on();
+        let found = match self.unlease(sequence) {
+            Some(lease) => Some(lease.entry),
+            None => {
+                let found = self.take_ready(sequence);
+                self.members.go_on();
+                found
+            }
+        };
+        if let Some(entry) = found {
+            self.forget(&entry);
         }
     }
 
@@ -59,6 +71,9 @@ impl State {
             for level in &mut self.levels {
                 out.extend(std::mem::take(&mut level.returned).into_values());
                 out.extend(std::mem::take(&mut level.fresh));
+            }
+            if let Some(order) = &mut self.order {
+                order.take_all(&mut out, |_| true);
             }
         }
         if matches!(view, View::All | View::Delayed) {

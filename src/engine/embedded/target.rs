@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -21,6 +22,8 @@ pub(super) struct Settings {
     pub(super) queue: Option<QueueName>,
     pub(super) dead_letter: Option<QueueName>,
     pub(super) priorities: bool,
+    pub(super) ordered: bool,
+    pub(super) dedup_window: Option<Duration>,
 }
 
 impl From<&Definition> for Settings {
@@ -42,6 +45,8 @@ impl From<&Definition> for Settings {
             queue: queue.map(|queue| queue.name.clone()),
             dead_letter: queue.and_then(|queue| queue.dead_letter.clone()),
             priorities: queue.is_some_and(|queue| queue.priorities),
+            ordered: queue.is_some_and(|queue| queue.ordered_by_key),
+            dedup_window: queue.and_then(|queue| queue.dedup_window),
         }
     }
 }
@@ -73,6 +78,7 @@ pub(super) struct Totals {
 
 impl Target {
     pub(super) fn new(id: TargetId, settings: Settings, next_sequence: u64) -> Self {
+        let state = State { order: settings.ordered.then(Box::default), ..State::default() };
         Self {
             id,
             settings: ArcSwap::from_pointee(settings),
@@ -81,7 +87,7 @@ impl Target {
             next_sequence: AtomicU64::new(next_sequence),
             earlier: AtomicU64::new(next_sequence),
             totals: Totals::default(),
-            state: Mutex::default(),
+            state: Mutex::new(state),
         }
     }
 

@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHasher;
 use smallvec::SmallVec;
 
+use super::dedup::Dedup;
 use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Location, Mark};
 use super::lanes::{Prepared, Reply, Work, deadline};
 use super::ledger::Ledger;
 use super::marker::Marker;
+use super::order::Key;
 use super::pack::{Books, Failed, Packer};
 use super::shared::Shared;
 use super::target::Target;
@@ -38,7 +40,7 @@ const UPKEEP_EVERY: Duration = Duration::from_millis(50);
 
 /// What happens when the commit is durable.
 pub(super) enum Effect {
-    Push(Arc<Target>, Entry, Mark),
+    Push(Arc<Target>, Entry, Mark, Option<Key>),
     Incoming(Arc<Target>, u16, u64, Location),
     Released(Arc<Target>, u16),
     Relocate(Arc<Target>, Entry),
@@ -60,6 +62,7 @@ pub(super) struct Writer {
     /// Where the retained value of each topic stands.
     pub(super) retained: HashMap<TopicName, (u64, Location)>,
     pub(super) next_retained: u64,
+    pub(super) dedup: Dedup,
     /// Packs to be removed, with the sync that must have happened before.
     pub(super) removable: VecDeque<(u64, u64)>,
     /// Targets whose next sequence is not written since it changed.
@@ -84,6 +87,7 @@ impl Writer {
         packer: Packer,
         retained: HashMap<TopicName, (u64, Location)>,
         next_retained: u64,
+        dedup: Dedup,
     ) -> Self {
         Self {
             shared,
@@ -91,6 +95,7 @@ impl Writer {
             packer,
             retained,
             next_retained,
+            dedup,
             removable: VecDeque::new(),
             dirty_sequences: HashSet::default(),
             syncs: 0,
@@ -197,12 +202,12 @@ impl Writer {
         let upkeep = busy.then(|| deadline(UPKEEP_EVERY));
         let space = self.low_disk.map(|_| deadline(SPACE_EVERY));
         let checkpoint = self.upkeep.checkpoint_at(&self.ledger);
-        [give, sync, upkeep, space, checkpoint].into_iter().flatten().min()
+        [give, sync, upkeep, space, checkpoint, self.dedup.sweep_at()].into_iter().flatten().min()
     }
 
     pub(super) fn books(&mut self) -> (&mut Packer, Books<'_>) {
-        let Self { packer, shared, ledger, .. } = self;
-        (packer, Books { disk: &shared.disk, bodies: &shared.bodies, ledger })
+        let Self { packer, shared, ledger, dedup, .. } = self;
+        (packer, Books { disk: &shared.disk, bodies: &shared.bodies, ledger, dedup })
     }
 
     pub(super) fn seal(&mut self) -> Result<(), Failed> {
@@ -250,15 +255,15 @@ impl Writer {
         let mut effects = done.drain(..).peekable();
         while let Some(effect) = effects.next() {
             match effect {
-                Effect::Push(target, entry, mark) => {
+                Effect::Push(target, entry, mark, key) => {
                     let mut state = target.state.lock();
                     let mut pushed = 1;
                     let mut dead = SmallVec::<[Location; 4]>::new();
-                    push(&mut state, entry, mark, at, &mut dead);
-                    while let Some(Effect::Push(_, entry, mark)) = effects.next_if(
+                    push(&mut state, entry, mark, key, at, &mut dead);
+                    while let Some(Effect::Push(_, entry, mark, key)) = effects.next_if(
                         |next| matches!(next, Effect::Push(other, ..) if Arc::ptr_eq(other, &target)),
                     ) {
-                        push(&mut state, entry, mark, at, &mut dead);
+                        push(&mut state, entry, mark, key, at, &mut dead);
                         pushed += 1;
                     }
                     state.members.wake(pushed);
@@ -308,13 +313,14 @@ fn push(
     state: &mut super::index::State,
     entry: Entry,
     mark: Mark,
+    key: Option<Key>,
     at: UnixMillis,
     dead: &mut SmallVec<[Location; 4]>,
 ) {
     if state.gone {
         dead.push(entry.location());
     } else {
-        state.push(entry, mark, at);
+        state.push(entry, mark, key, at);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::grpc::proto::v1;
 use crate::types::{QueueName, TopicFilter, clock};
 
 /// The fields that may be said of a queue, beside its name.
-const FIELDS: [&str; 9] = [
+const FIELDS: [&str; 11] = [
     "bindings",
     "lease",
     "max_deliveries",
@@ -19,6 +19,8 @@ const FIELDS: [&str; 9] = [
     "max_messages",
     "max_bytes",
     "priorities",
+    "ordered_by_key",
+    "dedup_window",
     "labels",
 ];
 
@@ -86,6 +88,11 @@ pub(super) fn set(
         "max_messages" => spec.max_messages = or(queue.max_messages, limits.queue_messages),
         "max_bytes" => spec.max_bytes = or(queue.max_bytes, limits.queue_bytes),
         "priorities" => spec.priorities = queue.priorities,
+        "ordered_by_key" => spec.ordered_by_key = queue.ordered_by_key,
+        "dedup_window" => {
+            let window = queue.dedup_window.as_ref().map(|window| duration("queue.dedup_window", window));
+            spec.dedup_window = window.transpose()?;
+        }
         "labels" => spec.labels = queue.labels.clone().into_iter().collect(),
         other => return Err(CoreError::invalid("update_mask", format!("{other:?} is no field of a queue"))),
     }
@@ -128,6 +135,8 @@ pub(super) fn queue_of(spec: &QueueSpec) -> v1::Queue {
         max_messages: spec.max_messages,
         max_bytes: spec.max_bytes,
         priorities: spec.priorities,
+        ordered_by_key: spec.ordered_by_key,
+        dedup_window: spec.dedup_window.map(duration_of),
         labels: spec.labels.clone().into_iter().collect(),
     }
 }
@@ -147,6 +156,8 @@ mod tests {
             default_ttl: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
             max_messages: 10,
             priorities: true,
+            ordered_by_key: true,
+            dedup_window: Some(prost_types::Duration { seconds: 600, nanos: 0 }),
             labels: [("team".to_owned(), "a".to_owned())].into(),
             ..Default::default()
         };

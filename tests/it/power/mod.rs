@@ -4,7 +4,8 @@
 //! `tests/power/shim.c` lies below the broker, and kills it at a call. Between two cuts a broker without it opens what the disk has left, and the
 //! clients' [`history`] is compared with what it finds: nothing acknowledged is lost, nothing settled comes back, order holds,
 //! QoS 2 is exactly once, nothing delayed is early, no message is leased twice at a time, publishes with two targets reach
-//! both, retained values and definitions are the newest or what was under way.
+//! both, messages of a key come one at a time and in order, atomic batches are there whole or not at all, what is sent again under its name is stored once, retained values and definitions are the newest or what was under
+//! way.
 //!
 //! `STAFETT_CUTS` and `STAFETT_SEED` make it longer or repeat a run; `tests/power/run` does so.
 
@@ -22,7 +23,7 @@ use tokio::time::timeout;
 use crate::below::{Chance, Disk, setting};
 use crate::harness::{Broker, Ended};
 use history::History;
-use queues::{Caller, Gone};
+use queues::{Caller, Gone, ONCE, WORK};
 use sessions::{Clients, Reader};
 
 /// Much longer than any run takes.
@@ -101,14 +102,20 @@ impl Machine {
         tasks.spawn(clients.publish_exactly(false));
         tasks.spawn(caller(1).await?.enqueue());
         tasks.spawn(caller(2).await?.produce());
-        tasks.spawn(caller(3).await?.receive());
-        tasks.spawn(caller(4).await?.receive());
+        tasks.spawn(caller(3).await?.receive(WORK));
+        tasks.spawn(caller(4).await?.receive(WORK));
         tasks.spawn(caller(5).await?.publish());
         tasks.spawn(caller(6).await?.consume());
         tasks.spawn(caller(7).await?.delay());
         tasks.spawn(caller(8).await?.receive_delayed());
         tasks.spawn(caller(9).await?.retain());
         tasks.spawn(caller(10).await?.come_and_go());
+        tasks.spawn(caller(11).await?.enqueue_once());
+        tasks.spawn(caller(12).await?.receive(ONCE));
+        tasks.spawn(caller(13).await?.enqueue_whole());
+        tasks.spawn(caller(14).await?.enqueue_lines());
+        tasks.spawn(caller(15).await?.receive_lines());
+        tasks.spawn(caller(16).await?.receive_lines());
         while let Some(ended) = tasks.join_next().await {
             let Err(Gone) = ended.unwrap() else { continue };
         }

@@ -48,7 +48,7 @@ async fn a_queue_is_made_shown_changed_and_deleted() {
     assert_eq!((info["lease"].as_str(), info["max_bytes"].as_u64()), (Some("60s"), Some(64 << 20)));
     assert_eq!((&info["bindings"][0], &info["labels"]["team"]), (&"shop/+/order".into(), &"a".into()));
     assert_eq!((info["priorities"].as_bool(), info["default_ttl"].as_str()), (Some(true), None));
-    assert_eq!(done(&broker, &["create", "dead", "--if-not-exists"]).await.lines().count(), 8);
+    assert_eq!(done(&broker, &["create", "dead", "--if-not-exists"]).await.lines().count(), 10);
     let (code, why) = failed(&broker, &["create", "dead"]).await;
     assert!(code == 1 && why.contains("AlreadyExists"), "{why}");
 
@@ -112,6 +112,40 @@ async fn a_message_is_sent_received_and_settled() {
     assert_eq!(done(&broker, &["receive", "q", "--max", "10", "--ack"]).await, "1\n2\n");
     assert_eq!(json(&broker, &["stats", "q"]).await[0]["acked_total"], 3);
     assert!(done(&broker, &["stats", "q"]).await.contains("enqueued       3\n"));
+}
+
+#[tokio::test]
+async fn a_message_that_is_named_is_sent_once() {
+    let broker = Broker::start().await;
+    let info = &json(&broker, &["create", "q", "--dedup-window", "10m"]).await[0];
+    assert_eq!(info["dedup_window"], "600s");
+    let first = &json(&broker, &["send", "q", "x", "--dedup-id", "order-7"]).await[0];
+    let again = &json(&broker, &["send", "q", "x", "--dedup-id", "order-7"]).await[0];
+    assert_eq!((&first["duplicate"], &again["duplicate"]), (&false.into(), &true.into()));
+    assert_eq!((&first["message_id"], &first["sequence"]), (&again["message_id"], &again["sequence"]));
+    let seen = &json(&broker, &["browse", "q"]).await;
+    assert_eq!((seen.len(), &seen[0]["dedup_id"]), (1, &"order-7".into()));
+    let info = &json(&broker, &["update", "q", "--unset", "dedup_window"]).await[0];
+    assert!(info["dedup_window"].is_null());
+    let (code, why) = failed(&broker, &["send", "q", "x", "--dedup-id", "order-7"]).await;
+    assert!(code == 1 && why.contains("dedup_window"), "{why}");
+}
+
+#[tokio::test]
+async fn messages_are_sent_together_or_not_at_all() {
+    let broker = Broker::start().await;
+    done(&broker, &["create", "q", "--max-messages", "600"]).await;
+    let url = broker.url();
+    let send = ["queue", "send", "q", "--lines", "--atomic", "--server", &url];
+    let lines = |count: u32| (0..count).map(|line| format!("{line}\n")).collect::<String>();
+    let ended = stafett_reading(&lines(601), send).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{}", ended.stderr);
+    assert!(ended.stderr.contains("messages[600]"), "{}", ended.stderr);
+    let ended = stafett_reading(&lines(600), send).await;
+    assert_eq!((ended.code, ended.stdout.lines().count()), (Some(0), 600), "{}", ended.stderr);
+    let ended = stafett_reading(&lines(10_001), send).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{}", ended.stderr);
+    assert_eq!(json(&broker, &["stats", "q"]).await[0]["ready"], 600);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ mod definitions;
 mod deliveries;
 mod leases;
 mod messages;
+mod placing;
 mod restart;
 mod streams;
 
