@@ -213,6 +213,7 @@ fn queue() -> Definition {
         ordered_by_key: false,
         dedup_window: None,
         labels: Default::default(),
+        paused: false,
         created_at: unix_now(),
     })
 }

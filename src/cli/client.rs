@@ -27,6 +27,11 @@ pub(super) async fn connect(options: &ClientOptions) -> Result<Channel, Failure>
         .with_context(|| format!("--server {server:?} is not a URL"))
         .map_err(Failure::usage)?
         .connect_timeout(options.timeout);
+    if !matches!(endpoint.uri().scheme_str(), Some("http" | "https")) {
+        return Err(Failure::usage(anyhow::anyhow!(
+            "--server {server:?} needs http:// or https:// in front"
+        )));
+    }
     if endpoint.uri().scheme_str() == Some("https") {
         let tls = tls(options).map_err(Failure::usage)?;
         endpoint =
@@ -87,6 +92,7 @@ pub(super) fn refused(status: &Status) -> Failure {
     let exit = match status.code() {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Exit::Unreachable,
         _ if cause.is_some() => Exit::Unreachable,
+        Code::InvalidArgument => Exit::Usage,
         _ => Exit::Failed,
     };
     causes::add(&mut reason, cause);

@@ -41,7 +41,8 @@ Examples:
   stafett store check ./stafett-data
   stafett store check --data-dir /var/lib/stafett --json
 
-The store must not be in use; nothing in it is changed. Each damage is told with what is lost by it, and the check goes \
+The store must not be in use. Nothing that it holds is changed, but the directory must be writable: sled notes that it \
+was opened. Each damage is told with what is lost by it, and the check goes \
 on behind it. Exit codes: 0 sound; 2 there is no store; 5 damaged, in use or newer.";
 
 const EXPORT_HELP: &str = "\
@@ -49,7 +50,8 @@ Examples:
   stafett store export ./stafett-data --output backup.jsonl
   stafett store export /var/lib/stafett | jq 'select(.type == \"message\" and .queue == \"orders\")'
 
-The store must not be in use; nothing in it is changed. Each line has a type: queue, session, group, retained or \
+The store must not be in use. Nothing that it holds is changed, but the directory must be writable: sled notes that it \
+was opened. Each line has a type: queue, session, group, retained or \
 message; the messages of a target stand in their order. What cannot be read is skipped and told on stderr. Exit codes: \
 0 all is written; 1 the output failed; 2 there is no store; 5 something was skipped, or the store is in use or newer.";
 

@@ -72,7 +72,7 @@ pub struct Limits {
     pub min_lease: Duration,
     /// The longest lease.
     pub max_lease: Duration,
-    /// The longest delay of a message.
+    /// The longest delay of a message: a year, leap years too.
     pub max_delay: Duration,
     /// Messages of a queue that is created without a bound.
     pub queue_messages: u64,
@@ -163,7 +163,7 @@ impl Default for Limits {
             default_lease: Duration::from_secs(30),
             min_lease: Duration::from_secs(1),
             max_lease: Duration::from_secs(12 * 3600),
-            max_delay: DAY * 365,
+            max_delay: DAY * 366,
             queue_messages: 10_000_000,
             queue_bytes: 16 << 30,
         }

@@ -47,6 +47,8 @@ pub struct QueueSpec {
     pub dedup_window: Option<Duration>,
     /// For people and their tools.
     pub labels: BTreeMap<String, String>,
+    /// Its consumers get nothing.
+    pub paused: bool,
     /// When it was made.
     pub created_at: UnixMillis,
 }

@@ -71,12 +71,14 @@ pub enum Op {
     Publish(Publish),
     /// Store messages, each for one target, all or none. None is handed out before all are stored.
     AppendAll(Vec<(Message, Append)>),
-    /// Take a leased message out of one queue and put it, as given, into another.
+    /// Take a message out of one queue and put it, as given, into another. A queue that is full refuses it.
     Move {
-        /// Where it is leased.
+        /// Where it is.
         from: TargetId,
         /// Its place there.
         sequence: Sequence,
+        /// In which state it has to be there: leased to anyone, or one of those that wait.
+        view: View,
         /// Where it goes.
         to: TargetId,
         /// What is stored there.
@@ -84,6 +86,8 @@ pub enum Op {
         /// Its priority there.
         priority: Priority,
     },
+    /// Settle a leased message of one queue and put others into queues: all of it or nothing.
+    Forward(Forward),
     /// What is known of an outgoing QoS 1 or 2 delivery of a session.
     Outgoing {
         /// The session.
@@ -127,6 +131,17 @@ pub struct Publish {
     pub incoming: Option<(TargetId, u16)>,
 }
 
+/// What follows from a message that is settled.
+#[derive(Debug, Clone)]
+pub struct Forward {
+    /// Where it is leased.
+    pub from: TargetId,
+    /// By whom.
+    pub lease: LeaseRef,
+    /// What is stored, each in one queue.
+    pub messages: Vec<(Message, Append)>,
+}
+
 /// One target of a publish.
 #[derive(Debug, Clone, Copy)]
 pub struct Append {
@@ -164,9 +179,9 @@ impl Append {
 pub enum Outcome {
     /// Done.
     Done,
-    /// A publish is stored. The sequence numbers stand in the order of its targets; none: that target is full and
-    /// drops what is new.
-    /// One that has the message already, by its deduplication id, tells where it came to lie then.
+    /// A publish is stored, or what was forwarded. The sequence numbers stand in the order of its targets or messages; none:
+    /// that target is full and drops what is new. One that has the message already, by its deduplication id, tells where it
+    /// came to lie then.
     Published(SmallVec<[Option<Sequence>; 2]>),
     /// Every target has the message already, by its deduplication id: nothing is stored, the first is durable. It may be
     /// settled since. Of several targets the first one's.
@@ -213,7 +228,7 @@ pub enum Refusal {
         /// What is kept.
         watermark_bytes: u64,
     },
-    /// The message is not leased, or not any more.
+    /// The message is not leased, or not any more; or not where it was to be taken from.
     #[error("the message is not leased")]
     NotLeased,
     /// The target that was to go only if it holds nothing holds something.
@@ -273,6 +288,24 @@ pub struct Browsed {
     pub message: Message,
 }
 
+/// What was taken out without being consumed.
+#[derive(Debug)]
+pub struct Removed {
+    /// Their places.
+    pub sequences: Vec<Sequence>,
+    /// Completes when that is durable.
+    pub durable: Ticket<()>,
+}
+
+/// What one look at messages gave.
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    /// In the order of their places.
+    pub messages: Vec<Browsed>,
+    /// Where to go on; none: there is nothing more.
+    pub next: Option<Sequence>,
+}
+
 /// Counts of one target. Totals count from the start of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TargetStats {
@@ -284,8 +317,6 @@ pub struct TargetStats {
     pub leased: u64,
     /// Of all of these: [`Message::weight`] and what storing adds.
     pub bytes: u64,
-    /// When the oldest of them was accepted.
-    pub oldest: Option<UnixMillis>,
     /// Stored.
     pub enqueued_total: u64,
     /// Settled by consumers.
@@ -380,8 +411,16 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
         lease: Duration,
     ) -> Result<Vec<(usize, LeaseError)>, EngineError>;
 
-    /// Looks at messages in sequence order from `from` on, at most `max`.
-    fn browse(&self, target: TargetId, view: View, from: Sequence, max: usize) -> Pending<Vec<Browsed>>;
+    /// Looks at messages in sequence order from `from` on: at most `max`, and no more after `max_bytes` as they are stored
+    /// (one may overdraw).
+    fn browse(
+        &self,
+        target: TargetId,
+        view: View,
+        from: Sequence,
+        max: usize,
+        max_bytes: usize,
+    ) -> Pending<Page>;
 
     /// Takes messages out without consuming them. Completes with their number when that is durable.
     ///
@@ -389,11 +428,21 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// [`EngineError::NoSuchTarget`].
     fn purge(&self, target: TargetId, view: View) -> Result<Ticket<u64>, EngineError>;
 
+    /// Takes those of these messages out that wait in this view; what is leased stays.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchTarget`].
+    fn remove(&self, target: TargetId, view: View, sequences: &[Sequence]) -> Result<Removed, EngineError>;
+
     /// Counts of a target.
     ///
     /// # Errors
     /// [`EngineError::NoSuchTarget`].
     fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError>;
+
+    /// When the message was accepted that has the first place of all in a target. None: there is no message, or it cannot
+    /// be read.
+    fn oldest(&self, target: TargetId) -> Pending<Option<UnixMillis>>;
 
     /// What it counts over all targets since it opened, by the names that operators see.
     fn counters(&self) -> Vec<(&'static str, u64)>;
@@ -413,7 +462,7 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
 pub trait Consumer: Send + Sync + fmt::Debug {
     /// Leases what is ready: at most `max` messages, and no more after `max_bytes` of [`Message::weight`]
     /// (one message may overdraw). Never waits: when it gives less than asked, [`Consumer::ready`] is woken as
-    /// soon as there may be more. With a `max` of 0 it waits no more: another consumer is woken in its stead.
+    /// soon as there may be more. From a queue that is paused it gives nothing. With a `max` of 0 it waits no more: another consumer is woken in its stead.
     ///
     /// Where deliveries have a maximum, a message with two losses ([`Nack::Lost`], [`Consumer::release_all`]) is given to
     /// a consumer that has nothing else, and nothing is given to that one until it is settled or given back: so that

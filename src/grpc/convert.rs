@@ -231,7 +231,7 @@ fn ttl_of(ttl: &prost_types::Duration) -> Result<Duration, CoreError> {
 }
 
 /// A moment; one before 1970 is 1970.
-fn moment(at: &prost_types::Timestamp) -> UnixMillis {
+pub(super) fn moment(at: &prost_types::Timestamp) -> UnixMillis {
     let seconds = u64::try_from(at.seconds).unwrap_or(0);
     let millis = u64::try_from(at.nanos).unwrap_or(0) / 1_000_000;
     UnixMillis(seconds.saturating_mul(1000).saturating_add(millis))
@@ -370,7 +370,7 @@ mod tests {
         assert_eq!(wrong_field(|m| m.ttl = seconds(-1)), "ttl");
         assert_eq!(wrong_field(|m| m.ttl = seconds(1 << 32)), "ttl");
         assert_eq!(wrong_field(|m| m.schedule = seconds(-1).map(Schedule::Delay)), "delay");
-        assert_eq!(wrong_field(|m| m.schedule = seconds(366 * 86_400).map(Schedule::Delay)), "delay");
+        assert_eq!(wrong_field(|m| m.schedule = seconds(367 * 86_400).map(Schedule::Delay)), "delay");
     }
 
     #[test]

@@ -46,7 +46,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -56,7 +55,7 @@ use crate::core::Broker;
 use crate::counters::Traffic;
 use crate::rate::ConnectRate;
 use crate::shutdown::Shutdown;
-use crate::socket::{Peer, Socket};
+use crate::socket::Peer;
 
 use buffers::Buffers;
 use codec::ReasonCode;
@@ -339,9 +338,6 @@ impl Door {
                 () = self.shutdown.stopping().cancelled() => break,
                 accepted = listener.accept() => accepted,
             };
-            if let Socket::Tcp(stream) = &socket {
-                keep_alive(stream);
-            }
             let code = if !self.admits(peer) {
                 tracing::debug!(%peer, "connection refused: its address connects too often");
                 if !self.layers.tells_cheaply() {
@@ -374,15 +370,5 @@ impl Door {
             Peer::Tcp(address) if !self.layers.tells_peer() => self.rate.admits(address.ip()),
             Peer::Tcp(_) | Peer::Unix => true,
         }
-    }
-}
-
-/// A client without keep alive that vanishes is found by the system.
-fn keep_alive(stream: &TcpStream) {
-    let probes = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(300))
-        .with_interval(Duration::from_secs(60));
-    if let Err(error) = socket2::SockRef::from(stream).set_tcp_keepalive(&probes) {
-        tracing::debug!(%error, "cannot switch on TCP keepalive");
     }
 }

@@ -145,7 +145,7 @@ impl ClientId {
 pub struct TargetId(pub u32);
 
 /// The place of a message in its target: ascending, not necessarily without gaps, never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Sequence(pub u64);
 
 /// Identifies a message over all its targets and doors: 26 characters, ordered by time.
@@ -159,6 +159,12 @@ impl MessageId {
     /// The id as text, without an allocation.
     pub fn write(self, to: &mut [u8; Self::TEXT_BYTES]) -> &str {
         ulid::Ulid(self.0).array_to_str(to)
+    }
+
+    /// The id of 26 characters.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        ulid::Ulid::from_string(text).ok().map(|id| Self(id.0))
     }
 
     /// The id of 16 stored bytes.
@@ -250,5 +256,7 @@ mod tests {
         assert!(a < b);
         assert_eq!(b.time(), UnixMillis(1_700_000_000_123));
         assert_eq!(a.to_string().len(), 26);
+        assert_eq!(MessageId::parse(&a.to_string()), Some(a));
+        assert_eq!(MessageId::parse("no id"), None);
     }
 }

@@ -198,6 +198,7 @@ pub(crate) fn spec(name: &str) -> QueueSpec {
         ordered_by_key: false,
         dedup_window: None,
         labels: Default::default(),
+        paused: false,
         created_at: UnixMillis(1),
     }
 }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use stafett::engine::{
-    Append, ConsumerOptions, Durability, Engine, EngineError, LeaseError, LeaseRef, Nack, Op, Outcome,
-    Outgoing, OutgoingState, QueueSpec, Refusal, RetainHandling, SubscribeOptions, View,
+    Append, ConsumerOptions, Definition, Durability, Engine, EngineError, LeaseError, LeaseRef, Nack, Op,
+    Outcome, Outgoing, OutgoingState, QueueSpec, Refusal, RetainHandling, SubscribeOptions, View,
 };
 use stafett::types::clock::unix_now;
 use stafett::types::topic::FilterSpec;
-use stafett::types::{Priority, Qos, Sequence, TargetId};
+use stafett::types::{Message, MessageIds, Priority, Qos, Sequence, TargetId, UnixMillis};
 
 use crate::bench::{
     Bench, lease_of, publish, refusal, retain, spec, stored, take, take_now, text, with_dead_letters, within,
@@ -426,13 +426,45 @@ async fn a_move_takes_here_and_puts_there_at_once() {
         let sequence = leased[0].sequence;
         let mut message = leased[0].message.clone();
         message.payload = "moved".into();
-        let op = Op::Move { from, sequence, to, message, priority: Priority::default() };
+        let (view, priority) = (View::Leased, Priority::default());
+        let op = Op::Move { from, sequence, view, to, message, priority };
         assert!(matches!(bench.commit(op.clone()).await, Outcome::Published(_)));
         assert_eq!(refusal(bench.commit(op).await), Refusal::NotLeased, "once is enough");
     }
     let bench = bench.reopen();
     assert_eq!(bench.drain(from).await, Vec::<String>::new());
     assert_eq!(bench.drain(to).await, ["moved"]);
+}
+
+#[tokio::test]
+async fn a_move_takes_what_waits_and_the_bounds_of_its_queue_hold() {
+    let bench = Bench::new();
+    let from = bench.queue("from").await;
+    let to = bench.queue_with(QueueSpec { max_messages: 1, ..spec("to") }).await;
+    let mut places = Vec::new();
+    for n in 0..4 {
+        places.push(bench.put(from, n.to_string()).await);
+    }
+    let consumer = bench.consumer(from);
+    let mut leased = Vec::new();
+    consumer.take(1, usize::MAX, &mut leased).unwrap();
+    let op = |at: usize| Op::Move {
+        from,
+        sequence: places[at],
+        view: View::Ready,
+        to,
+        message: bench.message("t", at.to_string()),
+        priority: Priority::default(),
+    };
+    assert_eq!(refusal(bench.commit(op(0)).await), Refusal::NotLeased, "it is with a consumer");
+    assert!(matches!(bench.commit(op(2)).await, Outcome::Published(_)));
+    let full = Refusal::Full { target: to, bound: "max_messages 1".into() };
+    assert_eq!(refusal(bench.commit(op(1)).await), full);
+    assert_eq!(refusal(bench.commit(op(2)).await), full, "there is no room, whatever was there");
+    drop(consumer);
+    let bench = bench.reopen();
+    assert_eq!(bench.drain(from).await, ["0", "1", "3"]);
+    assert_eq!(bench.drain(to).await, ["2"]);
 }
 
 #[tokio::test]
@@ -448,8 +480,11 @@ async fn browse_and_purge_go_by_view() {
     let mut leased = Vec::new();
     consumer.take(2, usize::MAX, &mut leased).unwrap();
     let browse = async |view, from, max| {
-        let found = within("a browse", bench.engine.browse(queue, view, from, max)).await.unwrap();
-        found.iter().map(|b| String::from_utf8(b.message.payload.to_vec()).unwrap()).collect::<Vec<_>>()
+        let page = within("a browse", bench.engine.browse(queue, view, from, max, usize::MAX)).await.unwrap();
+        page.messages
+            .iter()
+            .map(|b| String::from_utf8(b.message.payload.to_vec()).unwrap())
+            .collect::<Vec<_>>()
     };
     let first = Sequence(0);
     assert_eq!(browse(View::All, first, 100).await, ["0", "1", "2", "3", "4", "later"]);
@@ -464,6 +499,93 @@ async fn browse_and_purge_go_by_view() {
     let bench = bench.reopen();
     let stats = bench.engine.stats(queue).unwrap();
     assert_eq!((stats.ready, stats.delayed, stats.leased), (0, 1, 0));
+}
+
+#[tokio::test]
+async fn single_messages_are_removed_where_they_wait() {
+    let bench = Bench::new();
+    let queue = bench.queue("q").await;
+    let mut places = Vec::new();
+    for n in 0..8 {
+        places.push(bench.put(queue, n.to_string()).await);
+    }
+    let later = unix_now().after(Duration::from_secs(3600));
+    let delayed = bench.put_with(Append { not_before: Some(later), ..Append::to(queue) }, "later").await;
+    let consumer = bench.consumer(queue);
+    let mut leased = Vec::new();
+    consumer.take(1, usize::MAX, &mut leased).unwrap();
+    let remove = async |view, sequences: &[Sequence]| {
+        let removed = bench.engine.remove(queue, view, sequences).unwrap();
+        within("a removal", removed.durable).await.unwrap();
+        removed.sequences
+    };
+    assert_eq!(remove(View::Ready, &[delayed, places[0], places[3], places[4]]).await, places[3..5]);
+    assert_eq!(remove(View::Ready, &[places[3]]).await, []);
+    assert_eq!(remove(View::Delayed, &[places[6], delayed]).await, [delayed]);
+    assert_eq!(remove(View::All, &[places[7], places[0]]).await, [places[7]]);
+    let stats = bench.engine.stats(queue).unwrap();
+    assert_eq!((stats.ready, stats.delayed, stats.leased), (4, 0, 1));
+    let left = ["1", "2", "5", "6"];
+    let page = within("a browse", bench.engine.browse(queue, View::Ready, Sequence(0), 2, usize::MAX));
+    let page = page.await.unwrap();
+    assert_eq!((page.messages.len(), page.next), (2, Some(places[5])));
+    drop(consumer);
+    let bench = bench.reopen();
+    assert_eq!(bench.drain(queue).await, [&["0"], &left[..]].concat());
+}
+
+#[tokio::test]
+async fn a_paused_queue_gives_nothing_until_it_goes_on() {
+    let bench = Bench::new();
+    let queue = bench.queue("q").await;
+    bench.put(queue, "held").await;
+    bench.put(queue, "waits").await;
+    let define = |paused| Op::Define(queue, Definition::Queue(QueueSpec { paused, ..spec("q") }));
+    let (holder, waiter) = (bench.consumer(queue), bench.consumer(queue));
+    let held = take(&*holder, 1).await;
+    assert_eq!(bench.commit(define(true)).await, Outcome::Done);
+    assert!(take_now(&*waiter).is_empty() && take_now(&*holder).is_empty());
+    bench.put(queue, "new").await;
+    bench.settle(queue, &held).await;
+    assert!(take_now(&*waiter).is_empty());
+    drop((holder, waiter));
+
+    let bench = bench.reopen();
+    let waiter = bench.consumer(queue);
+    assert!(take_now(&*waiter).is_empty());
+    let (leased, outcome) = tokio::join!(take(&*waiter, 2), bench.commit(define(false)));
+    assert_eq!(outcome, Outcome::Done);
+    assert_eq!(leased.iter().map(text).collect::<Vec<_>>(), ["waits", "new"]);
+}
+
+#[tokio::test]
+async fn the_oldest_is_that_with_the_first_place_wherever_it_is() {
+    let bench = Bench::small_cache();
+    let queue = bench.queue("q").await;
+    let oldest = async |bench: &Bench| within("the oldest", bench.engine.oldest(queue)).await.unwrap();
+    assert_eq!(oldest(&bench).await, None);
+    let ids: Vec<_> = (1..=3).map(|day| MessageIds::new().next(UnixMillis(day * 86_400_000))).collect();
+    let later = unix_now().after(Duration::from_secs(3600));
+    for (at, &id) in ids.iter().enumerate() {
+        let not_before = (at == 0).then_some(later);
+        let message = Message { id, ..bench.message("t", "m") };
+        bench.commit(publish(message, [Append { not_before, ..Append::to(queue) }])).await;
+    }
+    // What was stored since has pushed them out of memory.
+    let other = bench.queue("other").await;
+    for _ in 0..12 {
+        bench.put(other, vec![0; 1 << 20]).await;
+    }
+    assert_eq!(oldest(&bench).await, Some(ids[0].time()), "delayed");
+    within("a purge", bench.engine.purge(queue, View::Delayed).unwrap()).await.unwrap();
+    assert_eq!(oldest(&bench).await, Some(ids[1].time()), "ready");
+    let leased = take(&*bench.consumer(queue), 1).await;
+    assert_eq!(leased[0].message.id, ids[1]);
+    let consumer = bench.consumer(queue);
+    let leased = take(&*consumer, 1).await;
+    assert_eq!(oldest(&bench).await, Some(ids[1].time()), "leased");
+    bench.settle(queue, &leased).await;
+    assert_eq!(oldest(&bench).await, Some(ids[2].time()));
 }
 
 #[tokio::test]

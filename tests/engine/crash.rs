@@ -18,10 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use stafett::engine::embedded::Embedded;
-use stafett::engine::{Append, Consumer, ConsumerOptions, Definition, Durability, Engine, LeaseRef, Op};
-use stafett::types::{Message, MessageIds, Qos, TargetId, TopicName};
+use stafett::engine::{
+    Append, Browsed, Consumer, ConsumerOptions, Definition, Durability, Engine, LeaseRef, Op, View,
+};
+use stafett::types::{Message, MessageIds, Qos, Sequence, TargetId, TopicName};
 
-use crate::below::{Chance, Promises, setting};
+use crate::below::{Chance, Fault, Promises, setting};
 use crate::bench::{publish, settings, spec};
 
 const DIRECTORY: &str = "STAFETT_CRASH_DIRECTORY";
@@ -241,23 +243,18 @@ impl History {
     }
 
     /// Compares what is left with what was said.
-    pub(crate) fn check(&self, directory: &Path, durability: Durability) -> Result<(), String> {
+    pub(crate) fn check(&self, directory: &Path, durability: Durability) -> Result<(), Fault> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let engine = Embedded::open(settings(directory, durability)).map_err(|e| e.to_string())?;
+        let engine =
+            Embedded::open(settings(directory, durability)).map_err(|e| Fault::Other(e.to_string()))?;
         if self.next == 0 || engine.stored().queues.is_empty() {
             let nothing = self.said.stored.is_empty();
-            return if nothing { Ok(()) } else { Err("the queues are lost".to_owned()) };
+            return if nothing { Ok(()) } else { Err(Fault::Promise("the queues are lost".to_owned())) };
         }
         let left = runtime.block_on(async {
-            let mut from = stafett::types::Sequence(0);
             let mut left: HashMap<u64, u32> = HashMap::new();
-            loop {
-                let found = engine.browse(QUEUE, stafett::engine::View::All, from, 500).await.unwrap();
-                let Some(last) = found.last() else { break };
-                from = stafett::types::Sequence(last.sequence.0 + 1);
-                for browsed in found {
-                    *left.entry(number(&browsed.message)).or_default() += 1;
-                }
+            for browsed in all_of(&engine, QUEUE).await {
+                *left.entry(number(&browsed.message)).or_default() += 1;
             }
             left
         });
@@ -265,11 +262,24 @@ impl History {
             let there = |n: &u64| left.contains_key(n) || self.said.tried.contains(n);
             let count = (first..first + TOGETHER).filter(there).count() as u64;
             if count != 0 && count != TOGETHER {
-                return Err(format!("of the {TOGETHER} messages from {first} on {count} are there"));
+                let what = format!("of the {TOGETHER} messages from {first} on {count} are there");
+                return Err(Fault::Promise(what));
             }
         }
-        self.said.check(&left)
+        self.said.check(&left).map_err(Fault::Promise)
     }
+}
+
+/// All messages of a target.
+async fn all_of(engine: &Embedded, target: TargetId) -> Vec<Browsed> {
+    let mut all = Vec::new();
+    let mut from = Some(Sequence(0));
+    while let Some(at) = from {
+        let page = engine.browse(target, View::All, at, 500, 1 << 20).await.unwrap();
+        all.extend(page.messages);
+        from = page.next;
+    }
+    all
 }
 
 #[test]

@@ -8,5 +8,6 @@ mod bench;
 mod conformance;
 mod crash;
 mod embedded;
+mod forward;
 mod placing;
 mod power;

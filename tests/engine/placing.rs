@@ -268,8 +268,10 @@ async fn messages_of_a_key_come_one_at_a_time_in_their_order() {
     );
     assert_eq!(take_now(&*two).len(), 0);
     assert_eq!(bench.engine.stats(queue).unwrap().ready, 3);
-    let looked = within("a browse", bench.engine.browse(queue, View::Ready, Sequence(0), 2)).await.unwrap();
-    assert_eq!(looked.len(), 2);
+    let looked = within("a browse", bench.engine.browse(queue, View::Ready, Sequence(0), 2, usize::MAX))
+        .await
+        .unwrap();
+    assert_eq!(looked.messages.len(), 2);
     // Settled by one, the next is the other's, who is told.
     bench.settle(queue, &first[..1]).await;
     within("the wake", two.ready().heard()).await;
@@ -412,7 +414,14 @@ async fn priorities_hold_between_keys_and_moves_join_at_the_end() {
     let moving = bench.consumer(from);
     let leased = take(&*moving, 1).await.remove(0);
     let (sequence, message) = (leased.sequence, leased.message);
-    let op = Op::Move { from, sequence, to: queue, message, priority: Priority::new(9).unwrap() };
+    let op = Op::Move {
+        from,
+        sequence,
+        view: View::Leased,
+        to: queue,
+        message,
+        priority: Priority::new(9).unwrap(),
+    };
     assert!(matches!(bench.commit(op).await, Outcome::Published(_)));
     let consumer = bench.consumer(queue);
     assert_eq!(round(&bench, queue, &*consumer).await, ["b1", "a1"]);

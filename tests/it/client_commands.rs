@@ -43,8 +43,11 @@ async fn a_broker_that_does_not_answer_is_code_3() {
 
 #[tokio::test]
 async fn a_server_that_is_no_url_is_a_usage_error() {
-    let ended = stafett(["info", "--server", "not a url"]).await;
-    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    for server in ["not a url", "localhost:50051", "mqtt://localhost", "localhost"] {
+        let ended = stafett(["info", "--server", server]).await;
+        assert_eq!(ended.code, Some(2), "{server}: {}", ended.stderr);
+        assert!(ended.stderr.contains("--server") && ended.stderr.contains(server), "{}", ended.stderr);
+    }
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod bridge;
 mod call;
 mod certificates;
 mod client_commands;
+mod clock;
 mod configuration;
 mod grpc_door;
 mod grpc_tls;

@@ -49,6 +49,7 @@ fn queue(name: &str) -> Definition {
         ordered_by_key: false,
         dedup_window: None,
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
+        paused: false,
         created_at: UnixMillis(1_700_000_000_000),
     })
 }

@@ -2,10 +2,10 @@
 //! messages ([`Promises`]), and chance that a seed repeats.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::{fmt, fs};
 
 use tempfile::TempDir;
 
@@ -50,6 +50,22 @@ impl Promises {
     }
 }
 
+/// What a comparison found.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// What was promised does not hold.
+    Promise(String),
+    /// There was nothing to compare.
+    Other(String),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Promise(what) | Self::Other(what)) = self;
+        f.write_str(what)
+    }
+}
+
 /// What the shim says at the end of its process: counts by their names.
 #[derive(Debug, Default)]
 pub(crate) struct Report(BTreeMap<String, u64>);
@@ -88,19 +104,22 @@ fn shim() -> &'static Path {
     })
 }
 
-/// A disk below the data directory of a process. Its head in `shim.c` says what it does and how it is told.
+/// A disk below the data directory of a process. Its head in `shim.c` says what it does and how it is told. Where a test
+/// fails, it stays, and says with which seed.
 #[derive(Debug)]
 pub(crate) struct Disk {
     directory: TempDir,
+    seed: u64,
     /// The sum over all processes.
     pub(crate) seen: Report,
 }
 
 impl Disk {
-    pub(crate) fn new() -> Self {
+    /// For a test of this seed.
+    pub(crate) fn new(seed: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("data")).unwrap();
-        Self { directory, seen: Report::default() }
+        Self { directory, seed, seen: Report::default() }
     }
 
     /// The directory that lies on it.
@@ -153,10 +172,14 @@ impl Disk {
         copy_below(&self.data(), copy.path());
         copy
     }
+}
 
-    /// Leaves all of it for who looks into what went wrong.
-    pub(crate) fn keep(self) -> PathBuf {
-        self.directory.keep()
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.directory.disable_cleanup(true);
+            eprintln!("STAFETT_SEED={}; the store is in {}", self.seed, self.directory.path().display());
+        }
     }
 }
 

@@ -335,8 +335,8 @@ __attribute__((destructor)) static void end(void) {
 
 void abort(void) {
     end();
-    kill(getpid(), SIGKILL);
-    for (;;) pause();
+    /* Not by a signal: it is no cut. */
+    _exit(134);
 }
 
 /* What an open changes, before it is done. */
@@ -415,7 +415,6 @@ static ssize_t written(int fd, const void *data, size_t len, off_t at) {
 ssize_t write(int fd, const void *data, size_t len) { return known(fd) ? written(fd, data, len, -1) : REAL(write)(fd, data, len); }
 ssize_t pwrite(int fd, const void *data, size_t len, off_t at) { return written(fd, data, len, at); }
 ssize_t pwrite64(int fd, const void *data, size_t len, off64_t at) { return written(fd, data, len, at); }
-
 
 static ssize_t written_in_parts(int fd, const struct iovec *parts, int count, off_t at) {
     ssize_t all = 0;

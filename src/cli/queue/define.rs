@@ -80,6 +80,7 @@ impl Settings {
             ordered_by_key: false,
             dedup_window: self.dedup_window.map(duration),
             labels,
+            paused: false,
         };
         Ok((queue, fields.into_iter().filter(|(_, said)| *said).map(|(field, _)| field).collect()))
     }
@@ -102,6 +103,9 @@ pub(super) struct Create {
     /// Deliver messages with the same ordering key one at a time, in their order; cannot be changed later
     #[arg(long)]
     ordered_by_key: bool,
+    /// Deliver nothing until `queue resume`
+    #[arg(long)]
+    paused: bool,
     /// A queue with the same settings is fine
     #[arg(long)]
     if_not_exists: bool,
@@ -112,6 +116,7 @@ impl Create {
         let (mut queue, _) = self.settings.queue(&self.name).map_err(Failure::usage)?;
         queue.priorities = self.priorities;
         queue.ordered_by_key = self.ordered_by_key;
+        queue.paused = self.paused;
         let question = v1::CreateQueueRequest { queue: Some(queue), if_not_exists: self.if_not_exists };
         let answer =
             client.create_queue(request(options, question)).await.map_err(|status| refused(&status))?;
@@ -150,13 +155,61 @@ impl Update {
         if paths.is_empty() {
             return Err(Failure::usage(anyhow::anyhow!("there is nothing to change: give a setting")));
         }
-        let update_mask = Some(prost_types::FieldMask { paths });
-        let question = v1::UpdateQueueRequest { queue: Some(queue), update_mask };
-        let answer =
-            client.update_queue(request(options, question)).await.map_err(|status| refused(&status))?;
-        print_queue(options, &answer.into_inner().queue.unwrap_or_default())?;
-        Ok(Exit::Done)
+        update(&mut client, options, queue, paths).await
     }
+}
+
+async fn update(
+    client: &mut Client,
+    options: &ClientOptions,
+    queue: v1::Queue,
+    paths: Vec<String>,
+) -> Result<Exit, Failure> {
+    let update_mask = Some(prost_types::FieldMask { paths });
+    let question = v1::UpdateQueueRequest { queue: Some(queue), update_mask };
+    let answer = client.update_queue(request(options, question)).await.map_err(|status| refused(&status))?;
+    print_queue(options, &answer.into_inner().queue.unwrap_or_default())?;
+    Ok(Exit::Done)
+}
+
+/// The arguments of `stafett queue pause`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Consumers stay and get nothing more; what they hold may be settled, and messages may still be put in.
+Example: stafett queue pause orders")]
+pub(super) struct Pause {
+    /// The queue
+    name: String,
+}
+
+/// The arguments of `stafett queue resume`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example: stafett queue resume orders")]
+pub(super) struct Resume {
+    /// The queue
+    name: String,
+}
+
+impl Pause {
+    pub(super) async fn run(&self, client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
+        set_paused(client, options, &self.name, true).await
+    }
+}
+
+impl Resume {
+    pub(super) async fn run(&self, client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
+        set_paused(client, options, &self.name, false).await
+    }
+}
+
+async fn set_paused(
+    mut client: Client,
+    options: &ClientOptions,
+    name: &str,
+    paused: bool,
+) -> Result<Exit, Failure> {
+    let queue = v1::Queue { name: name.to_owned(), paused, ..Default::default() };
+    update(&mut client, options, queue, vec!["paused".to_owned()]).await
 }
 
 /// The arguments of `stafett queue list`.

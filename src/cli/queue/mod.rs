@@ -5,6 +5,7 @@ mod define;
 mod inspect;
 mod receive;
 mod send;
+mod watch;
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
@@ -46,6 +47,10 @@ enum Command {
     Info(define::Info),
     /// Change settings of a queue
     Update(define::Update),
+    /// Deliver nothing of a queue until it is resumed
+    Pause(define::Pause),
+    /// Deliver what a paused queue has
+    Resume(define::Resume),
     /// Delete a queue with its messages
     Delete(define::Delete),
     /// Copy every publish that matches a filter into a queue
@@ -60,6 +65,8 @@ enum Command {
     Consume(consume::Consume),
     /// Settle messages that were received
     Ack(receive::Ack),
+    /// Settle a message that was received and put another into a queue, in one act
+    Forward(receive::Forward),
     /// Give messages back that were received
     Nack(receive::Nack),
     /// Show the first messages of a queue without taking them
@@ -68,10 +75,14 @@ enum Command {
     Browse(inspect::Browse),
     /// Delete messages of a queue
     Purge(inspect::Purge),
+    /// Delete single messages, scheduled ones if not said otherwise
+    Cancel(inspect::Cancel),
     /// Move messages of a dead letter queue back to where they came from
     Redrive(inspect::Redrive),
     /// Show the counts of a queue
     Stats(inspect::Stats),
+    /// Show the counts of a queue again and again
+    Watch(watch::Watch),
 }
 
 type Client = QueueServiceClient<Channel>;
@@ -86,6 +97,8 @@ pub(super) async fn run(queue: &Queue, options: &ClientOptions) -> Result<Exit, 
         Command::List(list) => list.run(client, options).await,
         Command::Info(info) => info.run(client, options).await,
         Command::Update(update) => update.run(client, options).await,
+        Command::Pause(pause) => pause.run(client, options).await,
+        Command::Resume(resume) => resume.run(client, options).await,
         Command::Delete(delete) => delete.run(client, options).await,
         Command::Bind(bind) => bind.run(client, options).await,
         Command::Unbind(unbind) => unbind.run(client, options).await,
@@ -93,12 +106,15 @@ pub(super) async fn run(queue: &Queue, options: &ClientOptions) -> Result<Exit, 
         Command::Receive(receive) => receive.run(client, options).await,
         Command::Consume(consume) => consume.run(client, options).await,
         Command::Ack(ack) => ack.run(client, options).await,
+        Command::Forward(forward) => forward.run(client, options).await,
         Command::Nack(nack) => nack.run(client, options).await,
         Command::Peek(peek) => peek.run(client, options).await,
         Command::Browse(browse) => browse.run(client, options).await,
         Command::Purge(purge) => purge.run(client, options).await,
+        Command::Cancel(cancel) => cancel.run(client, options).await,
         Command::Redrive(redrive) => redrive.run(client, options).await,
         Command::Stats(stats) => stats.run(client, options).await,
+        Command::Watch(watch) => watch.run(client, options).await,
     }
 }
 
@@ -115,6 +131,15 @@ fn leased_json(leased: &v1::LeasedMessage) -> Value {
     object.insert("delivery_attempt".to_owned(), json!(leased.delivery_attempt));
     if !leased.lease_token.is_empty() {
         object.insert("lease_token".to_owned(), json!(show_token(&leased.lease_token)));
+    }
+    let state = match leased.state() {
+        v1::QueueView::Unspecified | v1::QueueView::All => None,
+        v1::QueueView::Ready => Some("ready"),
+        v1::QueueView::Delayed => Some("delayed"),
+        v1::QueueView::Leased => Some("leased"),
+    };
+    if let Some(state) = state {
+        object.insert("state".to_owned(), json!(state));
     }
     if let Some(at) = &leased.lease_expires {
         object.insert("lease_expires".to_owned(), json!(show_time(at)));
@@ -157,6 +182,7 @@ fn queue_json(queue: &v1::Queue) -> Value {
         "ordered_by_key": queue.ordered_by_key,
         "dedup_window": queue.dedup_window.as_ref().map(show_duration),
         "labels": labels,
+        "paused": queue.paused,
     })
 }
 
@@ -171,7 +197,8 @@ fn queue_text(queue: &v1::Queue) -> String {
     let yes = |is: bool| if is { "yes" } else { "no" };
     let mut text = format!(
         "name               {}\nlease              {}\nmax deliveries     {deliveries}\ndead letter queue  {}\n\
-         default ttl        {}\nmax messages       {}\nmax bytes          {}\npriorities         {}\nordered by key     {}\ndedup window       {}\n",
+         default ttl        {}\nmax messages       {}\nmax bytes          {}\npriorities         {}\nordered by key     {}\n\
+         dedup window       {}\npaused             {}\n",
         queue.name,
         time(queue.lease.as_ref()),
         or(queue.dead_letter_queue.clone(), "none"),
@@ -181,6 +208,7 @@ fn queue_text(queue: &v1::Queue) -> String {
         yes(queue.priorities),
         yes(queue.ordered_by_key),
         or(time(queue.dedup_window.as_ref()), "none"),
+        yes(queue.paused),
     );
     for binding in &queue.bindings {
         text.push_str(&format!("binding            {binding}\n"));

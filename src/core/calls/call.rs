@@ -113,7 +113,7 @@ impl Calls {
     fn reserve(&self, weight: usize) -> Result<(), CoreError> {
         if self.counts.bytes.fetch_add(weight, Ordering::Relaxed) + weight > self.bounds.bytes {
             self.counts.bytes.fetch_sub(weight, Ordering::Relaxed);
-            return Err(self.refused(TOO_LARGE, self.bounds.bytes));
+            return Err(self.refused(TOO_LARGE, "call_bytes", self.bounds.bytes));
         }
         Ok(())
     }
@@ -159,7 +159,7 @@ impl Call {
             }),
         };
         if count > calls.bounds.calls {
-            return Err(calls.refused(TOO_MANY, calls.bounds.calls));
+            return Err(calls.refused(TOO_MANY, "max_calls", calls.bounds.calls));
         }
         Ok(call)
     }
@@ -232,22 +232,14 @@ impl Call {
     /// Takes room for what is said until it is read.
     fn keep(&self, slot: &mut Slot, weight: usize) -> Result<(), CoreError> {
         let bounds = &self.calls.bounds;
-        let (unread, max, what) = match self.shared() {
-            Some(shared) => {
-                let unread = shared.bytes.load(Ordering::Relaxed);
-                (
-                    unread,
-                    bounds.gather_bytes,
-                    "too many bytes of the answers are kept, or not read by the caller",
-                )
-            }
-            None => {
-                (slot.bytes, bounds.reply_bytes, "too many bytes of the answer are not read by the caller")
-            }
+        let (unread, max, setting) = match self.shared() {
+            Some(shared) => (shared.bytes.load(Ordering::Relaxed), bounds.gather_bytes, "gather_bytes"),
+            None => (slot.bytes, bounds.reply_bytes, "call_reply_bytes"),
         };
         // One alone is within the bound of a payload, and may be larger than this bound.
         if unread > 0 && unread + weight > max {
-            return Err(self.calls.refused(what, max));
+            let what = "too many bytes of replies are kept, or not read by the caller";
+            return Err(self.calls.refused(what, setting, max));
         }
         self.calls.reserve(weight)?;
         match self.shared() {

@@ -122,7 +122,7 @@ impl Service {
         let max = calls.bounds.gather_responders;
         if all.len() > max {
             let what = format!("`{}` has too many responders to ask them all", self.name());
-            return Err(calls.refused(what, max));
+            return Err(calls.refused(what, "gather_responders", max));
         }
         let new = |members| {
             let call = Call::new(calls, To::Many(Arc::clone(shared)))?;
@@ -138,7 +138,7 @@ impl Service {
                     let error = match why {
                         Passed::Busy => {
                             let what = format!("too many requests wait for a responder of `{}`", self.name());
-                            calls.refused(what, calls.bounds.waiting)
+                            calls.refused(what, "calls_waiting", calls.bounds.waiting)
                         }
                         _ => calls.unread(self.name()),
                     };

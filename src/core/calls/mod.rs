@@ -31,6 +31,7 @@ mod topics;
 mod words;
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -164,7 +165,10 @@ impl Calls {
         let more = |count: usize| (count < max).then_some(count + 1);
         match self.counts.responders.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
             Ok(_) => Ok(self.next_key.fetch_add(1, Ordering::Relaxed)),
-            Err(_) => Err(CoreError::Limit { what: "too many responders".to_owned(), max: max as u64 }),
+            Err(_) => Err(CoreError::Limit {
+                what: "too many responders (limits.max_responders)".to_owned(),
+                max: max as u64,
+            }),
         }
     }
 
@@ -181,9 +185,10 @@ impl Calls {
     }
 
     /// Something is beyond a bound.
-    fn refused(&self, what: impl Into<String>, max: usize) -> CoreError {
+    /// `setting` is that of `limits` which says how many there may be.
+    fn refused(&self, what: impl Display, setting: &str, max: usize) -> CoreError {
         Counts::add(&self.counts.refused);
-        CoreError::Limit { what: what.into(), max: max as u64 }
+        CoreError::Limit { what: format!("{what} (limits.{setting})"), max: max as u64 }
     }
 
     fn service(&self, name: &TopicName) -> Option<Arc<Service>> {

@@ -74,7 +74,7 @@ impl Answering {
         let more = |count: usize| (count < max).then_some(count + 1);
         match answering.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
             Ok(_) => Ok(Self(Arc::clone(broker))),
-            Err(_) => Err(broker.calls.refused(TOO_MANY, max)),
+            Err(_) => Err(broker.calls.refused(TOO_MANY, "max_calls", max)),
         }
     }
 }

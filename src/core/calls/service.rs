@@ -49,7 +49,7 @@ impl Service {
             Handed::Yes => Ok(()),
             Handed::Busy if state.waiting.len() >= calls.bounds.waiting => {
                 let what = format!("too many calls wait for a responder of `{}`", self.name);
-                Err(calls.refused(what, calls.bounds.waiting))
+                Err(calls.refused(what, "calls_waiting", calls.bounds.waiting))
             }
             Handed::Busy => {
                 call.put(Place::Waiting);

@@ -264,7 +264,10 @@ fn what_is_too_much_is_refused() {
     let calls = bed(|limits| limits.max_calls = 1);
     let _one = calls.responder("one", "", 9);
     let first = calls.call(request("a")).unwrap();
-    assert_eq!(limit(calls.call(request("b"))), ("too many calls in flight".to_owned(), 1));
+    assert_eq!(
+        limit(calls.call(request("b"))),
+        ("too many calls in flight (limits.max_calls)".to_owned(), 1)
+    );
     drop(first);
     drop(calls.call(request("b")).unwrap());
 
@@ -272,7 +275,7 @@ fn what_is_too_much_is_refused() {
     let _one = calls.responder("one", "", 1);
     let _first = calls.call(request("a")).unwrap();
     let second = calls.call(request("b")).unwrap();
-    let what = "too many calls wait for a responder of `s`".to_owned();
+    let what = "too many calls wait for a responder of `s` (limits.calls_waiting)".to_owned();
     assert_eq!(limit(calls.call(request("c"))), (what, 1));
     drop(second);
     drop(calls.call(request("c")).unwrap());
@@ -368,7 +371,7 @@ fn the_bytes_of_all_calls_are_bounded_and_named() {
     let mut calling = calls.call(request("x")).unwrap();
     assert_eq!(asked(&one).len(), 1);
     assert_eq!(answer(&one, 1, Said::Last(message(&"1".repeat(2000)))), None);
-    let what = "too many bytes of calls in flight".to_owned();
+    let what = "too many bytes of calls in flight (limits.call_bytes)".to_owned();
     assert_eq!(got(&mut calling), failed(CoreError::Limit { what, max: 2000 }));
     drop(calling);
     assert_eq!((calls.count("call_bytes"), calls.count("calls_refused_total")), (0, 1));

@@ -39,6 +39,7 @@ pub fn plain_queue(name: QueueName, limits: &Limits, now: UnixMillis) -> QueueSp
         ordered_by_key: false,
         dedup_window: None,
         labels: std::collections::BTreeMap::new(),
+        paused: false,
         created_at: now,
     }
 }
@@ -312,7 +313,8 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
     Ok(())
 }
 
-/// In words, what `asked` has different from `there`; empty if nothing.
+/// In words, what `asked` has different from `there`; empty if nothing. Whether it is paused is the operator's: a program
+/// that makes sure of its queue finds it while it is, too.
 fn difference(there: &QueueSpec, asked: &QueueSpec) -> String {
     fn compare<T: PartialEq + std::fmt::Debug>(out: &mut String, what: &str, there: &T, asked: &T) {
         if there != asked {

@@ -118,8 +118,9 @@ impl Broker {
     }
 }
 
-fn bytes_of(items: &[Enqueue]) -> usize {
-    items.iter().map(|item| item.message.weight() + OVERHEAD).sum()
+/// What messages on their way take, in bytes.
+pub(super) fn bytes_of<'a>(items: impl IntoIterator<Item = &'a Enqueue>) -> usize {
+    items.into_iter().map(|item| item.message.weight() + OVERHEAD).sum()
 }
 
 /// Completes when a batch is stored. Dropping it changes nothing.

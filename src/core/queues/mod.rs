@@ -1,16 +1,19 @@
 //! Queues: named durable buffers with competing consumers.
 //!
 //! Here is which queues there are; what may be done with one stands in the modules: [`define`] makes and changes
-//! them, [`enqueue`] puts messages in, [`receive`] takes them out one answer at a time, [`consumer`] as a stream,
-//! [`inspect`] looks at them, removes and redrives them. Leases and order are the engine's.
+//! them, [`enqueue`] puts messages in, [`receive`] takes them out one answer at a time, [`consumer`] as a stream, [`forward`] settles one and puts others in,
+//! [`inspect`] counts and removes them, [`redrive`] moves them back, [`select`] says which are meant. Leases and order are the engine's.
 //!
 //! Invariant: a queue is listed here from the moment its definition is durable until its deletion is.
 
 pub mod consumer;
 pub mod define;
 pub mod enqueue;
+pub mod forward;
 pub mod inspect;
 pub mod receive;
+pub mod redrive;
+pub mod select;
 
 use std::collections::BTreeMap;
 use std::fmt;

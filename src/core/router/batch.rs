@@ -1,8 +1,8 @@
 //! Makes one batch of changes that come together, without a task of its own.
 //!
-//! The first caller to submit leads: it waits until a millisecond has passed since the last batch (not
-//! at all when that is long ago), then applies what has come together meanwhile and answers everybody.
-//! The others just wait for their answer. A leader that is dropped while it waits applies the batch in
+//! The first caller to submit leads: it lets the others who are ready submit too, rests for as long as
+//! the last batch took where that was long, then applies what has come together meanwhile and answers
+//! everybody. The others just wait for their answer. A leader that is dropped while it waits applies the batch in
 //! its drop, so that no one waits for ever. Each connection has few submissions open at a time, which
 //! bounds what is pending; a batch that has grown to [`BATCH_MAX`] changes is applied by whoever
 //! filled it.
@@ -12,12 +12,13 @@ use std::mem;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until};
+use tokio::task::yield_now;
+use tokio::time::sleep;
 
 use super::{Change, Router};
 
-/// The least time from one batch of submitted changes to the next.
-const WINDOW: Duration = Duration::from_millis(1);
+/// Shorter rests are none: a timer is no finer.
+const SHORTEST_REST: Duration = Duration::from_millis(1);
 /// A batch with this many changes waits no longer: applying it takes about a millisecond or two.
 const BATCH_MAX: usize = 1_024;
 
@@ -54,12 +55,13 @@ pub(super) struct Pending<K, V> {
     changes: usize,
     /// Whether someone has undertaken to apply the submissions.
     led: bool,
-    last_batch: Option<Instant>,
+    /// How long the last batch took.
+    took: Duration,
 }
 
 impl<K, V> Default for Pending<K, V> {
     fn default() -> Self {
-        Self { submissions: Vec::new(), changes: 0, led: false, last_batch: None }
+        Self { submissions: Vec::new(), changes: 0, led: false, took: Duration::ZERO }
     }
 }
 
@@ -67,8 +69,8 @@ impl<K, V> Default for Pending<K, V> {
 enum Part {
     /// Wait for the answer.
     Follow,
-    /// Apply the batch then.
-    Lead { due: Option<Instant> },
+    /// Apply the batch after a rest.
+    Lead { rest: Option<Duration> },
     /// Apply the batch now.
     Flush,
 }
@@ -77,9 +79,6 @@ impl<K, V> Pending<K, V> {
     pub(super) fn take(&mut self) -> Vec<Submission<K, V>> {
         self.led = false;
         self.changes = 0;
-        if !self.submissions.is_empty() {
-            self.last_batch = Some(Instant::now());
-        }
         mem::take(&mut self.submissions)
     }
 
@@ -91,8 +90,12 @@ impl<K, V> Pending<K, V> {
         } else if mem::replace(&mut self.led, true) {
             Part::Follow
         } else {
-            Part::Lead { due: self.last_batch.map(|last| last + WINDOW) }
+            Part::Lead { rest: Some(self.took).filter(|&took| took >= SHORTEST_REST) }
         }
+    }
+
+    pub(super) fn applied(&mut self, took: Duration) {
+        self.took = took;
     }
 }
 
@@ -108,8 +111,8 @@ impl<K: Clone + Ord + Hash, V: Clone> Drop for Lead<'_, K, V> {
 impl<K: Clone + Ord + Hash, V: Clone> Router<K, V> {
     /// Hands over `changes`, to be applied in their order together with those of other callers, and
     /// returns once the snapshot with them is published: for each change, the value that the
-    /// subscription had before. Takes about two milliseconds at most and usually far less; needs a
-    /// tokio runtime with a timer.
+    /// subscription had before. Takes as long as two batches and a timer's tick at most, usually some
+    /// microseconds; needs a tokio runtime with a timer.
     ///
     /// Dropping the future, once polled, does not take the changes back: they are applied with their
     /// batch.
@@ -121,10 +124,11 @@ impl<K: Clone + Ord + Hash, V: Clone> Router<K, V> {
         let part = self.pending.lock().push(Submission { changes, caller });
         match part {
             Part::Follow => {}
-            Part::Lead { due } => {
+            Part::Lead { rest } => {
                 let lead = Lead(self);
-                if let Some(due) = due {
-                    sleep_until(due).await;
+                yield_now().await;
+                if let Some(rest) = rest {
+                    sleep(rest).await;
                 }
                 drop(lead);
             }

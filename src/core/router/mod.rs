@@ -11,7 +11,7 @@
 //! - Publishers match in their own task against the snapshot that they loaded. They take no lock and
 //!   wait for no one; a snapshot never changes.
 //! - Changes go through one writer at a time. Single changes that come together are applied together,
-//!   about every millisecond, since each new snapshot costs copies that a batch shares.
+//!   since each new snapshot costs copies that a batch shares.
 //! - [`RouteCache`] remembers a publisher's targets for as long as the [`Epoch`] of a topic's first
 //!   level is the same.
 //!
@@ -40,6 +40,7 @@ pub use self::batch::BatchAbandoned;
 use self::batch::{Pending, Submission};
 pub use self::cache::RouteCache;
 pub use self::snapshot::{Epoch, Snapshot};
+use crate::types::clock;
 use crate::types::topic::TopicFilter;
 
 /// One change of one subscription.
@@ -109,6 +110,7 @@ impl<K: Clone + Ord + Hash, V: Clone> Router<K, V> {
     fn write(&self, own: Vec<Change<K, V>>) -> Vec<Option<V>> {
         let writing = self.writer.lock();
         let mut submissions = self.pending.lock().take();
+        let began = clock::now();
         let sizes: Vec<_> = submissions.iter().map(Submission::len).collect();
         let changes = submissions.iter_mut().flat_map(Submission::take_changes).chain(own);
 
@@ -117,6 +119,7 @@ impl<K: Clone + Ord + Hash, V: Clone> Router<K, V> {
         if let Some(next) = old.after(changes, &mut before) {
             self.current.store(Arc::new(next));
         }
+        self.pending.lock().applied(began.elapsed());
         drop(writing);
 
         let mut before = before.into_iter();

@@ -304,24 +304,25 @@ async fn concurrent_changes_share_a_batch() {
     let answers = callers.join_all().await;
     assert_eq!(answers.iter().filter(|before| before[2] == Some(0)).count(), 1);
     assert!(answers.iter().all(|before| before[..2] == [None, Some(0)]));
-    assert_eq!((router.load().subscriptions(), router.load().version()), (100, 2));
+    assert_eq!(router.load().subscriptions(), 100);
+    assert!(router.load().version() < 10, "{} batches", router.load().version());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_waits_a_millisecond_at_most() {
+async fn a_batch_rests_as_long_as_a_long_one_took() {
     let router = Numbers::new();
     let start = Instant::now();
-    router.subscribe(insert("a", 0, 0)).await.unwrap();
+    for key in 0..3 {
+        router.subscribe(insert("a", key, 0)).await.unwrap();
+    }
     assert_eq!(start.elapsed(), Duration::ZERO);
-    router.subscribe(insert("a", 1, 0)).await.unwrap();
-    assert!(start.elapsed() <= Duration::from_millis(2), "{:?}", start.elapsed());
-    tokio::time::sleep(Duration::from_millis(5)).await;
-    let start = Instant::now();
-    router.subscribe(insert("a", 2, 0)).await.unwrap();
-    assert_eq!(start.elapsed(), Duration::ZERO);
+    router.pending.lock().applied(Duration::from_millis(4));
+    router.subscribe(insert("a", 3, 0)).await.unwrap();
+    assert_eq!(start.elapsed(), Duration::from_millis(4));
     // A full batch does not wait.
+    router.pending.lock().applied(Duration::from_millis(4));
     router.submit((0..2_000).map(|key| insert("b", key, 0)).collect()).await.unwrap();
-    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert_eq!(start.elapsed(), Duration::from_millis(4));
 }
 
 /// Polls a submission once, so that it is handed over and waits.

@@ -20,7 +20,7 @@ use crate::core::{Broker, CoreError};
 use crate::counters::Passed;
 use crate::engine::{
     Append, Consumer, ConsumerOptions, EngineError, LeaseRef, Leased, Levels, Nack, Op, Outcome, Outgoing,
-    Publish, Settled, Ticket,
+    Publish, Settled, Ticket, View,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{Qos, Sequence, TargetId, clock};
@@ -225,7 +225,8 @@ impl Session {
                     if let Some(to) = self.entry.target.filter(|_| leased.qos == Qos::ExactlyOnce) {
                         let Leased { sequence, priority, mut message, .. } = leased;
                         message.extras_mut().subscription = Some(identifier.map_or(0, NonZeroU32::get));
-                        moves.push(Op::Move { from: source.target(), sequence, to, message, priority });
+                        let (from, view) = (source.target(), View::Leased);
+                        moves.push(Op::Move { from, sequence, view, to, message, priority });
                         continue;
                     }
                     identifier.into_iter().collect()

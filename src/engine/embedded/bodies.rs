@@ -112,6 +112,12 @@ impl Bodies {
         if let Some(bytes) = self.reader().get(entry) {
             return Ok(bytes);
         }
+        let (key, bytes) = self.fetch(trees, entry)?;
+        self.put(key, bytes.clone());
+        cut(&bytes, entry)
+    }
+
+    fn fetch(&self, trees: &Trees, entry: &Entry) -> Result<(BodyKey, Bytes), EngineError> {
         let key = BodyKey::of(entry);
         let read = || match key.slot {
             Some(slot) => read_large(trees, entry.pack, slot, entry.len as usize),
@@ -122,13 +128,7 @@ impl Bodies {
             self.given.wait_while(&mut self.owed.lock(), |owed| *owed);
             read()
         })?;
-        self.put(key, bytes.clone());
-        slice(&bytes, entry).ok_or_else(|| {
-            EngineError::Damaged(format!(
-                "the bodies of pack {} end before message {}",
-                entry.pack, entry.sequence
-            ))
-        })
+        Ok((key, bytes))
     }
 }
 
@@ -149,6 +149,22 @@ impl Reader<'_> {
         }
         self.last.as_ref().and_then(|(_, bytes)| slice(bytes, entry))
     }
+
+    /// The bytes of an entry, from memory or from disk; what it read is kept for the next entry alone. Blocks.
+    pub(super) fn read(&mut self, trees: &Trees, entry: &Entry) -> Result<Bytes, EngineError> {
+        if let Some(bytes) = self.get(entry) {
+            return Ok(bytes);
+        }
+        let (_, bytes) = self.last.insert(self.bodies.fetch(trees, entry)?);
+        cut(bytes, entry)
+    }
+}
+
+fn cut(bytes: &Bytes, entry: &Entry) -> Result<Bytes, EngineError> {
+    slice(bytes, entry).ok_or_else(|| {
+        let Entry { pack, sequence, .. } = entry;
+        EngineError::Damaged(format!("the bodies of pack {pack} end before message {sequence}"))
+    })
 }
 
 fn slice(bytes: &Bytes, entry: &Entry) -> Option<Bytes> {

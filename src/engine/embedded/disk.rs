@@ -98,7 +98,7 @@ pub(super) struct Disk {
     db: sled::Db,
     file: File,
     ballast_bytes: u64,
-    /// A write or sync failed: none follows, not even sled's own at its end.
+    /// A write or sync failed: none follows, nor the sync that sled does when it is dropped.
     failed: AtomicBool,
     _lock: File,
 }

@@ -23,13 +23,14 @@ pub(super) struct Entry {
     pub(super) expires: u32,
     /// In the pack's bodies, or the slot of a large one.
     pub(super) offset: u16,
-    /// qos 2 bits, retain, large.
+    /// qos 2 bits, retain, large, hole.
     flags: u8,
     pub(super) priority: u8,
 }
 
 const RETAIN: u8 = 4;
 const LARGE: u8 = 8;
+const HOLE: u8 = 128;
 
 impl Entry {
     #[expect(clippy::too_many_arguments, reason = "the one place that packs them")]
@@ -62,6 +63,15 @@ impl Entry {
 
     pub(super) fn is_large(&self) -> bool {
         self.flags & LARGE != 0
+    }
+
+    /// Whether it was taken out of the midst of a level and stands there only as a mark of its place.
+    pub(super) fn is_hole(&self) -> bool {
+        self.flags & HOLE != 0
+    }
+
+    pub(super) fn make_hole(&mut self) {
+        self.flags |= HOLE;
     }
 
     pub(super) fn retain(&self) -> bool {

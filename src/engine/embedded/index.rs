@@ -64,7 +64,8 @@ pub(super) struct State {
     /// By priority, the highest first.
     pub(super) levels: SmallVec<[Level; 1]>,
     pub(super) delayed: BTreeMap<(u64, u64), Entry>,
-    pub(super) delayed_until: Map<u64, u64>,
+    /// When each delayed message is due, by sequence.
+    pub(super) delayed_until: BTreeMap<u64, u64>,
     pub(super) leases: Leases,
     /// Of those messages that have one.
     pub(super) marks: Map<u64, Mark>,
@@ -75,6 +76,8 @@ pub(super) struct State {
     pub(super) order: Option<Box<Order>>,
     pub(super) expiring: usize,
     pub(super) gone: bool,
+    /// Nothing is leased to consumers.
+    pub(super) paused: bool,
     /// The deadline that the keeper knows, if any.
     pub(super) registered: Option<u64>,
 }
@@ -102,7 +105,7 @@ impl State {
 
     pub(super) fn ready_count(&self) -> usize {
         let waiting = self.order.as_ref().map_or(0, |order| order.waiting());
-        self.levels.iter().map(|level| level.fresh.len() + level.returned.len()).sum::<usize>() + waiting
+        self.levels.iter().map(Level::len).sum::<usize>() + waiting
     }
 
     pub(super) fn delayed_count(&self) -> usize {
@@ -175,6 +178,13 @@ impl State {
         self.members.wake_all();
     }
 
+    /// Consumers get nothing from now on, or what is there again.
+    pub(super) fn pause(&mut self, paused: bool) {
+        if std::mem::replace(&mut self.paused, paused) && !paused {
+            self.members.wake_all();
+        }
+    }
+
     /// Leases what is ready. `body` gives the bytes of an entry if they are in memory.
     pub(super) fn take(
         &mut self,
@@ -185,6 +195,10 @@ impl State {
         let mut not = NotTaken::default();
         if how.max == 0 {
             self.members.stop_waiting(how.consumer);
+            return not;
+        }
+        if self.paused {
+            // All are told when it goes on.
             return not;
         }
         if self.members.is_alone(how.consumer) {
@@ -247,7 +261,7 @@ impl State {
         let Some(level) = self.levels.iter().find(|level| level.priority == first.priority) else {
             return found;
         };
-        for entry in level.returned.values().chain(level.fresh.iter()).take(READ_AHEAD * 16) {
+        for entry in level.returned.values().chain(&level.fresh).take(READ_AHEAD * 16) {
             if found.last().is_some_and(|last| last.pack != entry.pack || entry.is_large()) {
                 found.push(*entry);
                 if found.len() >= READ_AHEAD {
@@ -327,13 +341,6 @@ impl State {
         };
         self.forget(&entry);
         Ok(entry)
-    }
-
-    /// A move settles what is leased to anyone, the keeper included.
-    pub(super) fn settle_for_move(&mut self, sequence: u64) -> Option<Entry> {
-        let entry = self.unlease(sequence)?.entry;
-        self.forget(&entry);
-        Some(entry)
     }
 
     pub(super) fn extend(&mut self, lease: &LeaseRef, ends: u64) -> Result<(), LeaseError> {

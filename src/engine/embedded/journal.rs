@@ -21,7 +21,7 @@ use super::disk::Tree;
 /// Its name in the data directory.
 pub(super) const NAME: &str = "journal";
 /// Its size.
-const JOURNAL_BYTES: usize = 4 << 20;
+pub(super) const JOURNAL_BYTES: usize = 4 << 20;
 /// The rows of a record have no more.
 pub(super) const RECORD_BYTES: usize = 256 << 10;
 /// Before the rows of a record.

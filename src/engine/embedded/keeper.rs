@@ -17,14 +17,17 @@ use super::body::{decode_message, encode_message};
 use super::entry::Entry;
 use super::format::Mark;
 use super::index::State;
-use super::lanes::{Prepared, Reply, SettleReply, Work, deadline};
+use super::lanes::{Prepared, PreparedMove, Reply, SettleReply, Work, deadline};
 use super::prepare::key_of;
 use super::returns::Due;
 use super::shared::Shared;
 use super::target::Target;
-use crate::engine::{Browsed, EngineError, Outcome, Ticket, View};
+use crate::engine::{Browsed, EngineError, Outcome, Page, Ticket, View};
 use crate::types::clock::unix_now;
 use crate::types::{DeadLetter, Message, Sequence, TargetId, UnixMillis};
+
+/// The timer looks at the clock so often while something is to become due, in milliseconds: it may have been set.
+const LOOK_MS: u64 = 5_000;
 
 /// Something to be read back.
 #[derive(Debug)]
@@ -34,7 +37,16 @@ pub(super) enum Job {
     /// Move messages that are set aside to the dead letter queue.
     Bury { target: Arc<Target>, entries: Vec<(Entry, u32)>, reason: ByteString, reply: Option<Reply<()>> },
     /// Look at messages.
-    Browse { target: Arc<Target>, view: View, from: Sequence, max: usize, reply: Reply<Vec<Browsed>> },
+    Browse {
+        target: Arc<Target>,
+        view: View,
+        from: Sequence,
+        max: usize,
+        max_bytes: usize,
+        reply: Reply<Page>,
+    },
+    /// Find out how old the oldest message is.
+    Oldest { target: Arc<Target>, reply: Reply<Option<UnixMillis>> },
 }
 
 #[derive(Debug, Default)]
@@ -107,7 +119,7 @@ impl Tasks {
                         return Some(id);
                     }
                     self.earlier
-                        .wait_until(&mut deadlines, deadline(Duration::from_millis(left.min(60_000))));
+                        .wait_until(&mut deadlines, deadline(Duration::from_millis(left.min(LOOK_MS))));
                 }
             }
         }
@@ -189,16 +201,17 @@ pub(super) fn read_back(shared: &Shared) {
                     drop(reply.send(result));
                 }
             }
-            Job::Browse { target, view, from, max, reply } => {
-                drop(reply.send(browse(shared, &target, view, from, max)));
+            Job::Browse { target, view, from, max, max_bytes, reply } => {
+                drop(reply.send(browse(shared, &target, view, from, (max, max_bytes))));
             }
+            Job::Oldest { target, reply } => drop(reply.send(Ok(oldest(shared, &target)))),
         }
     }
 }
 
 fn load(shared: &Shared, target: &Arc<Target>, entries: &[Entry]) {
     for entry in entries {
-        if let Err(error) = body_of(shared, target, entry) {
+        if let Err(error) = body_of(target, entry, |entry| shared.bodies.load(&shared.disk.trees, entry)) {
             discard(target, entry.sequence, &error);
         }
     }
@@ -212,10 +225,14 @@ pub(super) fn discard(target: &Target, sequence: u64, error: &EngineError) {
 }
 
 /// The bytes of an entry, also when its message was written to another place since the entry was read. Blocks.
-fn body_of(shared: &Shared, target: &Target, entry: &Entry) -> Result<Bytes, EngineError> {
+fn body_of(
+    target: &Target,
+    entry: &Entry,
+    mut load: impl FnMut(&Entry) -> Result<Bytes, EngineError>,
+) -> Result<Bytes, EngineError> {
     let mut entry = *entry;
     loop {
-        let error = match shared.bodies.load(&shared.disk.trees, &entry) {
+        let error = match load(&entry) {
             Ok(bytes) => return Ok(bytes),
             Err(error) => error,
         };
@@ -227,7 +244,7 @@ fn body_of(shared: &Shared, target: &Target, entry: &Entry) -> Result<Bytes, Eng
 }
 
 fn read(shared: &Shared, target: &Target, entry: &Entry) -> Result<Message, EngineError> {
-    let bytes = body_of(shared, target, entry)?;
+    let bytes = body_of(target, entry, |entry| shared.bodies.load(&shared.disk.trees, entry))?;
     decode_message(bytes).map_err(|e| EngineError::Damaged(e.to_string()))
 }
 
@@ -264,15 +281,17 @@ fn bury(
         message.expires_at = None;
         let mut body = bytes::BytesMut::new();
         encode_message(&message, &mut body);
-        ops.push(Prepared::Move {
+        ops.push(Prepared::Move(Box::new(PreparedMove {
             from: target.id,
             sequence: Sequence(entry.sequence),
+            view: View::Leased,
             to: grave.id,
             body: body.freeze(),
             key: key_of(&message, &shared.secret),
             priority: entry.priority(),
             expires_at: None,
-        });
+            bounded: false,
+        })));
         moved.push(entry.sequence);
     }
     let (reply, ticket) = Ticket::new();
@@ -291,32 +310,34 @@ fn bury(
     Ok(())
 }
 
+/// What is read for this is not kept: consumers have their bodies in memory before as after.
 fn browse(
     shared: &Shared,
     target: &Arc<Target>,
     view: View,
     from: Sequence,
-    max: usize,
-) -> Result<Vec<Browsed>, EngineError> {
-    let found = target.state.lock().list(view, from.0, max);
-    let mut out = Vec::with_capacity(found.len());
-    for (entry, view, attempts, until) in found {
-        let message = match read(shared, target, &entry) {
+    (max, max_bytes): (usize, usize),
+) -> Result<Page, EngineError> {
+    let found = target.state.lock().list(view, from.0, max.saturating_add(1));
+    let mut reader = shared.bodies.reader();
+    let mut page = Page::default();
+    let mut bytes = 0;
+    for (count, (entry, view, attempts, until)) in found.into_iter().enumerate() {
+        if count == max || bytes >= max_bytes {
+            page.next = Some(Sequence(entry.sequence));
+            break;
+        }
+        bytes += entry.len as usize;
+        let read = body_of(target, &entry, |entry| reader.read(&shared.disk.trees, entry));
+        let message = match read
+            .and_then(|b| decode_message(b).map_err(|e| EngineError::Damaged(e.to_string())))
+        {
             Ok(message) => message,
             // Settled and removed since it was listed.
-            Err(EngineError::Damaged(_))
-                if target
-                    .state
-                    .lock()
-                    .list(View::All, entry.sequence, 1)
-                    .first()
-                    .is_none_or(|(e, ..)| e.sequence != entry.sequence) =>
-            {
-                continue;
-            }
+            Err(EngineError::Damaged(_)) if target.state.lock().entry(entry.sequence).is_none() => continue,
             Err(error) => return Err(error),
         };
-        out.push(Browsed {
+        page.messages.push(Browsed {
             sequence: Sequence(entry.sequence),
             attempts,
             view,
@@ -325,5 +346,17 @@ fn browse(
             message,
         });
     }
-    Ok(out)
+    Ok(page)
+}
+
+fn oldest(shared: &Shared, target: &Target) -> Option<UnixMillis> {
+    loop {
+        let entry = target.state.lock().oldest()?;
+        match read(shared, target, &entry) {
+            Ok(message) => return Some(message.id.time()),
+            // Settled and removed meanwhile: another one is the oldest.
+            Err(_) if target.state.lock().oldest().is_some_and(|now| now.sequence != entry.sequence) => {}
+            Err(_) => return None,
+        }
+    }
 }

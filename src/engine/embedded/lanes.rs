@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::format::{Location, Mark};
 use super::hash::TextHash;
 use super::target::Target;
-use crate::engine::{Append, Definition, EngineError, Outcome, Outgoing, SubscribeOptions};
+use crate::engine::{Append, Definition, EngineError, LeaseRef, Outcome, Outgoing, SubscribeOptions, View};
 use crate::types::topic::FilterSpec;
 use crate::types::{MessageId, Priority, Sequence, TargetId, TopicName, UnixMillis};
 
@@ -24,29 +24,12 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 pub(super) enum Prepared {
     Publish(Box<PreparedPublish>),
     All(Vec<PreparedPublish>),
-    Move {
-        from: TargetId,
-        sequence: Sequence,
-        to: TargetId,
-        body: Bytes,
-        key: Option<TextHash>,
-        priority: Priority,
-        expires_at: Option<UnixMillis>,
-    },
-    Outgoing {
-        target: TargetId,
-        sequence: Sequence,
-        outgoing: Outgoing,
-    },
-    ReleaseIncoming {
-        session: TargetId,
-        packet_id: u16,
-    },
+    Move(Box<PreparedMove>),
+    Forward(Box<PreparedForward>),
+    Outgoing { target: TargetId, sequence: Sequence, outgoing: Outgoing },
+    ReleaseIncoming { session: TargetId, packet_id: u16 },
     Define(TargetId, Box<Definition>),
-    Delete {
-        id: TargetId,
-        only_if_empty: bool,
-    },
+    Delete { id: TargetId, only_if_empty: bool },
     Subscribe(TargetId, FilterSpec, SubscribeOptions),
     Unsubscribe(TargetId, FilterSpec),
 }
@@ -75,6 +58,39 @@ impl PreparedPublish {
     fn weight(&self) -> usize {
         32 + self.body.len() + 24 * self.targets.len()
     }
+}
+
+/// See [`crate::engine::Op::Move`].
+#[derive(Debug)]
+pub(super) struct PreparedMove {
+    pub(super) from: TargetId,
+    pub(super) sequence: Sequence,
+    pub(super) view: View,
+    pub(super) to: TargetId,
+    pub(super) body: Bytes,
+    /// In queues that keep order by key.
+    pub(super) key: Option<TextHash>,
+    pub(super) priority: Priority,
+    pub(super) expires_at: Option<UnixMillis>,
+    /// A queue that is full refuses it. One that was given up has to go somewhere.
+    pub(super) bounded: bool,
+}
+
+/// See [`crate::engine::Forward`].
+#[derive(Debug)]
+pub(super) struct PreparedForward {
+    pub(super) from: TargetId,
+    pub(super) lease: LeaseRef,
+    pub(super) messages: Vec<PreparedAppend>,
+}
+
+/// A message for one target.
+#[derive(Debug)]
+pub(super) struct PreparedAppend {
+    pub(super) body: Bytes,
+    /// In queues that keep order by key.
+    pub(super) key: Option<TextHash>,
+    pub(super) append: Append,
 }
 
 /// What a publish does to the retained value of its topic.
@@ -117,7 +133,10 @@ impl Work {
                 .map(|op| match op {
                     Prepared::Publish(publish) => publish.weight(),
                     Prepared::All(items) => items.iter().map(PreparedPublish::weight).sum(),
-                    Prepared::Move { body, .. } => 64 + body.len(),
+                    Prepared::Move(moved) => 64 + moved.body.len(),
+                    Prepared::Forward(forward) => {
+                        64 + forward.messages.iter().map(|message| 64 + message.body.len()).sum::<usize>()
+                    }
                     _ => 128,
                 })
                 .sum(),

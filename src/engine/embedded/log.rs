@@ -15,7 +15,7 @@ use std::path::Path;
 use sled::IVec;
 
 use super::disk::{Disk, SYNC_BYTES, Tree, Trees, io_error};
-use super::journal::{self, Journal, RECORD_BYTES, Rows};
+use super::journal::{self, JOURNAL_BYTES, Journal, RECORD_BYTES, Rows};
 use super::marker::meta_number;
 use super::pack::Failed;
 
@@ -228,14 +228,20 @@ pub(super) fn replay(trees: &Trees, data_dir: &Path) -> Result<u64, String> {
     let number = |key| meta_number(trees, key).map_err(|e| e.to_string());
     let stored = number(STORED)?;
     let about = |what: String| format!("the file {}: {what}", journal::NAME);
-    let Some(bytes) = journal::read(data_dir).map_err(|e| about(e.to_string()))? else {
-        // A store that was closed has no need of it.
-        return if stored == 0 || number("closed")? == number("boot")? {
-            Ok(0)
-        } else {
-            Err(about("it is missing, and the store was not closed".to_owned()))
-        };
+    let found = journal::read(data_dir).map_err(|e| about(e.to_string()))?;
+    let lacks = match found.as_ref().map(Vec::len) {
+        None => Some("it is missing".to_owned()),
+        Some(len) if len != JOURNAL_BYTES => Some(format!("it has {len} bytes instead of {JOURNAL_BYTES}")),
+        Some(_) => None,
     };
+    // A store that was closed has no need of it.
+    if let Some(lacks) = lacks
+        && stored > 0
+        && number("closed")? != number("boot")?
+    {
+        return Err(about(format!("{lacks}, and the store was not closed")));
+    }
+    let bytes = found.unwrap_or_default();
     let mut count = 0;
     for record in journal::records(&bytes, stored).map_err(about)? {
         if record.number <= stored {
@@ -253,6 +259,8 @@ pub(super) fn replay(trees: &Trees, data_dir: &Path) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
     use crate::engine::OpenError;
 
@@ -423,6 +431,12 @@ mod tests {
         let image = bench.image();
         std::fs::remove_file(image.path().join(journal::NAME)).unwrap();
         assert!(refusal(&image).contains("it is missing"));
+        let image = bench.image();
+        let path = image.path().join(journal::NAME);
+        for len in [0, 100, JOURNAL_BYTES as u64 - 1] {
+            File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
+            assert!(refusal(&image).contains(&format!("it has {len} bytes instead of")));
+        }
         let image = bench.image();
         let path = image.path().join(journal::NAME);
         let mut bytes = std::fs::read(&path).unwrap();

@@ -36,11 +36,12 @@ use self::writer::Writer;
 use super::settings::EngineSettings;
 use super::{
     Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
-    Nack, Op, OpenError, OpenProgress, Pending, Publish, Settled, Stored, TargetStats, Ticket, View,
+    Nack, Op, OpenError, OpenProgress, Page, Pending, Publish, Removed, Settled, Stored, TargetStats, Ticket,
+    View,
 };
 use crate::bell::Bell;
 use crate::types::clock::unix_now;
-use crate::types::{Sequence, TargetId};
+use crate::types::{Sequence, TargetId, UnixMillis};
 
 mod admit;
 mod bodies;
@@ -53,6 +54,7 @@ mod disk;
 mod entry;
 pub mod export;
 mod format;
+mod forward;
 mod hash;
 mod index;
 mod journal;
@@ -396,13 +398,14 @@ impl Engine for Embedded {
         view: View,
         from: Sequence,
         max: usize,
-    ) -> Pending<Vec<super::Browsed>> {
+        max_bytes: usize,
+    ) -> Pending<Page> {
         let target = match self.shared.target(target) {
             Ok(target) => target,
             Err(error) => return Box::pin(std::future::ready(Err(error))),
         };
         let (reply, ticket) = Ticket::new();
-        self.shared.tasks.push(Job::Browse { target, view, from, max, reply });
+        self.shared.tasks.push(Job::Browse { target, view, from, max, max_bytes, reply });
         Box::pin(ticket)
     }
 
@@ -416,15 +419,34 @@ impl Engine for Embedded {
         Ok(ticket)
     }
 
-    fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError> {
+    fn remove(&self, target: TargetId, view: View, sequences: &[Sequence]) -> Result<Removed, EngineError> {
         let target = self.shared.target(target)?;
-        let mut stats = target.stats();
-        let oldest = target.state.lock().list(View::All, 0, 1).first().map(|(entry, ..)| *entry);
-        stats.oldest = oldest
-            .and_then(|entry| self.shared.bodies.load(&self.shared.disk.trees, &entry).ok())
-            .and_then(|bytes| decode_message(bytes).ok())
-            .map(|message| message.id.time());
-        Ok(stats)
+        let _placing = self.shared.lanes.placing();
+        let entries = target.state.lock().remove(view, sequences.iter().map(|sequence| sequence.0));
+        let sequences: Vec<_> = entries.iter().map(|entry| Sequence(entry.sequence)).collect();
+        let (reply, durable) = Ticket::new();
+        self.push_settle(&target, entries, SettleReply::Done(reply));
+        Ok(Removed { sequences, durable })
+    }
+
+    fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError> {
+        Ok(self.shared.target(target)?.stats())
+    }
+
+    fn oldest(&self, target: TargetId) -> Pending<Option<UnixMillis>> {
+        let target = match self.shared.target(target) {
+            Ok(target) => target,
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
+        };
+        let oldest = target.state.lock().oldest();
+        let Some(entry) = oldest else { return Box::pin(std::future::ready(Ok(None))) };
+        let here = self.shared.bodies.reader().get(&entry).and_then(|bytes| decode_message(bytes).ok());
+        if let Some(message) = here {
+            return Box::pin(std::future::ready(Ok(Some(message.id.time()))));
+        }
+        let (reply, ticket) = Ticket::new();
+        self.shared.tasks.push(Job::Oldest { target, reply });
+        Box::pin(ticket)
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -59,6 +59,8 @@ struct StoredQueue {
     ordered_by_key: bool,
     #[prost(uint64, optional, tag = "35")]
     dedup_window_ms: Option<u64>,
+    #[prost(bool, tag = "40")]
+    paused: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -129,6 +131,7 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             created_at: queue.created_at.0,
             ordered_by_key: queue.ordered_by_key,
             dedup_window_ms: queue.dedup_window.map(millis),
+            paused: queue.paused,
         }),
         Definition::Session(session) => Kind::Session(StoredSession {
             client_id: session.client_id.to_string(),
@@ -176,6 +179,7 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             ordered_by_key: queue.ordered_by_key,
             dedup_window: queue.dedup_window_ms.map(Duration::from_millis),
             labels: queue.labels,
+            paused: queue.paused,
             created_at: UnixMillis(queue.created_at),
         }),
         Kind::Session(session) => Definition::Session(SessionSpec {
@@ -256,6 +260,7 @@ mod tests {
                 ordered_by_key: true,
                 dedup_window: Some(Duration::from_secs(60)),
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+                paused: true,
                 created_at: UnixMillis(9),
             }),
             Definition::Session(SessionSpec {

@@ -185,14 +185,14 @@ impl Packer {
     /// Puts a body into the operation's pack.
     pub(super) fn body(&mut self, books: &mut Books<'_>, body: &Bytes) -> Result<Place, Failed> {
         let len = u32::try_from(body.len()).map_err(|_| "a message has more than 4 GiB".to_owned())?;
-        if body.len() <= LARGE_BYTES {
-            let open = self.open(books.ledger, 0);
+        let open = self.open(books.ledger, 0);
+        // Of an operation with several bodies, those that its row has no room for are stored like large ones.
+        if body.len() <= LARGE_BYTES && open.bodies.len() + body.len() <= ROW_BYTES {
             let offset = open.bodies.len() - CHECKSUM_BYTES;
             let offset = u16::try_from(offset).map_err(|_| "a body row is too long".to_owned())?;
             open.bodies.extend_from_slice(body);
             return Ok(Place { pack: None, offset, len, crc: None });
         }
-        let open = self.open(books.ledger, 0);
         let (pack, slot) = (open.pack, open.slots);
         open.slots += 1;
         for (n, part) in (0_u32..).zip(body.chunks(PART_BYTES)) {

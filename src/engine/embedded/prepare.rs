@@ -6,8 +6,8 @@ use smallvec::{SmallVec, smallvec};
 use super::body::{encode_alone, encode_message};
 use super::format::LARGE_BYTES;
 use super::hash::{Text, TextHash};
-use super::lanes::{Prepared, PreparedPublish, Retained};
-use crate::engine::{Op, Publish};
+use super::lanes::{Prepared, PreparedAppend, PreparedForward, PreparedMove, PreparedPublish, Retained};
+use crate::engine::{Append, Forward, Op, Publish};
 use crate::types::Message;
 
 /// The operations of one ticket.
@@ -27,10 +27,20 @@ fn prepare(op: Op, secret: &[u8; 16], buffer: &mut BytesMut) -> Prepared {
             let items = items.into_iter().map(|item| prepare_publish(publish(item), secret, buffer));
             Prepared::All(items.collect())
         }
-        Op::Move { from, sequence, to, message, priority } => {
+        Op::Move { from, sequence, view, to, message, priority } => {
             let (key, expires_at) = (key_of(&message, secret), message.expires_at);
-            let body = body(&message, buffer);
-            Prepared::Move { from, sequence, to, body, key, priority, expires_at }
+            let (body, bounded) = (body(&message, buffer), true);
+            let moved = PreparedMove { from, sequence, view, to, body, key, priority, expires_at, bounded };
+            Prepared::Move(Box::new(moved))
+        }
+        Op::Forward(Forward { from, lease, messages }) => {
+            let append = |(message, append): (Message, Append)| {
+                let expires_at = [append.expires_at, message.expires_at].into_iter().flatten().min();
+                let key = key_of(&message, secret);
+                PreparedAppend { body: body(&message, buffer), key, append: Append { expires_at, ..append } }
+            };
+            let messages = messages.into_iter().map(append).collect();
+            Prepared::Forward(Box::new(PreparedForward { from, lease, messages }))
         }
         Op::Outgoing { target, sequence, outgoing } => Prepared::Outgoing { target, sequence, outgoing },
         Op::ReleaseIncoming { session, packet_id } => Prepared::ReleaseIncoming { session, packet_id },

@@ -199,6 +199,7 @@ impl State {
         if self.expiring > 0 {
             let mut levels = std::mem::take(&mut self.levels);
             for level in &mut levels {
+                level.fill();
                 level.fresh.retain(|entry| !self.is_over(entry, now) || (due.expired.push(*entry), false).1);
                 level
                     .returned

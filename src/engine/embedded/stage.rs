@@ -12,7 +12,7 @@ use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Add, Location, Mark, Place, RETAINED, Record};
 use super::hash::TextHash;
-use super::lanes::{Prepared, PreparedPublish, SettleReply, Work};
+use super::lanes::{Prepared, PreparedMove, PreparedPublish, SettleReply, Work};
 use super::objects;
 use super::order::Key;
 use super::pack::Failed;
@@ -66,7 +66,12 @@ impl Writer {
     }
 
     /// Whether the message was there.
-    fn stage_settle(&mut self, target: &Target, sequence: u64, place: Location) -> Result<bool, Failed> {
+    pub(super) fn stage_settle(
+        &mut self,
+        target: &Target,
+        sequence: u64,
+        place: Location,
+    ) -> Result<bool, Failed> {
         let of = self.ledger.current(place);
         if !self.ledger.settle(of) {
             return Ok(false);
@@ -95,7 +100,11 @@ impl Writer {
         if let Some((free_bytes, watermark_bytes)) = self.low_disk
             && matches!(
                 op,
-                Prepared::Publish(_) | Prepared::All(_) | Prepared::Define(..) | Prepared::Subscribe(..)
+                Prepared::Publish(_)
+                    | Prepared::All(_)
+                    | Prepared::Forward(_)
+                    | Prepared::Define(..)
+                    | Prepared::Subscribe(..)
             )
         {
             self.shared.counts.refused_disk.add(1);
@@ -104,16 +113,15 @@ impl Writer {
         match op {
             Prepared::Publish(publish) => self.stage_publish(*publish, None),
             Prepared::All(items) => self.stage_all(items),
-            Prepared::Move { from, sequence, to, body, key, priority, expires_at } => {
-                self.stage_move((from, sequence), to, &body, key, priority, expires_at)
-            }
+            Prepared::Move(moved) => self.stage_move(*moved),
+            Prepared::Forward(forward) => self.stage_forward(*forward),
             other => self.stage_rare(other),
         }
     }
 
     fn stage_rare(&mut self, op: Prepared) -> Result<Outcome, Failed> {
         match op {
-            Prepared::Publish(_) | Prepared::All(_) | Prepared::Move { .. } => {}
+            Prepared::Publish(_) | Prepared::All(_) | Prepared::Move(_) | Prepared::Forward(_) => {}
             Prepared::Outgoing { target, sequence, outgoing } => {
                 let Ok(target) = self.shared.target(target) else {
                     return Ok(Outcome::Refused(Refusal::Gone(target)));
@@ -138,7 +146,8 @@ impl Writer {
                 log.insert(disk, Tree::Meta, b"next_target", &next)?;
                 log.insert(disk, Tree::Obj, &id.0.to_be_bytes(), objects::encode(&definition))?;
                 // Known at once: nobody can name it before its ticket completes, or it was known before.
-                self.shared.registry.write().define(id, Settings::from(&*definition));
+                let target = self.shared.registry.write().define(id, Settings::from(&*definition));
+                self.effects.push(Effect::Defined(target));
             }
             Prepared::Delete { id, only_if_empty } => {
                 if only_if_empty && let Ok(target) = self.shared.target(id) {
@@ -292,7 +301,7 @@ impl Writer {
         target.next_sequence.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn stage_add(
+    pub(super) fn stage_add(
         &mut self,
         target: Arc<Target>,
         place: Place,
@@ -339,26 +348,29 @@ impl Writer {
         Ok(Sequence(sequence))
     }
 
-    fn stage_move(
-        &mut self,
-        (from, sequence): (TargetId, Sequence),
-        to: TargetId,
-        body: &Bytes,
-        key: Option<TextHash>,
-        priority: Priority,
-        expires_at: Option<UnixMillis>,
-    ) -> Result<Outcome, Failed> {
+    fn stage_move(&mut self, moved: PreparedMove) -> Result<Outcome, Failed> {
+        let PreparedMove { from, sequence, view, to, body, key, priority, expires_at, bounded } = moved;
         let (source, destination) = match (self.shared.target(from), self.shared.target(to)) {
             (Ok(source), Ok(destination)) => (source, destination),
             (Err(_), _) => return Ok(Outcome::Refused(Refusal::Gone(from))),
             (_, Err(_)) => return Ok(Outcome::Refused(Refusal::Gone(to))),
         };
-        let Some(entry) = source.state.lock().settle_for_move(sequence.0) else {
+        if bounded && destination.settings.load().rejects {
+            if let Some((free_bytes, watermark_bytes)) = self.low_disk {
+                self.shared.counts.refused_disk.add(1);
+                return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
+            }
+            if let Some(bound) = room(&destination, 1, body.len() as u64) {
+                self.shared.counts.refused_full.add(1);
+                return Ok(Outcome::Refused(Refusal::Full { target: to, bound }));
+            }
+        }
+        let Some(entry) = source.state.lock().take_for_move(view, sequence.0) else {
             return Ok(Outcome::Refused(Refusal::NotLeased));
         };
         let (packer, mut books) = self.books();
         packer.begin_op(&mut books, 2, body.len())?;
-        let place = packer.body(&mut books, body)?;
+        let place = packer.body(&mut books, &body)?;
         if self.stage_settle(&source, sequence.0, entry.location())? {
             source.messages.fetch_sub(1, Ordering::Relaxed);
             source.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);

@@ -14,6 +14,7 @@ impl State {
                 let ready = level
                     .fresh
                     .range(start..)
+                    .filter(|entry| !entry.is_hole())
                     .take(max)
                     .chain(level.returned.range(from..).map(|(_, e)| e).take(max));
                 found.extend(ready.map(|entry| (*entry, View::Ready, None)));
@@ -22,8 +23,10 @@ impl State {
             found.extend(waiting.map(|entry| (*entry, View::Ready, None)));
         }
         if matches!(view, View::All | View::Delayed) {
-            let delayed = self.delayed.iter().filter(|((_, sequence), _)| *sequence >= from);
-            found.extend(delayed.map(|(&(until, _), entry)| (*entry, View::Delayed, Some(until))));
+            let delayed = self.delayed_until.range(from..).take(max);
+            let delayed = delayed
+                .filter_map(|(&sequence, &until)| self.delayed.get(&(until, sequence)).zip(Some(until)));
+            found.extend(delayed.map(|(entry, until)| (*entry, View::Delayed, Some(until))));
         }
         if matches!(view, View::All | View::Leased) {
             let leased = self.leases.all().filter(|lease| lease.entry.sequence >= from);
@@ -42,6 +45,18 @@ impl State {
         found.into_iter().map(|(entry, view, until)| (entry, view, attempts(&entry), until)).collect()
     }
 
+    /// The one with the first place of all.
+    pub(super) fn oldest(&self) -> Option<Entry> {
+        let ready = self
+            .levels
+            .iter()
+            .flat_map(|level| level.fresh.front().into_iter().chain(level.returned.values().next()));
+        let delayed = self.delayed_until.first_key_value();
+        let delayed = delayed.and_then(|(&sequence, &until)| self.delayed.get(&(until, sequence)));
+        let leased = self.leases.all().map(|lease| &lease.entry);
+        ready.chain(delayed).chain(leased).min_by_key(|entry| entry.sequence).copied()
+    }
+
     /// A message whose body cannot be read is not handed out any more; it stays in the store.
     pub(super) fn discard(&mut self, sequence: u64) {
         let found = match self.unlease(sequence) {
@@ -57,6 +72,40 @@ impl State {
         }
     }
 
+    /// Takes those of these messages out that wait in this view. What is leased stays.
+    pub(super) fn remove(&mut self, view: View, sequences: impl IntoIterator<Item = u64>) -> Vec<Entry> {
+        let mut out = Vec::new();
+        for sequence in sequences {
+            let mut found = None;
+            if matches!(view, View::All | View::Ready) {
+                found = self.take_ready(sequence);
+            }
+            if found.is_none()
+                && matches!(view, View::All | View::Delayed)
+                && let Some(until) = self.delayed_until.remove(&sequence)
+            {
+                found = self.delayed.remove(&(until, sequence));
+            }
+            out.extend(found);
+        }
+        out.iter().for_each(|entry| self.forget(entry));
+        if !out.is_empty() {
+            self.members.go_on();
+        }
+        out
+    }
+
+    /// Takes one message out to be moved: one that waits in this view, or one that is leased to anyone, the keeper included.
+    pub(super) fn take_for_move(&mut self, view: View, sequence: u64) -> Option<Entry> {
+        let waiting = self.remove(view, [sequence]).pop();
+        if waiting.is_some() || !matches!(view, View::All | View::Leased) {
+            return waiting;
+        }
+        let entry = self.unlease(sequence)?.entry;
+        self.forget(&entry);
+        Some(entry)
+    }
+
     /// All that the target holds, for its end.
     pub(super) fn drain_whole(&mut self) -> Vec<Entry> {
         let mut out = self.drain(View::All);
@@ -69,6 +118,7 @@ impl State {
         let mut out = Vec::new();
         if matches!(view, View::All | View::Ready) {
             for level in &mut self.levels {
+                level.fill();
                 out.extend(std::mem::take(&mut level.returned).into_values());
                 out.extend(std::mem::take(&mut level.fresh));
             }

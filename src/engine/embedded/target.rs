@@ -24,6 +24,7 @@ pub(super) struct Settings {
     pub(super) priorities: bool,
     pub(super) ordered: bool,
     pub(super) dedup_window: Option<Duration>,
+    pub(super) paused: bool,
 }
 
 impl From<&Definition> for Settings {
@@ -47,6 +48,7 @@ impl From<&Definition> for Settings {
             priorities: queue.is_some_and(|queue| queue.priorities),
             ordered: queue.is_some_and(|queue| queue.ordered_by_key),
             dedup_window: queue.and_then(|queue| queue.dedup_window),
+            paused: queue.is_some_and(|queue| queue.paused),
         }
     }
 }
@@ -78,7 +80,8 @@ pub(super) struct Totals {
 
 impl Target {
     pub(super) fn new(id: TargetId, settings: Settings, next_sequence: u64) -> Self {
-        let state = State { order: settings.ordered.then(Box::default), ..State::default() };
+        let order = settings.ordered.then(Box::default);
+        let state = State { order, paused: settings.paused, ..State::default() };
         Self {
             id,
             settings: ArcSwap::from_pointee(settings),
@@ -99,7 +102,6 @@ impl Target {
             delayed: state.delayed_count() as u64,
             leased: state.leased_count() as u64,
             bytes: load(&self.bytes),
-            oldest: None,
             enqueued_total: load(&self.totals.enqueued),
             acked_total: load(&self.totals.acked),
             dead_lettered_total: load(&self.totals.dead_lettered),

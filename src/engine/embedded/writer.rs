@@ -44,6 +44,7 @@ pub(super) enum Effect {
     Incoming(Arc<Target>, u16, u64, Location),
     Released(Arc<Target>, u16),
     Relocate(Arc<Target>, Entry),
+    Defined(Arc<Target>),
     Gone(Arc<Target>),
 }
 
@@ -281,6 +282,10 @@ impl Writer {
                 }
                 Effect::Relocate(target, entry) => {
                     target.state.lock().relocate(entry.sequence, &entry);
+                }
+                Effect::Defined(target) => {
+                    let paused = target.settings.load().paused;
+                    target.state.lock().pause(paused);
                 }
                 Effect::Gone(target) => {
                     let (entries, incoming) = {

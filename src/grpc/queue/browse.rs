@@ -1,48 +1,66 @@
 //! Looking at a view page by page.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::core::queues::QueueEntry;
+use crate::core::queues::select::Select;
 use crate::core::{Broker, CoreError};
 use crate::engine::View;
-use crate::grpc::bounds::{FRAME_BYTES, MAX_PAGE};
 use crate::grpc::proto::v1;
 use crate::types::{Sequence, clock};
 
 use super::deliver;
 
-/// Messages that are looked at at once, at first.
-const BROWSE_MESSAGES: usize = 16;
+/// A page is sent after so long at the latest, if only to say how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// Looks at a view page by page; bounded in bytes as far as the pages before tell.
+/// Looks at what is meant of a view; what a page holds is bounded by what is looked at together.
 pub(super) struct Pages {
     broker: Arc<Broker>,
     queue: Arc<QueueEntry>,
     view: View,
-    from: Sequence,
-    size: usize,
-    pub(super) ended: bool,
+    select: Select,
+    /// None at the end.
+    next: Option<Sequence>,
+    /// How many messages are still to be shown.
+    left: usize,
 }
 
 impl Pages {
-    /// From `from` on.
-    pub(super) fn new(broker: Arc<Broker>, queue: Arc<QueueEntry>, view: View, from: Sequence) -> Self {
-        Self { broker, queue, view, from, size: BROWSE_MESSAGES, ended: false }
+    /// At most `max` messages in all.
+    pub(super) fn new(
+        broker: Arc<Broker>,
+        queue: Arc<QueueEntry>,
+        view: View,
+        select: Select,
+        max: usize,
+    ) -> Self {
+        let next = Some(select.from).filter(|_| max > 0);
+        Self { broker, queue, view, select, next, left: max }
     }
 
-    /// At most `max` messages more; none at the end.
-    pub(super) async fn next(&mut self, max: usize) -> Result<Option<Vec<v1::LeasedMessage>>, CoreError> {
-        if self.ended {
-            return Ok(None);
+    /// Some messages, or none when it took long; `None` at the end. After an error there is nothing more.
+    pub(super) async fn next(&mut self) -> Result<Option<v1::BrowseResponse>, CoreError> {
+        let began = Instant::now();
+        while let Some(from) = self.next.take() {
+            let mut found = self.broker.look(&self.queue, self.view, &self.select, from).await?;
+            if found.messages.len() >= self.left {
+                found.messages.truncate(self.left);
+                found.next = None;
+                found.through = found.messages.last().map_or(found.through, |last| last.sequence);
+            }
+            self.left -= found.messages.len();
+            self.next = found.next;
+            if !found.messages.is_empty() || self.next.is_some() && began.elapsed() >= TELL_EVERY {
+                let now = clock::unix_now();
+                let messages =
+                    found.messages.into_iter().map(|browsed| deliver::browsed(browsed, now)).collect();
+                return Ok(Some(v1::BrowseResponse { messages, through_sequence: found.through.0 }));
+            }
         }
-        let size = self.size.min(max);
-        let page = self.broker.browse(&self.queue, self.view, self.from, size).await?;
-        self.ended = page.len() < size;
-        let Some(last) = page.last() else { return Ok(None) };
-        self.from = Sequence(last.sequence.0.saturating_add(1));
-        let bytes: usize = page.iter().map(|browsed| browsed.message.weight()).sum();
-        self.size = (FRAME_BYTES / (bytes / page.len() + 1).max(1)).clamp(1, MAX_PAGE);
-        let now = clock::unix_now();
-        Ok(Some(page.into_iter().map(|browsed| deliver::browsed(browsed, now)).collect()))
+        Ok(None)
     }
 }

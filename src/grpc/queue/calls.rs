@@ -8,19 +8,28 @@ use bytes::Bytes;
 use crate::core::CoreError;
 use crate::core::queues::enqueue::Enqueued;
 use crate::core::queues::receive::Receive;
-use crate::engine::{QueueSpec, View};
-use crate::grpc::bounds::{FRAME_BYTES, MAX_ITEMS, MAX_PAGE, count, merged, page_size, some_items};
-use crate::grpc::convert::{at_most, duration_of, optional_duration};
+use crate::core::queues::select::Select;
+use crate::engine::QueueSpec;
+use crate::grpc::bounds::{
+    FRAME_BYTES, MAX_ITEMS, MAX_PAGE, at_most_items, count, merged, page_size, some_items,
+};
+use crate::grpc::convert::{at_most, optional_duration};
 use crate::grpc::proto::v1;
 use crate::grpc::status;
-use crate::types::{Sequence, clock};
+use crate::types::{MessageId, Sequence, clock};
 
 use super::batch::{enqueue_of, sort};
 use super::browse::Pages;
 use super::definition::{fields_of, queue_name, queue_of, set, spec_of};
-use super::{CONSUMER_ID_BYTES, MAX_WAIT, QueueService, deliver, failures_of, leases, nack_of, view_of};
+use super::select::{select_of, waiting};
+use super::{
+    CONSUMER_ID_BYTES, MAX_WAIT, QueueService, deliver, failures_of, leases, nack_of, view_of, watch,
+};
 
-fn enqueued(stored: Enqueued) -> v1::EnqueueResponse {
+/// Ids of one request: each is looked for.
+const MAX_IDS: usize = 100;
+
+pub(super) fn enqueued(stored: Enqueued) -> v1::EnqueueResponse {
     let Enqueued { id, sequence, duplicate } = stored;
     v1::EnqueueResponse { message_id: id.to_string(), sequence: sequence.0, duplicate }
 }
@@ -167,51 +176,68 @@ impl QueueService {
     pub(super) async fn peek_some(&self, request: v1::PeekRequest) -> Result<v1::PeekResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
         let max = count("max_messages", request.max_messages, 1, MAX_PAGE)?;
-        let view = view_of("view", request.view(), Some(View::Ready))?;
-        let mut pages = Pages::new(Arc::clone(&self.broker), queue, view, Sequence(0));
+        let view = view_of(request.view());
+        let mut pages = Pages::new(Arc::clone(&self.broker), queue, view, Select::default(), max);
         let mut messages = Vec::new();
-        while messages.len() < max {
-            let Some(page) = pages.next(max - messages.len()).await? else { break };
-            messages.extend(page);
+        while let Some(page) = pages.next().await? {
+            messages.extend(page.messages);
         }
         Ok(v1::PeekResponse { messages })
     }
 
+    /// What a browse shows.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`], [`CoreError::Invalid`].
+    pub(super) fn pages(&self, request: v1::BrowseRequest) -> Result<Pages, CoreError> {
+        let queue = self.queue(&request.queue)?;
+        let view = view_of(request.view());
+        let mut select = select_of(request.filter)?;
+        select.from = select.from.max(Sequence(request.from_sequence));
+        let max = usize::try_from(request.max_messages).ok().filter(|&max| max > 0).unwrap_or(usize::MAX);
+        Ok(Pages::new(Arc::clone(&self.broker), queue, view, select, max))
+    }
+
     pub(super) async fn purge_view(&self, request: v1::PurgeRequest) -> Result<v1::PurgeResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
-        let view = view_of("view", request.view(), None)?;
-        if view == View::Leased {
-            return Err(CoreError::invalid("view", "what a consumer holds cannot be purged"));
+        let views = waiting(request.view())?;
+        let select = select_of(request.filter)?;
+        let mut purged = 0;
+        for &view in views {
+            purged += self.broker.purge_some(&queue, view, &select).await?;
         }
-        Ok(v1::PurgeResponse { purged: self.broker.purge(&queue, view).await? })
+        Ok(v1::PurgeResponse { purged })
     }
 
-    pub(super) async fn redrive_some(
+    pub(super) async fn delete_some(
         &self,
-        request: v1::RedriveRequest,
-    ) -> Result<v1::RedriveResponse, CoreError> {
-        let from = self.broker.queue_named("dead_letter_queue", &request.dead_letter_queue)?;
-        let to = match request.destination.as_str() {
-            "" => None,
-            name => Some(self.broker.queue_named("destination", name)?),
+        request: v1::DeleteMessagesRequest,
+    ) -> Result<v1::DeleteMessagesResponse, CoreError> {
+        let queue = self.queue(&request.queue)?;
+        let views = waiting(request.view())?;
+        let v1::DeleteMessagesRequest { sequences, message_ids, .. } = request;
+        if message_ids.is_empty() {
+            some_items("sequences", sequences.len(), MAX_ITEMS)?;
+        }
+        at_most_items("sequences", sequences.len(), MAX_ITEMS)?;
+        at_most_items("message_ids", message_ids.len(), MAX_IDS)?;
+        let id = |(at, text): (usize, &String)| {
+            let wrong = || CoreError::invalid(format!("message_ids[{at}]"), format!("{text:?} is no id"));
+            MessageId::parse(text).ok_or_else(wrong)
         };
-        let max = Some(u64::from(request.max_messages)).filter(|&max| max > 0);
-        Ok(v1::RedriveResponse { moved: self.broker.redrive(&from, to.as_ref(), max).await? })
+        let ids = message_ids.iter().enumerate().map(id).collect::<Result<Vec<_>, _>>()?;
+        let sequences: Vec<_> = sequences.into_iter().map(Sequence).collect();
+        let mut deleted_sequences = Vec::new();
+        for &view in views {
+            let deleted = self.broker.delete_messages(&queue, view, &sequences, &ids).await?;
+            deleted_sequences.extend(deleted.into_iter().map(|sequence| sequence.0));
+        }
+        deleted_sequences.sort_unstable();
+        Ok(v1::DeleteMessagesResponse { deleted_sequences })
     }
 
-    pub(super) fn stats_of(&self, name: &str) -> Result<v1::QueueStats, CoreError> {
-        let stats = self.broker.queue_stats(&*self.broker.queue_named("name", name)?)?;
-        Ok(v1::QueueStats {
-            ready: stats.ready,
-            delayed: stats.delayed,
-            leased: stats.leased,
-            bytes: stats.bytes,
-            oldest_age: stats.oldest.map(|at| duration_of(clock::unix_now().since(at))),
-            enqueued_total: stats.enqueued_total,
-            acked_total: stats.acked_total,
-            dead_lettered_total: stats.dead_lettered_total,
-            expired_total: stats.expired_total,
-            consumers: stats.consumers,
-        })
+    pub(super) async fn stats_of(&self, name: &str) -> Result<v1::QueueStats, CoreError> {
+        let queue = self.broker.queue_named("name", name)?;
+        Ok(watch::stats(self.broker.queue_stats(&queue).await?))
     }
 }

@@ -10,7 +10,7 @@ use crate::grpc::proto::v1;
 use crate::types::{QueueName, TopicFilter, clock};
 
 /// The fields that may be said of a queue, beside its name.
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 12] = [
     "bindings",
     "lease",
     "max_deliveries",
@@ -22,6 +22,7 @@ const FIELDS: [&str; 11] = [
     "ordered_by_key",
     "dedup_window",
     "labels",
+    "paused",
 ];
 
 /// The settings of a queue to make; what is not said has its default.
@@ -94,6 +95,7 @@ pub(super) fn set(
             spec.dedup_window = window.transpose()?;
         }
         "labels" => spec.labels = queue.labels.clone().into_iter().collect(),
+        "paused" => spec.paused = queue.paused,
         other => return Err(CoreError::invalid("update_mask", format!("{other:?} is no field of a queue"))),
     }
     Ok(())
@@ -138,6 +140,7 @@ pub(super) fn queue_of(spec: &QueueSpec) -> v1::Queue {
         ordered_by_key: spec.ordered_by_key,
         dedup_window: spec.dedup_window.map(duration_of),
         labels: spec.labels.clone().into_iter().collect(),
+        paused: spec.paused,
     }
 }
 
@@ -159,6 +162,7 @@ mod tests {
             ordered_by_key: true,
             dedup_window: Some(prost_types::Duration { seconds: 600, nanos: 0 }),
             labels: [("team".to_owned(), "a".to_owned())].into(),
+            paused: true,
             ..Default::default()
         };
         let back = queue_of(&spec_of(&given, &limits).unwrap());

@@ -24,6 +24,12 @@ pub(super) fn browsed(browsed: Browsed, now: UnixMillis) -> v1::LeasedMessage {
     let Browsed { sequence, attempts, view, priority, until, message } = browsed;
     let qos = message.qos;
     let mut shown = shown(message, qos, sequence, priority, now);
+    let state = match view {
+        View::All | View::Ready => v1::QueueView::Ready,
+        View::Delayed => v1::QueueView::Delayed,
+        View::Leased => v1::QueueView::Leased,
+    };
+    shown.state = state.into();
     // One that was not delivered yet has had no attempt; one that is with a consumer is in one that is not counted.
     shown.delivery_attempt = attempts + u32::from(view == View::Leased);
     match (view, until) {
@@ -58,6 +64,7 @@ fn shown(
         delivery_attempt: 0,
         lease_expires: None,
         dead_letter: dead,
+        state: v1::QueueView::Unspecified.into(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `QueueService`.
 //!
 //! `service` has the methods, `calls` what the unary ones do, `definition` a queue's settings, `deliver` what a delivery
-//! says, `produce` and `consume` the two streams. Invariant: nothing is kept here but the broker.
+//! says, `produce` and `consume` the two streams, `watch` the counts as they change. Invariant: nothing is kept here but the broker.
 
 mod batch;
 mod browse;
@@ -9,8 +9,12 @@ mod calls;
 mod consume;
 mod definition;
 mod deliver;
+mod forward;
 mod produce;
+mod redrive;
+mod select;
 mod service;
+mod watch;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -95,12 +99,13 @@ fn nack_of(
     Ok((how, delay))
 }
 
-fn view_of(field: &str, view: v1::QueueView, unspecified: Option<View>) -> Result<View, CoreError> {
+/// What is to be looked at.
+fn view_of(view: v1::QueueView) -> View {
     match view {
-        v1::QueueView::Unspecified => unspecified.ok_or_else(|| CoreError::invalid(field, "must be given")),
-        v1::QueueView::Ready => Ok(View::Ready),
-        v1::QueueView::Delayed => Ok(View::Delayed),
-        v1::QueueView::Leased => Ok(View::Leased),
+        v1::QueueView::Unspecified | v1::QueueView::Ready => View::Ready,
+        v1::QueueView::Delayed => View::Delayed,
+        v1::QueueView::Leased => View::Leased,
+        v1::QueueView::All => View::All,
     }
 }
 

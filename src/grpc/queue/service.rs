@@ -1,23 +1,18 @@
-//! The methods of the contract, each answered by one of `calls`, `batch`, `browse`, `produce` and `consume`.
+//! The methods of the contract, each answered by one of `calls`, `batch`, `browse`, `produce`, `consume` and `watch`.
 
 use std::pin::Pin;
-use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::core::CoreError;
-use crate::engine::View;
-use crate::grpc::bounds::{Answer, MAX_ITEMS, MAX_PAGE, answer, some_items};
+use crate::grpc::bounds::{Answer, MAX_ITEMS, answer, some_items};
 use crate::grpc::feed;
 use crate::grpc::proto::v1;
 use crate::grpc::status::status;
-use crate::types::Sequence;
 
 use super::batch::enqueue_many;
-use super::browse::Pages;
 use super::definition::{filters, queue_name, queue_of};
-use super::{QueueService, consume, produce, view_of};
+use super::{QueueService, consume, produce, watch};
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -116,6 +111,10 @@ impl v1::queue_service_server::QueueService for QueueService {
         answer(self.acknowledge_all(request.into_inner()).await)
     }
 
+    async fn forward(&self, request: Request<v1::ForwardRequest>) -> Answer<v1::ForwardResponse> {
+        answer(self.forward_all(request.into_inner()).await)
+    }
+
     async fn nack(&self, request: Request<v1::NackRequest>) -> Answer<v1::NackResponse> {
         answer(self.nack_all(request.into_inner()))
     }
@@ -140,20 +139,10 @@ impl v1::queue_service_server::QueueService for QueueService {
     type BrowseStream = Events<v1::BrowseResponse>;
 
     async fn browse(&self, request: Request<v1::BrowseRequest>) -> Answer<Self::BrowseStream> {
-        let request = request.into_inner();
-        let pages = async {
-            let queue = self.queue(&request.queue)?;
-            let view = view_of("view", request.view(), Some(View::Ready))?;
-            Ok(Pages::new(Arc::clone(&self.broker), queue, view, Sequence(request.from_sequence)))
-        };
-        let pages = pages.await.map_err(|error: CoreError| status(&error))?;
-        let pages = stream::unfold(pages, async |mut pages| match pages.next(MAX_PAGE).await {
-            Ok(Some(messages)) => Some((Ok(v1::BrowseResponse { messages }), pages)),
-            Ok(None) => None,
-            Err(error) => {
-                pages.ended = true;
-                Some((Err(status(&error)), pages))
-            }
+        let pages = self.pages(request.into_inner()).map_err(|error| status(&error))?;
+        let pages = stream::unfold(pages, async |mut pages| {
+            let page = pages.next().await.transpose()?;
+            Some((page.map_err(|error| status(&error)), pages))
         });
         Ok(Response::new(pages.boxed()))
     }
@@ -162,15 +151,48 @@ impl v1::queue_service_server::QueueService for QueueService {
         answer(self.purge_view(request.into_inner()).await)
     }
 
+    async fn delete_messages(
+        &self,
+        request: Request<v1::DeleteMessagesRequest>,
+    ) -> Answer<v1::DeleteMessagesResponse> {
+        answer(self.delete_some(request.into_inner()).await)
+    }
+
     async fn redrive(&self, request: Request<v1::RedriveRequest>) -> Answer<v1::RedriveResponse> {
-        answer(self.redrive_some(request.into_inner()).await)
+        answer(self.redrive_all(request.into_inner()).await)
+    }
+
+    type RedriveStreamStream = Events<v1::RedriveProgress>;
+
+    async fn redrive_stream(
+        &self,
+        request: Request<v1::RedriveRequest>,
+    ) -> Answer<Self::RedriveStreamStream> {
+        let moving = self.redriving(request.into_inner()).map_err(|error| status(&error))?;
+        let parts = stream::unfold(Some(moving), async |moving| {
+            let mut moving = moving?;
+            match moving.next().await.transpose()? {
+                Ok(progress) => Some((Ok(progress), Some(moving))),
+                Err(error) => Some((Err(status(&error)), None)),
+            }
+        });
+        Ok(Response::new(parts.boxed()))
     }
 
     async fn get_queue_stats(
         &self,
         request: Request<v1::GetQueueStatsRequest>,
     ) -> Answer<v1::GetQueueStatsResponse> {
-        let stats = self.stats_of(&request.into_inner().name);
+        let stats = self.stats_of(&request.into_inner().name).await;
         answer(stats.map(|stats| v1::GetQueueStatsResponse { stats: Some(stats) }))
+    }
+
+    type WatchQueueStatsStream = Events<v1::WatchQueueStatsResponse>;
+
+    async fn watch_queue_stats(
+        &self,
+        request: Request<v1::WatchQueueStatsRequest>,
+    ) -> Answer<Self::WatchQueueStatsStream> {
+        answer(watch::serve(&self.broker, self.streams, request))
     }
 }

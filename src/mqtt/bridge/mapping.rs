@@ -106,6 +106,9 @@ pub struct Mapping {
 /// What begins a filter that is a command and no part of the topics.
 const COMMANDS: [&str; 3] = ["$share/", "$queue/", "$delayed/"];
 
+/// What a broker says of itself.
+const OWN: &str = "$SYS/";
+
 impl Mapping {
     /// Of these topics.
     ///
@@ -121,6 +124,22 @@ impl Mapping {
                     .map_err(|error: TopicError| format!("{text:?}: {error}"))
             };
             let (local, remote) = (parse(local_prefix)?, parse(remote_prefix)?);
+            for (prefix, set) in [("local_prefix", local_prefix), ("remote_prefix", remote_prefix)] {
+                if set.contains(['+', '#']) {
+                    return Err(format!("{prefix} {set:?}: wildcards belong into the filter"));
+                }
+            }
+            // Nobody publishes what a broker says of itself.
+            let (there, prefix) = match direction {
+                Direction::In => ([Some(&local), None], "local_prefix"),
+                Direction::Out => ([Some(&remote), None], "remote_prefix"),
+                Direction::Both => ([Some(&local), Some(&remote)], "local_prefix and remote_prefix"),
+            };
+            if let Some(own) = there.into_iter().flatten().find(|filter| filter.as_str().starts_with(OWN)) {
+                return Err(format!(
+                    "`{own}` is a broker's own: give a {prefix} under which it is published"
+                ));
+            }
             let qos = match qos {
                 0 => Qos::AtMostOnce,
                 1 => Qos::AtLeastOnce,
@@ -365,6 +384,12 @@ mod tests {
         assert!(refused(&[topic("a", Out, "", ""), topic("a", Both, "", "")]).contains("twice"));
         let loops = [topic("a/#", Out, "l/", "r/"), topic("a/#", In, "l/", "r/")];
         assert!(refused(&loops).contains("both"));
+        assert!(refused(&[topic("a", In, "l/+/", "")]).contains("local_prefix \"l/+/\""));
+        assert!(refused(&[topic("a", In, "", "r/+/")]).contains("remote_prefix \"r/+/\""));
+        assert!(refused(&[topic("$SYS/#", In, "", "")]).contains("give a local_prefix"));
+        assert!(refused(&[topic("$SYS/#", Out, "", "")]).contains("give a remote_prefix"));
+        assert!(refused(&[topic("$SYS/#", Both, "here/", "")]).contains("`$SYS/#` is a broker's own"));
+        assert!(Mapping::new(&[topic("$SYS/#", In, "there/", "")]).is_ok());
         let crossed = [topic("a/#", Out, "l/", "r/"), topic("a/#", In, "m/", "r/")];
         assert!(Mapping::new(&crossed).is_ok());
     }

@@ -39,7 +39,7 @@ use super::{Counters, Door};
 use crate::causes::with_causes;
 use crate::core::{Broker, CloseReason, CoreError, End, Offer, OpenSession, Opened, Outbox};
 use crate::shutdown::Shutdown;
-use crate::socket::Peer;
+use crate::socket::{Peer, Socket, keep_alive};
 use crate::tls::TlsError;
 use crate::tls::client::ClientTls;
 use crate::types::{ClientId, Qos, clock};
@@ -305,9 +305,9 @@ impl Bridge {
             let stream =
                 TcpStream::connect((host.as_str(), *port)).await.map_err(BridgeError::Unreachable)?;
             stream.set_nodelay(true).map_err(BridgeError::Unreachable)?;
-            super::keep_alive(&stream);
+            keep_alive((&stream).into()).map_err(BridgeError::Unreachable)?;
             let peer = Peer::Tcp(stream.peer_addr().map_err(BridgeError::Unreachable)?);
-            let socket = crate::socket::Socket::Tcp(stream);
+            let socket = Socket::Tcp(stream);
             let stream = match &self.tls {
                 Some(tls) => {
                     let secured = tls.connect(host, socket).await.map_err(BridgeError::Tls)?;

@@ -301,3 +301,29 @@ async fn a_message_carries_over_from_grpc() {
     assert_eq!(properties.content_type.as_deref(), Some("text/plain"));
     assert_eq!(properties.response_topic.as_deref(), Some("re/ply"));
 }
+
+#[tokio::test]
+async fn a_paused_queue_takes_publishes_and_gives_nothing() {
+    let broker = Broker::start().await;
+    let mut queues = Queues::of(&broker).await;
+    queues.create(v1::Queue { paused: true, ..named("q") }).await;
+    let mut consumers = Vec::new();
+    for version in BOTH {
+        consumers.push(consumer(&broker, version).await);
+    }
+    let mut publisher = Peer::clean(&broker, V5, "").await;
+    for payload in ["1", "2"] {
+        assert_eq!(publisher.say("$queue/q", QOS1, payload).await, ReasonCode::Success);
+    }
+    for consumer in &mut consumers {
+        consumer.nothing_came().await;
+    }
+    assert_eq!(queues.stats("q").await.ready, 2);
+    queues.pause("q", false).await;
+    let [first, second] = &mut consumers[..] else { unreachable!("two versions") };
+    let one = tokio::select! {
+        one = first.publish() => one,
+        one = second.publish() => one,
+    };
+    assert_eq!(text(&one), "1");
+}

@@ -301,6 +301,16 @@ impl History {
         state.exact.said.check(&state.exact.received).map_err(|what| format!("session exact: {what}"))
     }
 
+    /// What nothing was promised of in any run.
+    pub(super) fn idle(&self) -> Vec<String> {
+        let state = self.lock();
+        let targets = state.queues.iter().map(|(&name, said)| (name, said));
+        let targets = targets.chain([("live", &state.live.said), ("exact", &state.exact.said)]);
+        let idle = targets.filter(|(_, said)| said.stored.is_empty()).map(|(name, _)| name.to_owned());
+        let set = state.registers.values().any(|register| register.acknowledged > 0);
+        idle.chain((!set).then(|| "registers".to_owned())).collect()
+    }
+
     /// How many messages were stored, and how many settled.
     pub(super) fn counts(&self) -> (usize, usize) {
         let state = self.lock();

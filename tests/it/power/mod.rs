@@ -10,6 +10,7 @@
 //! `STAFETT_CUTS` and `STAFETT_SEED` make it longer or repeat a run; `tests/power/run` does so.
 
 mod history;
+mod pipeline;
 mod queues;
 mod sessions;
 
@@ -20,7 +21,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::below::{Chance, Disk, setting};
+use crate::below::{Chance, Disk, Fault, setting};
 use crate::harness::{Broker, Ended};
 use history::History;
 use queues::{Caller, Gone, ONCE, WORK};
@@ -48,7 +49,7 @@ struct Machine {
 
 impl Machine {
     fn new(durability: &'static str, seed: u64) -> Self {
-        Self { disk: Disk::new(), history: Arc::default(), durability, seed }
+        Self { disk: Disk::new(seed), history: Arc::default(), durability, seed: seed * 1_000_000 }
     }
 
     async fn start(&self, data: &Path, below: Vec<(&'static str, String)>) -> Result<Broker, Ended> {
@@ -92,6 +93,7 @@ impl Machine {
         };
         let setting_up = caller(0).await?;
         setting_up.define().await?;
+        setting_up.define_pipeline().await?;
         let clients = Clients::new(broker.address("mqtt"), &self.history);
         let live = clients.attach(Reader::Live).await?;
         let exact = clients.attach(Reader::Exact).await?;
@@ -110,12 +112,16 @@ impl Machine {
         tasks.spawn(caller(8).await?.receive_delayed());
         tasks.spawn(caller(9).await?.retain());
         tasks.spawn(caller(10).await?.come_and_go());
-        tasks.spawn(caller(11).await?.enqueue_once());
-        tasks.spawn(caller(12).await?.receive(ONCE));
-        tasks.spawn(caller(13).await?.enqueue_whole());
-        tasks.spawn(caller(14).await?.enqueue_lines());
-        tasks.spawn(caller(15).await?.receive_lines());
-        tasks.spawn(caller(16).await?.receive_lines());
+        tasks.spawn(caller(11).await?.pause());
+        tasks.spawn(caller(12).await?.step());
+        tasks.spawn(caller(13).await?.redrive());
+        tasks.spawn(caller(14).await?.finish_pipeline());
+        tasks.spawn(caller(15).await?.enqueue_once());
+        tasks.spawn(caller(16).await?.receive(ONCE));
+        tasks.spawn(caller(17).await?.enqueue_whole());
+        tasks.spawn(caller(18).await?.enqueue_lines());
+        tasks.spawn(caller(19).await?.receive_lines());
+        tasks.spawn(caller(20).await?.receive_lines());
         while let Some(ended) = tasks.join_next().await {
             let Err(Gone) = ended.unwrap() else { continue };
         }
@@ -124,30 +130,27 @@ impl Machine {
 
     /// Compares what a broker without such a disk finds with the history. With `sessions` also what these still get, which
     /// goes on where the store stood; without, it finds it in a copy.
-    async fn check(&self, sessions: bool) -> Result<(), String> {
+    async fn check(&self, sessions: bool) -> Result<(), Fault> {
         let copy = (!sessions).then(|| self.disk.copy());
         let data = copy.as_ref().map_or_else(|| self.disk.data(), |copy| copy.path().to_owned());
         let opened = self.start(&data, Vec::new()).await;
-        let broker = opened.map_err(|ended| format!("the store does not open: {}", ended.stderr))?;
+        let broker =
+            opened.map_err(|ended| Fault::Other(format!("the store does not open: {}", ended.stderr)))?;
         let found = Caller::new(broker.grpc().await, &self.history, 0).find().await;
-        self.history.check(&found.map_err(|status| status.to_string())?)?;
+        let found = found.map_err(|status| Fault::Other(status.to_string()))?;
+        self.history.check(&found).map_err(Fault::Promise)?;
         if sessions {
             let mut task = JoinSet::new();
             task.spawn(finish(Clients::new(broker.address("mqtt"), &self.history)));
             // A panic says what did not come.
             let Some(Ok(Ok(()))) = task.join_next().await else {
-                return self.history.check_sessions().and(Err("a session did not end".to_owned()));
+                self.history.check_sessions().map_err(Fault::Promise)?;
+                return Err(Fault::Other("a session did not end".to_owned()));
             };
-            self.history.check_sessions()?;
+            self.history.check_sessions().map_err(Fault::Promise)?;
         }
         let ended = broker.terminate().await;
-        if ended.code == Some(0) { Ok(()) } else { Err(format!("it stopped with {ended:?}")) }
-    }
-
-    /// Says what was wrong, and where the store is.
-    fn fail(self, what: &str) -> ! {
-        let Self { disk, seed, .. } = self;
-        panic!("seed {seed}: {what}; the store is in {}", disk.keep().display())
+        if ended.code == Some(0) { Ok(()) } else { Err(Fault::Other(format!("it stopped with {ended:?}"))) }
     }
 }
 
@@ -167,7 +170,7 @@ async fn nothing_promised_at_either_door_is_broken_by_a_power_cut_or_kill_9() {
     let cuts = setting("STAFETT_CUTS", 4);
     let first = setting("STAFETT_SEED", 1);
     let mut chance = Chance(first);
-    let mut machine = Machine::new("fsync", first * 1_000_000);
+    let mut machine = Machine::new("fsync", first);
     for cut in 1..=cuts {
         let (when, most) = match cut % 4 {
             // What the cuts before have left is read back.
@@ -181,7 +184,7 @@ async fn nothing_promised_at_either_door_is_broken_by_a_power_cut_or_kill_9() {
         let ended = machine.run(when, &order).await;
         assert_eq!(ended.code, None, "it ended by itself: {}", ended.stderr);
         if let Err(what) = machine.check(cut % 4 == 1 || cut == cuts).await {
-            machine.fail(&format!("{cut}, {when:?}, {order}: {what}"));
+            panic!("{cut}, {when:?}, {order}: {what}");
         }
         let ((stored, settled), seen) = (machine.history.counts(), &machine.disk.seen);
         let (writes, names) = (seen.of("lost_writes"), seen.of("lost_names"));
@@ -193,6 +196,7 @@ async fn nothing_promised_at_either_door_is_broken_by_a_power_cut_or_kill_9() {
     let seen = &machine.disk.seen;
     let saw_all = ["write", "sync", "range"].iter().all(|kind| seen.of(kind) > 0);
     assert!(saw_all && seen.of("unsynced") > 0, "the shim saw too little: {seen:?}");
+    assert_eq!(machine.history.idle(), Vec::<String>::new(), "nothing was promised of these");
     let (stored, settled) = machine.history.counts();
     assert!(stored > 100 && settled > 100, "too little was done: {stored} stored, {settled} settled");
     println!("{cuts} cuts of seed {first}: {stored} stored, {settled} settled, none lost; {seen:?}");
@@ -206,10 +210,12 @@ async fn a_broker_that_acknowledges_before_its_sync_is_caught() {
         let mut caught = None;
         for _ in 0..10 {
             machine.run(When::Working, &format!("cut any {}", 5 + chance.below(30))).await;
-            caught = machine.check(false).await.err();
-            if caught.is_some() {
-                break;
+            match machine.check(false).await {
+                Ok(()) => continue,
+                Err(Fault::Promise(what)) => caught = Some(what),
+                Err(Fault::Other(what)) => panic!("{durability}: {what}"),
             }
+            break;
         }
         println!(
             "{durability}: {}",
@@ -244,7 +250,7 @@ async fn a_disk_that_fails_ends_the_broker_and_nothing_that_it_promised() {
     let rounds = setting("STAFETT_CUTS", 5);
     let first = setting("STAFETT_SEED", 1);
     let mut chance = Chance(first);
-    let mut machine = Machine::new("fsync", first * 1_000_000);
+    let mut machine = Machine::new("fsync", first);
     let mut working = 0;
     for round in 0..rounds {
         let errno = if round % 2 == 0 { EIO } else { ENOSPC };
@@ -266,10 +272,10 @@ async fn a_disk_that_fails_ends_the_broker_and_nothing_that_it_promised() {
             (When::Opening, Some(code)) => code != 0 && in_words,
         };
         if !expected {
-            machine.fail(&format!("{about}: ended with {:?}:\n{}", ended.code, ended.stderr));
+            panic!("{about}: ended with {:?}:\n{}", ended.code, ended.stderr);
         }
         if let Err(what) = machine.check(round % 2 == 1 || round + 1 == rounds).await {
-            machine.fail(&format!("{about}: {what}"));
+            panic!("{about}: {what}");
         }
         println!("{about}: {:?}, {}", ended.code, ended.stderr.lines().last().unwrap_or_default());
     }

@@ -1,6 +1,6 @@
 //! Clients of the gRPC door: queues, topics, retained values, definitions.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use stafett::grpc::proto::v1;
@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
 use super::history::{Found, History, Order, Sent};
+use super::pipeline::{PIPELINE, STEPS};
 use crate::below::Chance;
 use crate::harness::within;
 use crate::queue::{millis, named, seconds, which};
@@ -31,6 +32,8 @@ pub(super) const LATER: &str = "later";
 pub(super) const ONCE: &str = "once";
 /// Ordered by key, emptied by two consumers.
 pub(super) const LINES: &str = "lines";
+/// Paused and resumed by the one who works with it.
+pub(super) const HELD: &str = "held";
 /// Comes and goes.
 const PASSING: &str = "passing";
 
@@ -44,10 +47,10 @@ pub(super) struct Gone;
 /// What the gRPC door is asked with.
 #[derive(Clone)]
 pub(super) struct Caller {
-    queues: QueueServiceClient<Channel>,
+    pub(super) queues: QueueServiceClient<Channel>,
     topics: PubSubServiceClient<Channel>,
-    history: Arc<History>,
-    chance: Chance,
+    pub(super) history: Arc<History>,
+    pub(super) chance: Chance,
 }
 
 impl Caller {
@@ -61,7 +64,10 @@ impl Caller {
     }
 
     /// The answer, unless the broker is gone or stores nothing any more.
-    async fn got<T>(&self, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Gone> {
+    pub(super) async fn got<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Gone> {
         match within("an answer", call).await {
             Ok(response) => Ok(response.into_inner()),
             Err(status) => Err(self.gone(&status)),
@@ -80,7 +86,7 @@ impl Caller {
         v1::Message { topic: topic.to_owned(), payload: sent.payload().into(), ..Default::default() }
     }
 
-    fn new_message(&self, line: u64, topic: &str) -> (Sent, v1::Message) {
+    pub(super) fn new_message(&self, line: u64, topic: &str) -> (Sent, v1::Message) {
         let sent = self.history.lock().next(line);
         (sent, Self::message(sent, topic))
     }
@@ -92,11 +98,16 @@ impl Caller {
             (WORK, plain(WORK)),
             (BOUND, v1::Queue { bindings: vec!["live/#".to_owned()], ..plain(BOUND) }),
             (LATER, plain(LATER)),
+            (HELD, plain(HELD)),
             (LINES, v1::Queue { ordered_by_key: true, ..plain(LINES) }),
             (ONCE, v1::Queue { dedup_window: seconds(86_400), ..plain(ONCE) }),
         ] {
             let request = v1::CreateQueueRequest { queue: Some(queue), if_not_exists: true };
-            self.got(self.queues.clone().create_queue(request)).await?;
+            match within("an answer", self.queues.clone().create_queue(request)).await {
+                // With the label that an earlier run has given it.
+                Err(status) if name == HELD && status.code() == Code::AlreadyExists => {}
+                answer => drop(self.got(std::future::ready(answer)).await?),
+            }
             self.history.lock().queue(name);
         }
         Ok(())
@@ -335,17 +346,33 @@ impl Caller {
         }
     }
 
-    /// Messages that have to wait, and their consumer.
+    /// Messages that have to wait, some of which are cancelled, and their consumer.
     pub(super) async fn delay(mut self) -> Result<(), Gone> {
         loop {
             let (sent, message) = self.new_message(4, "");
-            let delay = 100 + self.chance.below(1400);
+            let is_cancelled = self.chance.below(4) == 0;
+            let delay = if is_cancelled { 3_600_000 } else { 100 + self.chance.below(1400) };
             self.history.lock().not_before.insert(sent.number, unix_now().0 + delay);
             let schedule = Some(v1::message::Schedule::Delay(millis(delay as i32).unwrap()));
             let message = Some(v1::Message { schedule, ..message });
             let request = v1::EnqueueRequest { queue: LATER.to_owned(), message };
-            self.got(self.queues.clone().enqueue(request)).await?;
+            let stored = self.got(self.queues.clone().enqueue(request)).await?;
             self.history.lock().queue(LATER).stored.insert(sent.number);
+            if is_cancelled {
+                self.history.lock().queue(LATER).tried.insert(sent.number);
+                let request = v1::DeleteMessagesRequest {
+                    queue: LATER.to_owned(),
+                    view: v1::QueueView::Delayed.into(),
+                    sequences: vec![stored.sequence],
+                    message_ids: Vec::new(),
+                };
+                let answer = self.got(self.queues.clone().delete_messages(request)).await?;
+                let mut state = self.history.lock();
+                if answer.deleted_sequences != [stored.sequence] {
+                    state.wrong(format!("{LATER}: {} was not there to be cancelled", sent.number));
+                }
+                state.settled(LATER, &[sent.number]);
+            }
         }
     }
 
@@ -409,27 +436,57 @@ impl Caller {
         }
     }
 
+    /// A queue that is paused, gets a message, gives none, and is resumed and emptied.
+    pub(super) async fn pause(mut self) -> Result<(), Gone> {
+        loop {
+            for paused in [true, false] {
+                let sent = self.history.lock().next(8);
+                self.history.lock().register(HELD).send(sent.number, paused);
+                let labels = [("number".to_owned(), sent.number.to_string())].into();
+                let queue = Some(v1::Queue { paused, labels, ..named(HELD) });
+                let paths = ["labels", "paused"].map(str::to_owned).to_vec();
+                let update_mask = Some(prost_types::FieldMask { paths });
+                let request = v1::UpdateQueueRequest { queue, update_mask };
+                self.got(self.queues.clone().update_queue(request)).await?;
+                self.history.lock().register(HELD).acknowledge(sent.number);
+                if paused {
+                    let (sent, message) = self.new_message(8, "");
+                    let request = v1::EnqueueRequest { queue: HELD.to_owned(), message: Some(message) };
+                    self.got(self.queues.clone().enqueue(request)).await?;
+                    self.history.lock().queue(HELD).stored.insert(sent.number);
+                }
+                let request =
+                    v1::ReceiveRequest { queue: HELD.to_owned(), max_messages: 10, ..Default::default() };
+                let answer = self.got(self.queues.clone().receive(request)).await?;
+                let messages = self.seen(HELD, answer.messages, &mut Order::default());
+                if paused && !messages.is_empty() {
+                    self.history.lock().wrong(format!("{HELD}: it is paused and gives {messages:?}"));
+                }
+                self.settle(HELD, messages).await?;
+            }
+        }
+    }
+
     /// What is in the store.
     pub(super) async fn find(&mut self) -> Result<Found, Status> {
         let mut found = Found::default();
-        for queue in [WORK, BOUND, LATER, ONCE, LINES] {
-            let numbers = found.queues.entry(queue).or_default();
-            // What becomes ready in between is found twice, but is one: it has one sequence.
-            let mut sequences = HashSet::new();
-            for view in [v1::QueueView::Delayed, v1::QueueView::Leased, v1::QueueView::Ready] {
-                let browse =
-                    v1::BrowseRequest { queue: queue.to_owned(), view: view.into(), from_sequence: 0 };
-                let mut pages = match within("an answer", self.queues.browse(browse)).await {
-                    Err(status) if status.code() == Code::NotFound => {
-                        found.queues.remove(queue);
-                        break;
-                    }
-                    pages => pages?.into_inner(),
-                };
-                while let Some(page) = within("a page", pages.message()).await? {
-                    for shown in page.messages.into_iter().filter(|shown| sequences.insert(shown.sequence)) {
-                        *numbers.entry(Sent::of(&shown.message.unwrap().payload).number).or_default() += 1;
-                    }
+        let steps = STEPS.map(|step| (step, PIPELINE));
+        for (queue, known_as) in
+            [WORK, BOUND, LATER, HELD, ONCE, LINES].map(|queue| (queue, queue)).into_iter().chain(steps)
+        {
+            let numbers = found.queues.entry(known_as).or_default();
+            let view = v1::QueueView::All.into();
+            let browse = v1::BrowseRequest { queue: queue.to_owned(), view, ..Default::default() };
+            let mut pages = match within("an answer", self.queues.browse(browse)).await {
+                Err(status) if status.code() == Code::NotFound => {
+                    found.queues.remove(known_as);
+                    continue;
+                }
+                pages => pages?.into_inner(),
+            };
+            while let Some(page) = within("a page", pages.message()).await? {
+                for shown in page.messages {
+                    *numbers.entry(Sent::of(&shown.message.unwrap().payload).number).or_default() += 1;
                 }
             }
         }
@@ -442,6 +499,16 @@ impl Caller {
                 break;
             }
             all.page_token = page.next_page_token;
+        }
+        let get = v1::GetQueueRequest { name: HELD.to_owned() };
+        match within("an answer", self.queues.get_queue(get)).await {
+            Ok(answer) => {
+                let queue = answer.into_inner().queue.unwrap();
+                let number = queue.labels.get("number").filter(|_| queue.paused).and_then(|n| n.parse().ok());
+                found.registers.insert(HELD.to_owned(), number);
+            }
+            Err(status) if status.code() == Code::NotFound => {}
+            Err(status) => return Err(status),
         }
         let get = v1::GetQueueRequest { name: PASSING.to_owned() };
         match within("an answer", self.queues.get_queue(get)).await {

@@ -146,6 +146,7 @@ async fn what_was_given_up_lies_in_the_dead_letter_queue_until_it_is_redriven() 
         dead_letter_queue: "dead".to_owned(),
         destination: destination.to_owned(),
         max_messages,
+        filter: None,
     };
     assert_eq!(got(queues.0.redrive(redrive("", 1))).await.moved, 1);
     let back = queues.one("work").await;
@@ -177,8 +178,10 @@ async fn a_delayed_message_comes_when_it_is_due() {
     assert_eq!(payloads(&queues.receive("q", 10).await), ["later"]);
 
     let far =
-        v1::EnqueueRequest { queue: "q".to_owned(), message: Some(delayed("x", seconds(366 * 86_400))) };
+        v1::EnqueueRequest { queue: "q".to_owned(), message: Some(delayed("x", seconds(366 * 86_400 + 1))) };
     assert_eq!(field(&refused(queues.0.enqueue(far)).await), "message.delay");
+    queues.enqueue("q", delayed("in a leap year", seconds(366 * 86_400))).await;
+    assert_eq!(queues.stats("q").await.delayed, 1);
 }
 
 #[tokio::test]

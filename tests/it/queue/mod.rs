@@ -1,13 +1,19 @@
 //! Queues over gRPC, against the real program.
 
+mod browse;
 mod commands;
 mod definitions;
+mod deleting;
 mod deliveries;
+mod forward;
 mod leases;
 mod messages;
+mod pause;
 mod placing;
+mod redrive;
 mod restart;
 mod streams;
+mod watch;
 
 use bytes::Bytes;
 use stafett::grpc::proto::v1;

@@ -134,7 +134,7 @@ impl Consumer {
         messages
     }
 
-    async fn results(&mut self) -> v1::AckResults {
+    pub(super) async fn results(&mut self) -> v1::AckResults {
         match self.hear().await {
             Told::Results(results) => results,
             other => panic!("not results: {other:?}"),

@@ -18,9 +18,9 @@ use crate::core::{
 use crate::engine::embedded::Embedded;
 use crate::engine::settings::EngineSettings;
 use crate::engine::{
-    Browsed, Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError,
-    LeaseRef, Nack, Op, Outcome, Pending, QueueSpec, Settled, Stored, SubscribeOptions, TargetStats, Ticket,
-    View,
+    Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
+    Nack, Op, Outcome, Page, Pending, QueueSpec, Removed, Settled, Stored, SubscribeOptions, TargetStats,
+    Ticket, View,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{
@@ -379,14 +379,27 @@ impl Engine for Held {
     ) -> Result<Vec<(usize, LeaseError)>, EngineError> {
         self.inner.extend(target, leases, lease)
     }
-    fn browse(&self, target: TargetId, view: View, from: Sequence, max: usize) -> Pending<Vec<Browsed>> {
-        self.inner.browse(target, view, from, max)
+    fn browse(
+        &self,
+        target: TargetId,
+        view: View,
+        from: Sequence,
+        max: usize,
+        max_bytes: usize,
+    ) -> Pending<Page> {
+        self.inner.browse(target, view, from, max, max_bytes)
     }
     fn purge(&self, target: TargetId, view: View) -> Result<Ticket<u64>, EngineError> {
         self.inner.purge(target, view)
     }
+    fn remove(&self, target: TargetId, view: View, sequences: &[Sequence]) -> Result<Removed, EngineError> {
+        self.inner.remove(target, view, sequences)
+    }
     fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError> {
         self.inner.stats(target)
+    }
+    fn oldest(&self, target: TargetId) -> Pending<Option<UnixMillis>> {
+        self.inner.oldest(target)
     }
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.inner.counters()

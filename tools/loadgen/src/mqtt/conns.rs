@@ -25,7 +25,7 @@ pub struct ConnsArgs {
     /// connections being set up at once
     #[arg(long, default_value_t = 64)]
     pub parallel: usize,
-    /// source addresses 127.0.0.2, … to spread over
+    /// source addresses to spread over, others in each run: the ports of the last one's are not free yet
     #[arg(long, default_value_t = 1)]
     pub sources: u32,
     /// of the subscriptions and of the one message to each
@@ -93,7 +93,9 @@ pub async fn run_conns(a: ConnsArgs) -> Result<()> {
                 if i >= a.conns {
                     return;
                 }
-                let src = (a.sources > 1).then(|| Ipv4Addr::new(127, 0, 0, 2 + (i % a.sources) as u8));
+                let [.., high, low] = run_id.to_be_bytes();
+                let src = (a.sources > 1)
+                    .then(|| Ipv4Addr::new(127, 1 + high % 254, low, 2 + (i % a.sources) as u8));
                 let one = async {
                     let mut rbuf = BytesMut::with_capacity(64);
                     let (mut s, _) = open(a.addr, src, &format!("lg-c{run_id}-{i}"), true, &mut rbuf).await?;
