@@ -51,6 +51,20 @@ impl CallService for Echo {
         Err(Status::unimplemented("call_stream"))
     }
 
+    async fn call_async(
+        &self,
+        _: Request<v1::CallAsyncRequest>,
+    ) -> Result<Response<v1::CallAsyncResponse>, Status> {
+        Err(Status::unimplemented("call_async"))
+    }
+
+    async fn await_reply(
+        &self,
+        _: Request<v1::AwaitReplyRequest>,
+    ) -> Result<Response<v1::AwaitReplyResponse>, Status> {
+        Err(Status::unimplemented("await_reply"))
+    }
+
     type MulticastStream = Events<v1::MulticastResponse>;
 
     async fn multicast(

@@ -155,6 +155,7 @@ const LAYERS: &[Layer] = &[
         module: "core",
         may: &["engine", "types", "bell", "counters"],
         external: &[
+            "prost",
             "siphasher",
             "tokio::sync",
             "tokio::time",

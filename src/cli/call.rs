@@ -1,17 +1,20 @@
 //! `stafett call`.
 
+use std::time::Duration;
+
 use clap::Args;
 use serde_json::{Map, Value, json};
 use tonic::transport::Channel;
 
 use crate::grpc::proto::v1;
+use crate::grpc::proto::v1::call_async_request::ReplyTo;
 use crate::grpc::proto::v1::call_service_client::CallServiceClient;
 use crate::grpc::proto::v1::call_stream_response::Event;
 
 use super::ClientOptions;
 use super::client::{calls, refused, request};
 use super::exit::{Exit, Failure};
-use super::message::{key_value, message_json, payload_text, show_duration};
+use super::message::{duration, key_value, message_json, payload_text, show_duration};
 use super::out::line;
 use super::payload::PayloadOptions;
 
@@ -20,12 +23,16 @@ use super::payload::PayloadOptions;
 #[command(after_help = "\
 Each payload is a call; prints the reply to each. --timeout is the deadline of one call. Exit codes: 1 the responder \
 answered with an error, or was lost; 3 nobody serves, the broker cannot be reached, or the deadline passed.
+With --async a call is stored, to be made as soon as the service is served, and its id is printed: for stafett await-reply, \
+and as the correlation data of its reply.
 Examples:
   stafett call math/square 7
   stafett call lamps/7/set on --timeout 2s
   stafett call resize --file photo.jpg --json
   stafett call search/lines error --stream
-  stafett call math/square --lines --idempotent < numbers.txt")]
+  stafett call math/square --lines --idempotent < numbers.txt
+  stafett call reports/monthly --file june.json --async --within 1day
+  stafett call math/square 7 --async --reply-queue squares")]
 pub(super) struct Call {
     /// The service
     service: String,
@@ -37,8 +44,37 @@ pub(super) struct Call {
     /// Take the reply in parts, each printed as it comes
     #[arg(long)]
     stream: bool,
+    /// Store the call, and print its id instead of the reply
+    #[arg(long = "async", conflicts_with = "stream")]
+    later: bool,
+    #[command(flatten)]
+    reply: ReplyOptions,
     #[command(flatten)]
     template: Template,
+}
+
+/// What becomes of the reply to a call that is stored.
+#[derive(Args, Debug)]
+struct ReplyOptions {
+    /// There is a reply after so long at the latest, with its unit: 30s, 1h, 7days
+    #[arg(
+        long, value_name = "TIME", requires = "later", default_value = "1h",
+        value_parser = humantime::parse_duration
+    )]
+    within: Duration,
+    /// Publish the reply on this topic; without it or --reply-queue it is kept for stafett await-reply
+    #[arg(long, value_name = "TOPIC", requires = "later")]
+    reply_topic: Option<String>,
+    /// Put the reply into this queue
+    #[arg(long, value_name = "QUEUE", requires = "later", conflicts_with = "reply_topic")]
+    reply_queue: Option<String>,
+}
+
+impl ReplyOptions {
+    fn reply_to(&self) -> Option<ReplyTo> {
+        let topic = self.reply_topic.clone().map(ReplyTo::Topic);
+        topic.or_else(|| self.reply_queue.clone().map(ReplyTo::Queue))
+    }
 }
 
 /// What a request says beside its payload.
@@ -89,6 +125,18 @@ impl Call {
         message: v1::Message,
     ) -> Result<(), Failure> {
         let (service, idempotent) = (self.service.clone(), self.idempotent);
+        if self.later {
+            let question = v1::CallAsyncRequest {
+                service,
+                request: Some(message),
+                timeout: Some(duration(self.reply.within)),
+                reply_to: self.reply.reply_to(),
+                idempotent,
+            };
+            let answer = client.call_async(request(options, question)).await;
+            let request_id = answer.map_err(|status| refused(&status))?.into_inner().request_id;
+            return if options.json { line(json!({ "request_id": request_id })) } else { line(request_id) };
+        }
         if !self.stream {
             let question = v1::CallRequest { service, request: Some(message), idempotent };
             let answer = client.call(request(options, question)).await.map_err(|status| refused(&status))?;
@@ -106,7 +154,8 @@ impl Call {
     }
 }
 
-fn show(options: &ClientOptions, reply: Option<v1::Reply>) -> Result<(), Failure> {
+/// Prints a reply.
+pub(super) fn show(options: &ClientOptions, reply: Option<v1::Reply>) -> Result<(), Failure> {
     let reply = reply.unwrap_or_default();
     if options.json { line(reply_json(reply)) } else { line(payload_text(reply.message.as_ref())) }
 }

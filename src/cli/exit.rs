@@ -18,7 +18,7 @@ pub enum Exit {
     Usage,
     /// 3: the broker cannot be reached, nobody serves what is called, or the deadline passed.
     Unreachable,
-    /// 4: there was nothing to receive.
+    /// 4: there was nothing to receive, or there is no reply yet.
     Nothing,
     /// 5: the store is locked, damaged or newer.
     Store,

@@ -3,6 +3,7 @@
 //! Invariant: stdout carries results alone, stderr everything meant for people. Every end has its exit code in
 //! [`exit::Exit`].
 
+mod await_reply;
 mod call;
 mod client;
 pub mod exit;
@@ -32,7 +33,7 @@ use exit::{Exit, Failure};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 the operation failed; 2 wrong usage or configuration; 3 the broker cannot be reached, nobody \
-serves what is called, or the deadline passed; 4 nothing to receive; 5 the store is locked, damaged or newer";
+serves what is called, or the deadline passed; 4 nothing to receive, or no reply yet; 5 the store is locked, damaged or newer";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,6 +45,7 @@ Examples:
   stafett pub sensors/7 21.5 --retain
   stafett serve-with text/upper -- tr a-z A-Z
   stafett call text/upper hello
+  stafett call text/upper hello --async
   stafett gather text/upper hello
   stafett queue create orders
   stafett queue send orders 'hello'
@@ -107,6 +109,8 @@ enum Command {
     Sub(subscribe::Subscribe),
     /// Call a service, and print the reply
     Call(Box<call::Call>),
+    /// Print the reply to a call that was stored
+    AwaitReply(await_reply::AwaitReply),
     /// Ask everyone who serves, and print the replies
     Gather(Box<gather::Gather>),
     /// Serve a service with a program that runs per request
@@ -163,6 +167,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Pub(publish) => client::block_on(publish.run(&cli.client)),
         Command::Sub(subscribe) => client::block_on(subscribe.run(&cli.client)),
         Command::Call(call) => client::block_on(call.run(&cli.client)),
+        Command::AwaitReply(awaiting) => client::block_on(awaiting.run(&cli.client)),
         Command::Gather(gather) => client::block_on(gather.run(&cli.client)),
         Command::ServeWith(serve) => client::block_on(serve.run(&cli.client)),
         Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),

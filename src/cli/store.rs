@@ -14,7 +14,9 @@ use serde_json::{Map, Value, json};
 
 use crate::engine::embedded::check::{self, CheckReport, Damage, Progress};
 use crate::engine::embedded::export::{self, ExportError, Item, Waiting};
-use crate::engine::{Definition, EngineSettings, OutgoingState, QueueSpec, SessionSpec, SubscribeOptions};
+use crate::engine::{
+    Definition, EngineSettings, OutgoingState, Overflow, QueueSpec, SessionSpec, SubscribeOptions,
+};
 use crate::types::clock::now;
 use crate::types::topic::FilterSpec;
 use crate::types::{Message, UnixMillis};
@@ -218,6 +220,9 @@ fn line(out: &mut impl Write, item: &Item<'_>) -> io::Result<()> {
             "max_messages": group.max_messages,
             "max_bytes": group.max_bytes,
         }),
+        Item::Target { definition: Definition::Backlog(backlog), .. } => {
+            json!({ "type": "backlog", "name": backlog.name.to_string() })
+        }
         Item::Retained(message) => {
             let mut value = json!({ "type": "retained", "expires_at": date(message.expires_at) });
             message_json(&mut value, message);
@@ -256,12 +261,23 @@ fn queue_json(queue: &QueueSpec) -> Value {
         "lease_seconds": seconds(queue.lease),
         "max_deliveries": queue.max_deliveries,
         "dead_letter": queue.dead_letter.as_ref().map(ToString::to_string),
+        "dead_letter_expired": queue.dead_letter_expired,
+        "retry_min_backoff_seconds": queue.retry_min_backoff.and_then(seconds),
+        "retry_max_backoff_seconds": queue.retry_max_backoff.and_then(seconds),
         "default_ttl_seconds": queue.default_ttl.and_then(seconds),
         "max_messages": queue.max_messages,
         "max_bytes": queue.max_bytes,
+        "overflow": match queue.overflow {
+            Overflow::Reject => "reject",
+            Overflow::DropOldest => "drop-oldest",
+            Overflow::DeadLetter => "dead-letter",
+        },
         "priorities": queue.priorities,
         "ordered_by_key": queue.ordered_by_key,
-        "dedup_window_seconds": queue.dedup_window.map(|window| window.as_secs()),
+        "single_active_consumer": queue.single_active_consumer,
+        "dedup_window_seconds": queue.dedup_window.and_then(seconds),
+        "expires_after_seconds": queue.expires_after.and_then(seconds),
+        "paused": queue.paused,
         "labels": queue.labels,
         "created_at": date(Some(queue.created_at)),
     })
@@ -303,6 +319,7 @@ fn waiting_json(waiting: &Waiting<'_>) -> Value {
         Some(Definition::Queue(queue)) => ("queue", json!(queue.name.to_string())),
         Some(Definition::Session(session)) => ("session", json!(session.client_id.to_string())),
         Some(Definition::Group(group)) => ("group", json!(group.filter.to_string())),
+        Some(Definition::Backlog(backlog)) => ("backlog", json!(backlog.name.to_string())),
         None => ("target", json!(waiting.target_id)),
     };
     let outgoing = waiting.outgoing.map(|outgoing| {

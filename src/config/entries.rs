@@ -53,7 +53,7 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 80] = [
+pub static ENTRIES: [Entry; 83] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -156,6 +156,11 @@ pub static ENTRIES: [Entry; 80] = [
     entry("limits.device_calls", |s| Slot::count(&mut s.limits.core.device_calls, 1..=65_535)),
     entry("limits.call_timeout", |s| {
         Slot::Duration(&mut s.limits.core.call_timeout, Duration::from_millis(1)..=DAY)
+    }),
+    entry("limits.async_calls", |s| Slot::count(&mut s.limits.core.async_calls, 1..=10_000_000)),
+    entry("limits.async_call_bytes", |s| Slot::bytes(&mut s.limits.core.async_call_bytes, MIB..=1024 * GIB)),
+    entry("limits.async_reply_ttl", |s| {
+        Slot::Duration(&mut s.limits.core.async_reply_ttl, SECOND..=30 * DAY)
     }),
     entry("limits.device_topics", |s| Slot::TopicPairs(&mut s.limits.core.device_topics)),
     entry("limits.publish_pending", |s| Slot::count(&mut s.limits.core.publish_pending, 1..=1_000_000)),

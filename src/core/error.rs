@@ -188,6 +188,7 @@ impl CoreError {
             Refusal::NotEmpty { messages } => {
                 Self::Precondition { reason: "NOT_EMPTY", what: format!("{messages} messages are there") }
             }
+            Refusal::InUse => Self::Precondition { reason: "IN_USE", what: "it is in use".to_owned() },
         }
     }
 }

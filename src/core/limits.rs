@@ -60,6 +60,13 @@ pub struct Limits {
     pub device_calls: usize,
     /// How long a call that is published waits for its answer when it does not say.
     pub call_timeout: Duration,
+    /// Asynchronous calls under way, and replies to them that are kept.
+    pub async_calls: usize,
+    /// Bytes of the requests of asynchronous calls, which are in memory and on disk; and as many of replies that are kept, on
+    /// disk. Beyond the former a call is refused, beyond the latter it is answered with that.
+    pub async_call_bytes: usize,
+    /// How long a reply is kept for its caller.
+    pub async_reply_ttl: Duration,
     /// Where clients answer that know no response topics.
     pub device_topics: Vec<TopicPair>,
     /// Messages of one publisher connection whose tickets are open; beyond it the connection is not read.
@@ -157,6 +164,9 @@ impl Default for Limits {
             max_responders: 100_000,
             device_calls: 16,
             call_timeout: Duration::from_secs(30),
+            async_calls: 100_000,
+            async_call_bytes: 256 << 20,
+            async_reply_ttl: Duration::from_secs(3600),
             device_topics: Vec::new(),
             publish_pending: 4096,
             commit_pending_bytes: 64 << 20,

@@ -88,7 +88,9 @@ impl Broker {
         for queue in broker.queues.all() {
             broker.routes.bind(&queue, &queue.spec().bindings).await;
         }
+        broker.tasks.spawn(queues::delete_unused(Arc::clone(&broker)));
         broker.restore_pubsub(stored.sessions, stored.groups, stored.retained);
+        broker.restore_calls(stored.backlogs).await?;
         Ok(broker)
     }
 

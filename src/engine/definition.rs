@@ -18,6 +18,8 @@ pub enum Definition {
     Session(SessionSpec),
     /// The backlog of one share group that has a member whose session outlives its connection.
     Group(GroupSpec),
+    /// Something of the broker's own.
+    Backlog(BacklogSpec),
 }
 
 /// The settings of a queue.
@@ -33,16 +35,25 @@ pub struct QueueSpec {
     pub max_deliveries: Option<NonZeroU32>,
     /// Where messages go that were given up.
     pub dead_letter: Option<QueueName>,
+    /// How long a message rests after its first failed delivery, about twice as long after each further one; none: not
+    /// at all.
+    pub retry_min_backoff: Option<Duration>,
+    /// No rest is longer; none: [`QueueSpec::MAX_BACKOFF`], or the shortest where that is longer.
+    pub retry_max_backoff: Option<Duration>,
     /// The time to live of messages that have none of their own.
     pub default_ttl: Option<Duration>,
-    /// At most so many messages; beyond it a publish is refused whole.
+    /// At most so many messages.
     pub max_messages: u64,
-    /// At most so many bytes of messages; beyond it a publish is refused whole.
+    /// At most so many bytes of messages.
     pub max_bytes: u64,
+    /// What happens when one more would be beyond them.
+    pub overflow: Overflow,
     /// Whether a higher priority is delivered first.
     pub priorities: bool,
     /// Whether messages with the same ordering key come one at a time, in their order.
     pub ordered_by_key: bool,
+    /// One of its consumers gets messages, until it ends.
+    pub single_active_consumer: bool,
     /// How long it remembers the deduplication ids of what it took; none: not at all.
     pub dedup_window: Option<Duration>,
     /// For people and their tools.
@@ -51,6 +62,29 @@ pub struct QueueSpec {
     pub paused: bool,
     /// When it was made.
     pub created_at: UnixMillis,
+    /// What expires goes to `dead_letter`, instead of being dropped.
+    pub dead_letter_expired: bool,
+    /// It is deleted when nobody has used it for so long; none: never.
+    pub expires_after: Option<Duration>,
+}
+
+/// What happens when a message comes to a queue that is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Overflow {
+    /// Its publish is refused whole.
+    #[default]
+    Reject = 0,
+    /// The oldest ready messages of the lowest priority are dropped, in one act with its storing. When there are not enough
+    /// of them it is refused.
+    DropOldest = 1,
+    /// They go to the dead letter queue instead, each by an act of its own, soon after. Until then they count no more.
+    DeadLetter = 2,
+}
+
+impl QueueSpec {
+    /// The longest rest of which nothing was said.
+    pub const MAX_BACKOFF: Duration = Duration::from_secs(600);
 }
 
 /// A session that outlives its connection.
@@ -83,6 +117,13 @@ pub struct GroupSpec {
     pub max_messages: u64,
     /// At most so many bytes of messages wait; beyond it the new one is dropped and counted.
     pub max_bytes: u64,
+}
+
+/// A target of the broker itself, that nobody subscribes to. It has no bounds: whoever puts something in keeps them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BacklogSpec {
+    /// What it is for.
+    pub name: ByteString,
 }
 
 /// How a subscription wants its messages.
@@ -187,6 +228,8 @@ pub struct Stored {
     pub sessions: Vec<StoredSession>,
     /// All share groups with a backlog.
     pub groups: Vec<(TargetId, GroupSpec)>,
+    /// What the broker has for itself.
+    pub backlogs: Vec<(TargetId, BacklogSpec)>,
     /// All retained values.
     pub retained: Vec<Message>,
 }

@@ -15,6 +15,8 @@ pub struct ConsumerOptions {
     /// What it leased outlives it and comes back by time alone; for callers that settle by
     /// [`Engine::settle`](super::Engine::settle) later, from anywhere. Needs a `lease`.
     pub keep_leases: bool,
+    /// Of consumers with different ones a higher one is served first, as long as it has room.
+    pub priority: i32,
 }
 
 /// A message that one consumer has for a while.
@@ -85,8 +87,8 @@ pub struct Settled {
 pub enum Nack {
     /// Not counted.
     Release,
-    /// Counted against the maximum of deliveries.
-    Failed,
+    /// Counted against the maximum of deliveries. Why is kept with the dead letter if it was the last.
+    Failed(Option<ByteString>),
     /// The same, and its consumer was lost with it: see [`Consumer::take`](super::Consumer::take).
     Lost,
     /// To the dead letter queue at once, with this reason; where there is none it counts as failed.

@@ -16,6 +16,7 @@ pub mod embedded;
 mod error;
 mod lease;
 mod progress;
+mod seen;
 pub mod settings;
 mod ticket;
 
@@ -34,12 +35,13 @@ use crate::types::topic::FilterSpec;
 use crate::types::{Message, MessageId, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis};
 
 pub use definition::{
-    Definition, GroupSpec, Levels, QueueSpec, RetainHandling, SessionSpec, Stored, StoredSession,
-    SubscribeOptions,
+    BacklogSpec, Definition, GroupSpec, Levels, Overflow, QueueSpec, RetainHandling, SessionSpec, Stored,
+    StoredSession, SubscribeOptions,
 };
 pub use error::{EngineError, OpenError};
 pub use lease::{ConsumerOptions, LeaseError, LeaseRef, Leased, Nack, Settled};
 pub use progress::OpenProgress;
+pub use seen::{Browsed, Page, Removed, TargetStats, Usage, View};
 pub use settings::EngineSettings;
 pub use ticket::Ticket;
 
@@ -110,6 +112,8 @@ pub enum Op {
     Delete(TargetId),
     /// Remove a target that holds nothing; else [`Refusal::NotEmpty`].
     DeleteEmpty(TargetId),
+    /// Remove a target with all that it holds, unless it was used since this was its use, or is; else [`Refusal::InUse`].
+    DeleteUnused(TargetId, Usage),
     /// Add or replace a subscription of a stored session.
     Subscribe(TargetId, FilterSpec, SubscribeOptions),
     /// Remove a subscription of a stored session.
@@ -179,8 +183,8 @@ impl Append {
 pub enum Outcome {
     /// Done.
     Done,
-    /// A publish is stored, or what was forwarded. The sequence numbers stand in the order of its targets or messages; none:
-    /// that target is full and drops what is new. One that has the message already, by its deduplication id, tells where it
+    /// A publish is stored, or what was moved. The sequence numbers stand in the order of its targets; none: that target is
+    /// full and drops what is new. One that has the message already, by its deduplication id, tells where it
     /// came to lie then.
     Published(SmallVec<[Option<Sequence>; 2]>),
     /// Every target has the message already, by its deduplication id: nothing is stored, the first is durable. It may be
@@ -191,7 +195,7 @@ pub enum Outcome {
         /// Its place.
         sequence: Sequence,
     },
-    /// What became of each of [`Op::AppendAll`], in their order.
+    /// What became of each message of [`Op::AppendAll`] or [`Op::Forward`], in their order: published or a duplicate.
     All(Vec<Outcome>),
     /// Nothing of the operation was done.
     Refused(Refusal),
@@ -237,6 +241,9 @@ pub enum Refusal {
         /// How many.
         messages: u64,
     },
+    /// The target that was to go only if nobody uses it is used.
+    #[error("it is in use")]
+    InUse,
 }
 
 /// How far an outgoing delivery of a session is.
@@ -256,79 +263,6 @@ pub enum OutgoingState {
     Sent = 1,
     /// PUBREC was seen: only PUBREL may follow.
     Received = 2,
-}
-
-/// Which messages of a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum View {
-    /// All.
-    All,
-    /// Waiting for a consumer.
-    Ready,
-    /// Not due yet.
-    Delayed,
-    /// With a consumer.
-    Leased,
-}
-
-/// A message that is looked at, not taken.
-#[derive(Debug, Clone)]
-pub struct Browsed {
-    /// Its place.
-    pub sequence: Sequence,
-    /// How often it was delivered and not settled.
-    pub attempts: u32,
-    /// Where it is.
-    pub view: View,
-    /// Its priority.
-    pub priority: Priority,
-    /// When it is due, or its lease ends.
-    pub until: Option<UnixMillis>,
-    /// The message.
-    pub message: Message,
-}
-
-/// What was taken out without being consumed.
-#[derive(Debug)]
-pub struct Removed {
-    /// Their places.
-    pub sequences: Vec<Sequence>,
-    /// Completes when that is durable.
-    pub durable: Ticket<()>,
-}
-
-/// What one look at messages gave.
-#[derive(Debug, Clone, Default)]
-pub struct Page {
-    /// In the order of their places.
-    pub messages: Vec<Browsed>,
-    /// Where to go on; none: there is nothing more.
-    pub next: Option<Sequence>,
-}
-
-/// Counts of one target. Totals count from the start of the process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TargetStats {
-    /// Waiting for a consumer.
-    pub ready: u64,
-    /// Not due yet.
-    pub delayed: u64,
-    /// With a consumer.
-    pub leased: u64,
-    /// Of all of these: [`Message::weight`] and what storing adds.
-    pub bytes: u64,
-    /// Stored.
-    pub enqueued_total: u64,
-    /// Settled by consumers.
-    pub acked_total: u64,
-    /// Moved to a dead letter queue.
-    pub dead_lettered_total: u64,
-    /// Dropped because their time was over.
-    pub expired_total: u64,
-    /// Dropped because the target was full.
-    pub dropped_total: u64,
-    /// Who takes.
-    pub consumers: u32,
 }
 
 /// How the engine does.
@@ -388,7 +322,8 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// [`EngineError::NoSuchTarget`].
     fn settle(&self, target: TargetId, leases: &[LeaseRef]) -> Result<Settled, EngineError>;
 
-    /// Gives leased messages back, to be due after `delay`. Nobody needs to wait for the ticket.
+    /// Gives leased messages back, to be due after `delay`; none: what counts rests as its target says, what does not is
+    /// due at once. Nobody needs to wait for the ticket.
     ///
     /// # Errors
     /// [`EngineError::NoSuchTarget`].
@@ -397,7 +332,7 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
         target: TargetId,
         leases: &[LeaseRef],
         how: Nack,
-        delay: Duration,
+        delay: Option<Duration>,
     ) -> Result<Settled, EngineError>;
 
     /// Lets leases end `lease` from now.
@@ -440,6 +375,12 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// [`EngineError::NoSuchTarget`].
     fn stats(&self, target: TargetId) -> Result<TargetStats, EngineError>;
 
+    /// How much a target was used. Never waits.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchTarget`].
+    fn usage(&self, target: TargetId) -> Result<Usage, EngineError>;
+
     /// When the message was accepted that has the first place of all in a target. None: there is no message, or it cannot
     /// be read.
     fn oldest(&self, target: TargetId) -> Pending<Option<UnixMillis>>;
@@ -464,6 +405,10 @@ pub trait Consumer: Send + Sync + fmt::Debug {
     /// (one message may overdraw). Never waits: when it gives less than asked, [`Consumer::ready`] is woken as
     /// soon as there may be more. From a queue that is paused it gives nothing. With a `max` of 0 it waits no more: another consumer is woken in its stead.
     ///
+    /// Where the target has a single active consumer, the others are given nothing; the one of the highest priority that
+    /// joined first becomes active when there is none. Of consumers with different priorities a lower one is given nothing
+    /// while a higher one has room; who has room and does not come for a second is not waited for.
+    ///
     /// Where deliveries have a maximum, a message with two losses ([`Nack::Lost`], [`Consumer::release_all`]) is given to
     /// a consumer that has nothing else, and nothing is given to that one until it is settled or given back: so that
     /// nothing is counted as lost with it. It keeps its place, so that who has something else gets nothing behind it.
@@ -471,6 +416,13 @@ pub trait Consumer: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`EngineError::NoSuchTarget`] when the target was deleted, [`EngineError::Damaged`].
     fn take(&self, max: usize, max_bytes: usize, out: &mut Vec<Leased>) -> Result<(), EngineError>;
+
+    /// Whether it may be given something: not while another is the single active consumer of its target. One that becomes
+    /// active is woken.
+    fn is_active(&self) -> bool;
+
+    /// Whether others of a lower priority get nothing until it says, by a `max` of 0, that it has no room.
+    fn is_preferred(&self) -> bool;
 
     /// Whether the last [`Consumer::take`] came upon a message that is ready and not in memory. It is being read;
     /// [`Consumer::ready`] is woken when it is there.

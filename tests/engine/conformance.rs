@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use stafett::engine::{
-    Append, ConsumerOptions, Definition, Durability, Engine, EngineError, LeaseError, LeaseRef, Nack, Op,
-    Outcome, Outgoing, OutgoingState, QueueSpec, Refusal, RetainHandling, SubscribeOptions, View,
+    Append, BacklogSpec, ConsumerOptions, Definition, Durability, Engine, EngineError, LeaseError, LeaseRef,
+    Nack, Op, Outcome, Outgoing, OutgoingState, QueueSpec, Refusal, RetainHandling, SubscribeOptions, View,
 };
 use stafett::types::clock::unix_now;
 use stafett::types::topic::FilterSpec;
@@ -161,10 +161,12 @@ async fn a_released_message_is_not_counted_and_a_failed_one_is() {
     let queue = bench.queue("q").await;
     bench.put(queue, "m").await;
     let consumer = bench.consumer(queue);
-    for (how, attempt) in [(Nack::Release, 1), (Nack::Failed, 1), (Nack::Failed, 2), (Nack::Release, 3)] {
+    for (how, attempt) in
+        [(Nack::Release, 1), (Nack::Failed(None), 1), (Nack::Failed(None), 2), (Nack::Release, 3)]
+    {
         let leased = take(&*consumer, 1).await;
         assert_eq!(leased[0].attempt, attempt);
-        let nacked = bench.engine.nack(queue, &[lease_of(&leased[0])], how, Duration::ZERO).unwrap();
+        let nacked = bench.engine.nack(queue, &[lease_of(&leased[0])], how, None).unwrap();
         assert_eq!(nacked.failed, []);
         within("the nack", nacked.durable).await.unwrap();
     }
@@ -183,7 +185,7 @@ async fn a_message_is_buried_after_its_last_delivery() {
     let consumer = bench.consumer(queue);
     for _ in 0..2 {
         let leased = take(&*consumer, 1).await;
-        drop(bench.engine.nack(queue, &[lease_of(&leased[0])], Nack::Failed, Duration::ZERO).unwrap());
+        drop(bench.engine.nack(queue, &[lease_of(&leased[0])], Nack::Failed(None), None).unwrap());
     }
     let graves = bench.consumer(dead);
     let buried = take(&*graves, 1).await;
@@ -194,7 +196,7 @@ async fn a_message_is_buried_after_its_last_delivery() {
     bench.put(queue, "unwanted").await;
     let leased = take(&*consumer, 1).await;
     let how = Nack::DeadLetter("not ours".into());
-    let nacked = bench.engine.nack(queue, &[lease_of(&leased[0])], how, Duration::ZERO).unwrap();
+    let nacked = bench.engine.nack(queue, &[lease_of(&leased[0])], how, None).unwrap();
     within("the burial", nacked.durable).await.unwrap();
     let buried = take(&*graves, 1).await;
     let why = buried[0].message.extras.as_ref().unwrap().dead_letter.clone().unwrap();
@@ -467,6 +469,38 @@ async fn a_move_takes_what_waits_and_the_bounds_of_its_queue_hold() {
     assert_eq!(bench.drain(to).await, ["2"]);
 }
 
+/// What the broker keeps for itself has no bound, and what is known of its messages is as for a session's.
+#[tokio::test]
+async fn a_backlog_comes_back_with_its_marks() {
+    let bench = Bench::new();
+    let id = bench.engine.next_target();
+    let spec = BacklogSpec { name: "own".into() };
+    assert_eq!(bench.commit(Op::Define(id, Definition::Backlog(spec.clone()))).await, Outcome::Done);
+    for n in 0..3 {
+        bench.put(id, n.to_string()).await;
+    }
+    let marked = |packet_id| Outgoing { packet_id, state: OutgoingState::Sent };
+    let sequences: Vec<_> = {
+        let consumer = bench.consumer(id);
+        let leased = take(&*consumer, 3).await;
+        for (leased, packet_id) in leased.iter().zip([1, 1]) {
+            let outgoing = marked(packet_id);
+            let op = Op::Outgoing { target: id, sequence: leased.sequence, outgoing };
+            assert_eq!(bench.commit(op).await, Outcome::Done);
+        }
+        let op = Op::Outgoing { target: id, sequence: leased[1].sequence, outgoing: marked(0) };
+        assert_eq!(bench.commit(op).await, Outcome::Done);
+        leased.iter().map(|leased| leased.sequence).collect()
+    };
+    let bench = bench.reopen();
+    assert_eq!(bench.engine.stored().backlogs, [(id, spec)]);
+    let consumer = bench.consumer(id);
+    let leased = take(&*consumer, 3).await;
+    let back: Vec<_> = leased.iter().map(|leased| (leased.sequence, leased.outgoing)).collect();
+    let expected = [Some(marked(1)), Some(marked(0)), None];
+    assert_eq!(back, sequences.into_iter().zip(expected).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn browse_and_purge_go_by_view() {
     let bench = Bench::new();
@@ -657,7 +691,7 @@ async fn a_consumer_with_something_in_flight_waits_before_what_is_handed_out_alo
     let mut in_flight = Vec::new();
     busy.take(2, usize::MAX, &mut in_flight).unwrap();
     assert_eq!(in_flight.iter().map(text).collect::<Vec<_>>(), ["0", "1"]);
-    drop(bench.engine.nack(queue, &[lease_of(&held[0])], Nack::Release, Duration::ZERO).unwrap());
+    drop(bench.engine.nack(queue, &[lease_of(&held[0])], Nack::Release, None).unwrap());
 
     // It stands first: who has something else gets neither it nor what is behind it, until he has nothing.
     assert!(take_now(&*busy).is_empty());
@@ -693,7 +727,7 @@ async fn who_is_held_up_goes_on_when_another_takes_what_held_him_up() {
     let busy = bench.consumer(queue);
     let mut in_flight = Vec::new();
     busy.take(1, usize::MAX, &mut in_flight).unwrap();
-    drop(bench.engine.nack(queue, &[lease_of(&held[0])], Nack::Release, Duration::ZERO).unwrap());
+    drop(bench.engine.nack(queue, &[lease_of(&held[0])], Nack::Release, None).unwrap());
     assert!(take_now(&*busy).is_empty());
     let idle = bench.consumer(queue);
     assert_eq!(take(&*idle, 10).await.iter().map(text).collect::<Vec<_>>(), ["suspect"]);
@@ -710,4 +744,22 @@ async fn where_nothing_is_buried_nothing_is_handed_out_alone() {
     }
     lose(&bench, queue, 3, 3).await;
     assert_eq!(take_now(&*bench.consumer(queue)).len(), 3);
+}
+
+#[tokio::test]
+async fn an_expiry_that_lies_beside_the_message_is_seen_and_moved_with_it() {
+    let bench = Bench::new();
+    let (from, to) = (bench.queue("from").await, bench.queue("to").await);
+    // As a queue's own time to live does to a copy that a binding puts in.
+    let at = unix_now().after(Duration::from_secs(3600));
+    let sequence = bench.put_with(Append { expires_at: Some(at), ..Append::to(from) }, "m").await;
+    let page = bench.engine.browse(from, View::Ready, Sequence(0), 1, usize::MAX);
+    let message = within("a browse", page).await.unwrap().messages.remove(0).message;
+    let near = |found: Option<UnixMillis>| found.is_some_and(|found| found.0.abs_diff(at.0) < 100);
+    assert!(near(message.expires_at), "{:?}", message.expires_at);
+    let (view, priority) = (View::Ready, Priority::default());
+    bench.commit(Op::Move { from, sequence, view, to, message, priority }).await;
+    let bench = bench.reopen();
+    let leased = take(&*bench.consumer(to), 1).await;
+    assert!(near(leased[0].message.expires_at));
 }

@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,7 +36,7 @@ const PASSING: TargetId = TargetId(3);
 /// Messages that one writer hands in together: more than the journal takes of one commit.
 const TOGETHER: u64 = 300;
 
-fn message(ids: &MessageIds, n: u64) -> Message {
+pub(crate) fn message(ids: &MessageIds, n: u64) -> Message {
     // Sizes from a few bytes to several parts.
     let size = match n % 50 {
         0 => 40_000,
@@ -56,12 +56,12 @@ fn message(ids: &MessageIds, n: u64) -> Message {
     }
 }
 
-fn number(message: &Message) -> u64 {
+pub(crate) fn number(message: &Message) -> u64 {
     let text = std::str::from_utf8(&message.payload).unwrap();
     text.split(' ').next().unwrap().parse().unwrap()
 }
 
-fn say(what: char, numbers: impl IntoIterator<Item = u64>) {
+pub(crate) fn say(what: char, numbers: impl IntoIterator<Item = u64>) {
     let lines: String = numbers.into_iter().map(|n| format!("{what} {n}\n")).collect();
     let mut out = std::io::stdout().lock();
     out.write_all(lines.as_bytes()).unwrap();
@@ -71,11 +71,10 @@ fn say(what: char, numbers: impl IntoIterator<Item = u64>) {
 /// The child. Does nothing when the tests run it as a test.
 #[test]
 fn child() {
-    let Ok(directory) = std::env::var(DIRECTORY) else { return };
-    let first: u64 = std::env::var(FIRST).unwrap().parse().unwrap();
+    let Some((directory, first)) = child_has() else { return };
     let durability = std::env::var(DURABILITY).unwrap().parse().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(work(Path::new(&directory), first, durability, std::env::var_os(ALONE).is_some()));
+    runtime.block_on(work(&directory, first, durability, std::env::var_os(ALONE).is_some()));
 }
 
 async fn work(directory: &Path, first: u64, durability: Durability, alone: bool) {
@@ -178,6 +177,38 @@ async fn work_alone(engine: &Embedded, ids: &MessageIds, first: u64) {
     }
 }
 
+/// A test of this program that is a child with a store, and the first number that it may use.
+pub(crate) fn child_of(test: &str, directory: &Path, first: u64) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    command.env(DIRECTORY, directory).env(FIRST, first.to_string());
+    command
+}
+
+/// The store and the first number, in a child.
+pub(crate) fn child_has() -> Option<(PathBuf, u64)> {
+    let directory = std::env::var_os(DIRECTORY)?;
+    Some((directory.into(), std::env::var(FIRST).unwrap().parse().unwrap()))
+}
+
+/// Runs a child until it has said `lines`, then kills it, or until it ends by itself. Whether its store was open.
+pub(crate) fn run_until(mut command: Command, lines: usize, mut note: impl FnMut(&str)) -> bool {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut heard = 0;
+    let mut ready = false;
+    while let Some(Ok(line)) = out.next() {
+        ready |= line.ends_with("ready");
+        note(&line);
+        heard += usize::from(ready);
+        if heard == lines {
+            child.kill().unwrap();
+        }
+    }
+    child.wait().unwrap();
+    ready
+}
+
 /// What the children have said.
 #[derive(Default)]
 pub(crate) struct History {
@@ -200,29 +231,12 @@ impl History {
         lines: usize,
         environment: &[(&'static str, String)],
     ) -> bool {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "crash::child", "--nocapture", "--test-threads=1"])
-            .env(DIRECTORY, directory)
-            .env(FIRST, self.next.to_string())
+        let mut command = child_of("crash::child", directory, self.next);
+        command
             .env(DURABILITY, durability.name())
             .envs(environment.iter().map(|(name, value)| (name, value)))
-            .envs((self.runs % 2 == 1).then_some((ALONE, "")))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut heard = 0;
-        let mut ready = false;
-        while let Some(Ok(line)) = out.next() {
-            ready |= line.ends_with("ready");
-            self.note(&line);
-            heard += usize::from(ready);
-            if heard == lines {
-                child.kill().unwrap();
-            }
-        }
-        child.wait().unwrap();
+            .envs((self.runs % 2 == 1).then_some((ALONE, "")));
+        let ready = run_until(command, lines, |line| self.note(line));
         // Numbers of which nobody was told may be stored as well.
         self.next += 100_000;
         self.runs += 1;

@@ -6,7 +6,7 @@ use stafett::types::{Sequence, TargetId};
 
 use std::time::Duration;
 
-use crate::bench::{Bench, lease_of, refusal, spec, take, take_now, with_key, within};
+use crate::bench::{Bench, lease_of, refusal, spec, stored, take, take_now, with_key, within};
 
 fn forward(bench: &Bench, from: TargetId, leased: &Leased, to: &[(TargetId, Vec<u8>)]) -> Op {
     let message =
@@ -17,7 +17,7 @@ fn forward(bench: &Bench, from: TargetId, leased: &Leased, to: &[(TargetId, Vec<
 
 fn places(outcome: Outcome) -> Vec<Sequence> {
     match outcome {
-        Outcome::Published(places) => places.into_iter().map(Option::unwrap).collect(),
+        Outcome::All(outcomes) => outcomes.iter().map(stored).collect(),
         other => panic!("not forwarded: {other:?}"),
     }
 }
@@ -109,13 +109,37 @@ async fn a_full_queue_takes_what_follows_from_its_own_message() {
 }
 
 #[tokio::test]
+async fn a_queue_beyond_its_bound_takes_what_makes_it_no_larger() {
+    let bench = Bench::new();
+    let grave = spec("dead").name;
+    // What is given up goes there beyond its bound.
+    let dead = bench.queue_with(QueueSpec { max_messages: 1, max_bytes: 100, ..spec("dead") }).await;
+    let from = bench.queue_with(QueueSpec { dead_letter: Some(grave), ..spec("from") }).await;
+    for _ in 0..3 {
+        bench.put(from, vec![b'x'; 50]).await;
+    }
+    let consumer = bench.consumer(from);
+    let leases: Vec<LeaseRef> = take(&*consumer, 3).await.iter().map(lease_of).collect();
+    let nacked = bench.engine.nack(from, &leases, Nack::DeadLetter("no".into()), None).unwrap();
+    within("the nack", nacked.durable).await.unwrap();
+    let consumer = bench.consumer(dead);
+    let leased = take(&*consumer, 1).await;
+    for larger in [vec![(dead, b"1".to_vec()), (dead, b"2".to_vec())], vec![(dead, vec![b'x'; 200])]] {
+        let refused = refusal(bench.commit(forward(&bench, dead, &leased[0], &larger)).await);
+        assert!(matches!(refused, Refusal::Full { .. }), "{refused}");
+    }
+    places(bench.commit(forward(&bench, dead, &leased[0], &[(dead, b"1".to_vec())])).await);
+    assert_eq!(bench.engine.stats(dead).unwrap().ready, 3);
+}
+
+#[tokio::test]
 async fn a_lease_that_is_lost_forwards_nothing() {
     let bench = Bench::new();
     let (from, to) = (bench.queue("from").await, bench.queue("to").await);
     bench.put(from, "a").await;
     let (one, other) = (bench.consumer(from), bench.consumer(from));
     let leased = take(&*one, 1).await;
-    let nacked = bench.engine.nack(from, &[lease_of(&leased[0])], Nack::Failed, Duration::ZERO).unwrap();
+    let nacked = bench.engine.nack(from, &[lease_of(&leased[0])], Nack::Failed(None), None).unwrap();
     within("the nack", nacked.durable).await.unwrap();
     let to = [(to, b"1".to_vec())];
     assert_eq!(refusal(bench.commit(forward(&bench, from, &leased[0], &to)).await), Refusal::NotLeased);

@@ -9,5 +9,7 @@ mod conformance;
 mod crash;
 mod embedded;
 mod forward;
+mod giving_up;
 mod placing;
 mod power;
+mod turns;

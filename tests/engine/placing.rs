@@ -290,7 +290,7 @@ async fn order_by_key_holds_over_a_restart() {
     let consumer = bench.consumer(queue);
     let leased = take_now(&*consumer);
     let rest = Duration::from_millis(1500);
-    drop(bench.engine.nack(queue, &[lease_of(&leased[1])], Nack::Failed, rest).unwrap());
+    drop(bench.engine.nack(queue, &[lease_of(&leased[1])], Nack::Failed(None), Some(rest)).unwrap());
     drop(consumer);
     let bench = bench.reopen();
     let consumer = bench.consumer(queue);
@@ -325,10 +325,10 @@ async fn what_is_given_back_holds_its_key_up() {
         assert_eq!(nacked.failed, []);
     };
     let leased = take_now(&*consumer);
-    nack(&leased[0], Nack::Release, Duration::ZERO);
+    nack(&leased[0], Nack::Release, None);
     let leased = take_now(&*consumer);
     assert_eq!(texts(&leased), ["a1"]);
-    nack(&leased[0], Nack::Failed, Duration::from_millis(300));
+    nack(&leased[0], Nack::Failed(None), Some(Duration::from_millis(300)));
     assert_eq!(take_now(&*consumer).len(), 0, "it rests");
     let leased = take(&*consumer, 10).await;
     assert_eq!((texts(&leased), leased[0].attempt), (vec!["a1".to_owned()], 2));
@@ -338,7 +338,7 @@ async fn what_is_given_back_holds_its_key_up() {
     assert_eq!(texts(&leased), ["a2"]);
     let graves = bench.consumer(dead);
     assert_eq!(texts(&take(&*graves, 1).await), ["a1"]);
-    nack(&leased[0], Nack::DeadLetter("no".into()), Duration::ZERO);
+    nack(&leased[0], Nack::DeadLetter("no".into()), None);
     fill(&bench, queue, &[("a", "a3")]).await;
     assert_eq!(texts(&take(&*consumer, 10).await), ["a3"]);
 }
@@ -463,8 +463,8 @@ async fn many_keys_and_consumers_keep_order() {
                 _ => {
                     let (leased, key, n) = held.swap_remove(chance.below(held.len() as u64) as usize);
                     if chance.below(3) == 0 {
-                        let how = if chance.below(2) == 0 { Nack::Failed } else { Nack::Release };
-                        drop(bench.engine.nack(queue, &[lease_of(&leased)], how, Duration::ZERO).unwrap());
+                        let how = if chance.below(2) == 0 { Nack::Failed(None) } else { Nack::Release };
+                        drop(bench.engine.nack(queue, &[lease_of(&leased)], how, None).unwrap());
                     } else {
                         drop(bench.engine.settle(queue, &[lease_of(&leased)]).unwrap());
                         done[key] = n;

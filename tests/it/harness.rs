@@ -262,6 +262,11 @@ impl Broker {
         within(name, async { while counter(&mut admin, name).await != count {} }).await;
     }
 
+    /// A counter of `GetServerInfo` now.
+    pub(crate) async fn count(&self, name: &str) -> u64 {
+        counter(&mut AdminServiceClient::new(self.grpc().await), name).await
+    }
+
     /// What of it is in memory, in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
         let pid = self.process.child.id().expect("the child has been waited for");

@@ -12,7 +12,7 @@ use serde_json::Value;
 use smallvec::smallvec;
 use stafett::engine::embedded::Embedded;
 use stafett::engine::{
-    Append, Definition, Engine, EngineSettings, Nack, Op, Outcome, Publish, QueueSpec, SessionSpec,
+    Append, Definition, Engine, EngineSettings, Nack, Op, Outcome, Overflow, Publish, QueueSpec, SessionSpec,
     SubscribeOptions, queue_topic,
 };
 use stafett::types::topic::FilterSpec;
@@ -42,15 +42,21 @@ fn queue(name: &str) -> Definition {
         lease: Duration::from_secs(30),
         max_deliveries: None,
         dead_letter: None,
+        retry_min_backoff: None,
+        retry_max_backoff: None,
         default_ttl: None,
         max_messages: 1_000_000,
         max_bytes: 1 << 40,
+        overflow: Overflow::Reject,
         priorities: true,
         ordered_by_key: false,
+        single_active_consumer: false,
         dedup_window: None,
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
         paused: false,
         created_at: UnixMillis(1_700_000_000_000),
+        dead_letter_expired: false,
+        expires_after: None,
     })
 }
 
@@ -232,7 +238,17 @@ async fn an_export_holds_all_that_was_put_in() {
 async fn an_export_holds_what_few_messages_carry() {
     let directory = tempfile::tempdir().unwrap();
     let engine = open(directory.path());
-    done(&engine, vec![Op::Define(ORDERS, queue("orders"))]).await;
+    let Definition::Queue(plain) = queue("orders") else { unreachable!() };
+    let special = QueueSpec {
+        overflow: Overflow::DropOldest,
+        retry_min_backoff: Some(Duration::from_secs(1)),
+        single_active_consumer: true,
+        expires_after: Some(Duration::from_secs(60)),
+        dead_letter_expired: true,
+        paused: false,
+        ..plain
+    };
+    done(&engine, vec![Op::Define(ORDERS, Definition::Queue(special))]).await;
     let mut rare = message("shop/rare", vec![0, 255]);
     rare.expires_at = Some(UnixMillis(4_000_000_000_000));
     rare.extras_mut().properties = vec![("k".into(), "1".into()), ("k".into(), "2".into())];
@@ -253,7 +269,7 @@ async fn an_export_holds_what_few_messages_carry() {
     let mut taken = Vec::new();
     consumer.take(1, usize::MAX, &mut taken).unwrap();
     let lease = stafett::engine::LeaseRef::of(taken[0].sequence);
-    let nacked = engine.nack(ORDERS, &[lease], Nack::Failed, Duration::from_secs(3_600)).unwrap();
+    let nacked = engine.nack(ORDERS, &[lease], Nack::Failed(None), Some(Duration::from_secs(3_600))).unwrap();
     nacked.durable.await.unwrap();
     drop(consumer);
     drop(engine);
@@ -262,6 +278,18 @@ async fn an_export_holds_what_few_messages_carry() {
     let ended = store("export", directory.path(), &["--output", output.to_str().unwrap()]).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""), "{}", ended.stderr);
     let lines = lines(&fs::read_to_string(&output).unwrap());
+    let definition = of_type(&lines, "queue")[0];
+    for (setting, value) in [
+        ("overflow", "drop-oldest".into()),
+        ("retry_min_backoff_seconds", 1.0.into()),
+        ("retry_max_backoff_seconds", Value::Null),
+        ("single_active_consumer", true.into()),
+        ("expires_after_seconds", 60.0.into()),
+        ("dead_letter_expired", true.into()),
+        ("paused", false.into()),
+    ] {
+        assert_eq!(definition[setting], value, "{setting}");
+    }
     let line = of_type(&lines, "message")[0];
     assert_eq!(line["properties"], serde_json::json!([["k", "1"], ["k", "2"]]));
     assert_eq!(line["content_type"], "application/octet-stream");

@@ -41,6 +41,9 @@ pub(super) struct Consume {
     /// How long one may be on its way; the queue's own lease if not said
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     lease: Option<Duration>,
+    /// Consumers with a higher one are served first, as long as they have room
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_hyphen_values = true)]
+    priority: i32,
 }
 
 impl Consume {
@@ -57,6 +60,7 @@ impl Consume {
                 max_outstanding_bytes: 0,
             }),
             lease: self.lease.map(duration),
+            consumer_priority: self.priority,
             want_tokens: false,
         };
         let (send, frames) = mpsc::channel(16);
@@ -76,7 +80,11 @@ impl Deliveries for Consume {
 
     fn hear(response: v1::ConsumeResponse) -> Heard<v1::LeasedMessage> {
         match response.event {
-            Some(Event::Opened(_)) => Heard::Opened(None),
+            Some(Event::Opened(opened)) => {
+                let standing_by = "another consumer is active; this one takes its place when it ends";
+                Heard::Opened((!opened.active).then(|| standing_by.to_owned()))
+            }
+            Some(Event::BecameActive(_)) => Heard::Opened(Some("this consumer is active now".to_owned())),
             Some(Event::Messages(frame)) => Heard::Deliveries(frame.messages),
             Some(Event::Results(results)) => Heard::Results(results),
             Some(Event::Closing(closing)) => Heard::Closing(closing),

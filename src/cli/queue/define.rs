@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::cli::ClientOptions;
 use crate::cli::client::{refused, request};
@@ -14,6 +14,26 @@ use crate::config::value::parse_bytes;
 use crate::grpc::proto::v1;
 
 use super::{Client, print_count, print_queue, queue_json};
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Overflow {
+    /// Refuse what is new
+    Reject,
+    /// Drop the oldest that are ready
+    DropOldest,
+    /// Move the oldest that are ready to the dead letter queue
+    DeadLetter,
+}
+
+impl From<Overflow> for v1::OverflowPolicy {
+    fn from(overflow: Overflow) -> Self {
+        match overflow {
+            Overflow::Reject => Self::Reject,
+            Overflow::DropOldest => Self::DropOldest,
+            Overflow::DeadLetter => Self::DeadLetter,
+        }
+    }
+}
 
 /// Settings of a queue, as far as they are said.
 #[derive(Args, Debug)]
@@ -27,21 +47,39 @@ struct Settings {
     /// Where messages go that are given up: a queue that exists
     #[arg(long, value_name = "QUEUE")]
     dead_letter_queue: Option<String>,
+    /// How long a message rests after its first failed delivery, about twice as long after each further one
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    retry_min_backoff: Option<Duration>,
+    /// No rest is longer; 10m if not said
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    retry_max_backoff: Option<Duration>,
     /// How long messages without a time to live are worth delivering
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     default_ttl: Option<Duration>,
-    /// Refuse messages beyond so many
+    /// At most so many messages
     #[arg(long, value_name = "COUNT")]
     max_messages: Option<u64>,
-    /// Refuse messages beyond so many bytes: 1000000, 64MiB
+    /// At most so many bytes of them: 1000000, 64MiB
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     max_bytes: Option<u64>,
+    /// What to do when it is full
+    #[arg(long, value_enum)]
+    overflow: Option<Overflow>,
+    /// One consumer gets messages, until it ends: true or false
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    single_active_consumer: Option<bool>,
     /// Take a message once that is sent again with its dedup id within this time: 1s to 7d
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     dedup_window: Option<Duration>,
     /// A label for your tools; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
+    /// Expired messages go to the dead letter queue: true or false
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    dead_letter_expired: Option<bool>,
+    /// Delete it, with its messages, when nobody has used it for so long: 1s to 365d
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    expires_after: Option<Duration>,
     /// Copy every publish that matches into the queue; may be given several times
     #[arg(long = "bind", value_name = "FILTER")]
     bindings: Vec<String>,
@@ -60,11 +98,17 @@ impl Settings {
             ("lease", self.lease.is_some()),
             ("max_deliveries", self.max_deliveries.is_some()),
             ("dead_letter_queue", self.dead_letter_queue.is_some()),
+            ("retry_min_backoff", self.retry_min_backoff.is_some()),
+            ("retry_max_backoff", self.retry_max_backoff.is_some()),
             ("default_ttl", self.default_ttl.is_some()),
             ("max_messages", self.max_messages.is_some()),
             ("max_bytes", self.max_bytes.is_some()),
+            ("overflow", self.overflow.is_some()),
+            ("single_active_consumer", self.single_active_consumer.is_some()),
             ("dedup_window", self.dedup_window.is_some()),
             ("labels", !self.labels.is_empty()),
+            ("expires_after", self.expires_after.is_some()),
+            ("dead_letter_expired", self.dead_letter_expired.is_some()),
             ("bindings", !self.bindings.is_empty()),
         ];
         let queue = v1::Queue {
@@ -73,13 +117,19 @@ impl Settings {
             lease: self.lease.map(duration),
             max_deliveries: self.max_deliveries.unwrap_or_default(),
             dead_letter_queue: self.dead_letter_queue.clone().unwrap_or_default(),
+            retry_min_backoff: self.retry_min_backoff.map(duration),
+            retry_max_backoff: self.retry_max_backoff.map(duration),
             default_ttl: self.default_ttl.map(duration),
             max_messages: self.max_messages.unwrap_or_default(),
             max_bytes: self.max_bytes.unwrap_or_default(),
+            overflow: self.overflow.map_or(v1::OverflowPolicy::Unspecified, Into::into).into(),
             priorities: false,
             ordered_by_key: false,
+            single_active_consumer: self.single_active_consumer.unwrap_or_default(),
             dedup_window: self.dedup_window.map(duration),
             labels,
+            dead_letter_expired: self.dead_letter_expired.unwrap_or_default(),
+            expires_after: self.expires_after.map(duration),
             paused: false,
         };
         Ok((queue, fields.into_iter().filter(|(_, said)| *said).map(|(field, _)| field).collect()))
@@ -139,8 +189,9 @@ pub(super) struct Update {
     settings: Settings,
     /// Give a setting its default again; may be given several times
     #[arg(long, value_name = "SETTING", value_parser = [
-        "lease", "max_deliveries", "dead_letter_queue", "default_ttl", "max_messages", "max_bytes", "dedup_window",
-        "labels", "bindings",
+        "lease", "max_deliveries", "dead_letter_queue", "retry_min_backoff", "retry_max_backoff", "default_ttl",
+        "max_messages", "max_bytes", "overflow", "single_active_consumer", "dedup_window", "labels", "dead_letter_expired",
+        "expires_after", "bindings",
     ])]
     unset: Vec<String>,
 }

@@ -187,7 +187,8 @@ impl Browse {
 /// The arguments of `stafett queue purge`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Prints how many are gone. What a consumer holds stays.
+Prints how many are gone. What a consumer holds stays. With a filter all messages of the view are looked at, and --timeout is for \
+all of that: what was deleted before it ended stays deleted.
 Examples:
   stafett queue purge orders --view ready
   stafett queue purge orders --view all --where tenant=7")]
@@ -218,7 +219,8 @@ impl Purge {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Messages are named by sequence or id, as `send --json` and `browse --json` print them. Prints how many are gone. Exit code 1: \
-one was not there.
+one was not there. For an id the messages of the view are looked through, and --timeout is for all of that: what was deleted \
+before it ended stays deleted.
 Examples:
   stafett queue cancel orders 42
   stafett queue cancel orders 01JD5RW0Z5X3F6Q9K2M8N4T7VB --view ready")]
@@ -342,6 +344,7 @@ impl Stats {
             ("dead lettered", stats.dead_lettered_total.to_string()),
             ("expired", stats.expired_total.to_string()),
             ("consumers", stats.consumers.to_string()),
+            ("dropped", stats.dropped_total.to_string()),
         ] {
             line(format_args!("{name:<14} {value}"))?;
         }
@@ -362,5 +365,6 @@ pub(super) fn stats_json(stats: &v1::QueueStats) -> Value {
         "dead_lettered_total": stats.dead_lettered_total,
         "expired_total": stats.expired_total,
         "consumers": stats.consumers,
+        "dropped_total": stats.dropped_total,
     })
 }

@@ -175,15 +175,29 @@ fn queue_json(queue: &v1::Queue) -> Value {
         "lease": queue.lease.as_ref().map(show_duration),
         "max_deliveries": queue.max_deliveries,
         "dead_letter_queue": queue.dead_letter_queue,
+        "retry_min_backoff": queue.retry_min_backoff.as_ref().map(show_duration),
+        "retry_max_backoff": queue.retry_max_backoff.as_ref().map(show_duration),
         "default_ttl": queue.default_ttl.as_ref().map(show_duration),
         "max_messages": queue.max_messages,
         "max_bytes": queue.max_bytes,
+        "overflow": overflow_name(queue),
         "priorities": queue.priorities,
         "ordered_by_key": queue.ordered_by_key,
+        "single_active_consumer": queue.single_active_consumer,
         "dedup_window": queue.dedup_window.as_ref().map(show_duration),
         "labels": labels,
+        "dead_letter_expired": queue.dead_letter_expired,
+        "expires_after": queue.expires_after.as_ref().map(show_duration),
         "paused": queue.paused,
     })
+}
+
+fn overflow_name(queue: &v1::Queue) -> &'static str {
+    match queue.overflow() {
+        v1::OverflowPolicy::Unspecified | v1::OverflowPolicy::Reject => "reject",
+        v1::OverflowPolicy::DropOldest => "drop-oldest",
+        v1::OverflowPolicy::DeadLetter => "dead-letter",
+    }
 }
 
 /// The settings of a queue for people.
@@ -194,22 +208,33 @@ fn queue_text(queue: &v1::Queue) -> String {
         0 => "without end".to_owned(),
         max => max.to_string(),
     };
-    let yes = |is: bool| if is { "yes" } else { "no" };
+    let backoff = match (&queue.retry_min_backoff, &queue.retry_max_backoff) {
+        (None, _) => "none".to_owned(),
+        (Some(min), None) => format!("from {}", show_duration(min)),
+        (Some(min), Some(max)) => format!("from {} to {}", show_duration(min), show_duration(max)),
+    };
     let mut text = format!(
         "name               {}\nlease              {}\nmax deliveries     {deliveries}\ndead letter queue  {}\n\
-         default ttl        {}\nmax messages       {}\nmax bytes          {}\npriorities         {}\nordered by key     {}\n\
-         dedup window       {}\npaused             {}\n",
+         retry backoff      {backoff}\ndefault ttl        {}\nmax messages       {}\nmax bytes          {}\noverflow           {}\npriorities         {}\npaused             {}\n",
         queue.name,
         time(queue.lease.as_ref()),
         or(queue.dead_letter_queue.clone(), "none"),
         or(time(queue.default_ttl.as_ref()), "none"),
         queue.max_messages,
         queue.max_bytes,
-        yes(queue.priorities),
-        yes(queue.ordered_by_key),
-        or(time(queue.dedup_window.as_ref()), "none"),
-        yes(queue.paused),
+        overflow_name(queue),
+        if queue.priorities { "yes" } else { "no" },
+        if queue.paused { "yes" } else { "no" },
     );
+    if queue.single_active_consumer {
+        text.push_str("consumers          one active at a time\n");
+    }
+    if queue.dead_letter_expired {
+        text.push_str("expired            to the dead letter queue\n");
+    }
+    if let Some(after) = &queue.expires_after {
+        text.push_str(&format!("deleted            when unused for {}\n", show_duration(after)));
+    }
     for binding in &queue.bindings {
         text.push_str(&format!("binding            {binding}\n"));
     }

@@ -168,9 +168,9 @@ pub(super) struct Nack {
     /// What it means
     #[arg(long, value_enum, default_value = "failed")]
     kind: Kind,
-    /// Deliver again not before this has passed
-    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
-    delay: Duration,
+    /// Deliver again not before this has passed; as the queue's back-off says if not said
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    delay: Option<Duration>,
     /// Kept with a dead letter
     #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
@@ -187,7 +187,7 @@ impl Nack {
             queue: self.name.clone(),
             lease_tokens: tokens(&self.tokens)?,
             kind: kind.into(),
-            delay: Some(duration(self.delay)),
+            delay: self.delay.map(duration),
             reason: self.reason.clone(),
         };
         let answer = client.nack(request(options, question)).await.map_err(|status| refused(&status))?;

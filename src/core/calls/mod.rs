@@ -7,12 +7,12 @@
 //!
 //! `call` is one request with its answer, `service` and `state` decide who is asked, `direct` asks everyone, `gather` takes
 //! the replies of all, `responder` is the handle of who answers, `device` a subscriber that answers, `line` what waits,
-//! `topics` where one of 3.1.1 answers, `owed` what it owes, `published` what of this comes and goes as a publish, `words`
+//! `stored` asynchronous calls, `topics` where one of 3.1.1 answers, `owed` what it owes, `published` what of this comes and goes as a publish, `words`
 //! what is said.
 //!
 //! Invariants: a call is with one responder, waits for one, or is over; one that is for a certain responder goes to no
 //! other; whoever waits hears of each of these ends at once; what a responder says reaches only calls that it was asked for.
-//! Lock order: the services, one service, one call. With a service's lock held a session's state, its outbox or the index of
+//! Lock order: the places of stored calls, the services, one service, one call. With a service's lock held a session's state, its outbox or the index of
 //! devices may be locked, and nothing else. None is held across an await.
 
 mod call;
@@ -25,6 +25,7 @@ mod published;
 mod responder;
 mod service;
 mod state;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod topics;
@@ -46,6 +47,7 @@ use crate::types::TopicName;
 pub use call::Calling;
 pub use gather::{End, Gathered, Gathering, Missing, Policy, Summary};
 pub use responder::{Asked, Cancelled, Responder};
+pub use stored::ReplyTo;
 pub use topics::{NotAPair, TopicPair};
 pub use words::{
     Answer, CallError, Caller, Fault, Reply, ReplyRefused, Request, ResponderFacts, Said, Serve,
@@ -56,6 +58,7 @@ pub(crate) use published::By;
 use call::Call;
 use device::Index;
 use service::Service;
+use stored::Stored;
 
 /// All calls and those who answer them.
 #[derive(Debug)]
@@ -68,6 +71,7 @@ pub(crate) struct Calls {
     /// How often a session came back with its subscriptions.
     reconnects: AtomicU64,
     pub(super) counts: Counts,
+    stored: Stored,
     /// What waits for a moment.
     tasks: TaskTracker,
     draining: CancellationToken,
@@ -137,6 +141,7 @@ impl Calls {
             devices: Index::default(),
             reconnects: AtomicU64::new(0),
             counts: Counts::default(),
+            stored: Stored::new(limits),
         })
     }
 
@@ -249,11 +254,11 @@ impl Calls {
     }
 
     /// By the names that operators see.
-    pub(crate) fn counters(&self) -> [(&'static str, u64); 16] {
+    pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
         let counts = &self.counts;
         let now = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) as u64;
         let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        [
+        let mut counters = vec![
             ("calls_in_flight", now(&counts.in_flight)),
             ("call_bytes", now(&counts.bytes)),
             ("services", self.services.read().len() as u64),
@@ -270,7 +275,9 @@ impl Calls {
             ("call_replies_again_total", total(&counts.replies_again)),
             ("call_replies_wrong_total", total(&counts.replies_wrong)),
             ("call_replies_forged_total", total(&counts.replies_forged)),
-        ]
+        ];
+        counters.extend(self.stored.counters());
+        counters
     }
 }
 

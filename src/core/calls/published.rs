@@ -13,7 +13,7 @@ use bytestring::ByteString;
 
 use super::call::TOO_MANY;
 use super::device::{self, ERROR, REPLY_TOPIC};
-use super::{CallError, Caller, Calling, Fault, Request, Said};
+use super::{CallError, Caller, Calling, Fault, Reply, Request, Said};
 use crate::core::session::SessionKey;
 use crate::core::{Broker, CoreError, Inbound, PublisherInfo};
 use crate::types::{ClientId, Extras, Message, MessageId, Qos, TopicName, clock};
@@ -177,7 +177,7 @@ impl Broker {
         self.tasks.spawn(async move {
             let said = answer(begun, deadline.since(now)).await;
             let mut message = match said {
-                Ok(said) => Message { topic: reply_to, qos, ..said },
+                Ok(said) => Message { topic: reply_to, qos, ..said.message },
                 Err(error) => error_message(&error, reply_to, qos),
             };
             if correlation.is_some() {
@@ -197,20 +197,23 @@ impl Broker {
     }
 }
 
-async fn answer(begun: Result<Calling, CoreError>, left: Duration) -> Result<Message, CallError> {
+/// The answer to a call for which so much time is left.
+pub(super) async fn answer(begun: Result<Calling, CoreError>, left: Duration) -> Result<Reply, CallError> {
     let mut calling = begun.map_err(CallError::Broker)?;
-    match tokio::time::timeout(left, calling.reply()).await {
-        Ok(reply) => reply.map(|reply| reply.message),
-        Err(_) => Err(CallError::Responder(Fault {
-            code: code_of("DEADLINE_EXCEEDED"),
-            message: ByteString::from_static("the deadline of the call has passed"),
-            details: Bytes::new(),
-        })),
-    }
+    tokio::time::timeout(left, calling.reply()).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Its time is over.
+pub(super) fn late() -> CallError {
+    CallError::Responder(Fault {
+        code: code_of("DEADLINE_EXCEEDED"),
+        message: ByteString::from_static("the deadline of the call has passed"),
+        details: Bytes::new(),
+    })
 }
 
 /// An error as the answer to a call.
-fn error_message(error: &CallError, topic: TopicName, qos: Qos) -> Message {
+pub(super) fn error_message(error: &CallError, topic: TopicName, qos: Qos) -> Message {
     let (name, text) = match error {
         CallError::Responder(fault) => {
             let name = usize::try_from(fault.code).ok().and_then(|code| CODES.get(code));

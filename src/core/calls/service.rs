@@ -13,6 +13,7 @@ use super::call::{Call, Place};
 use super::device::{Candidate, Seen};
 use super::responder::Responder;
 use super::state::{Door, Entry, Handed, Held, State, Wakes};
+use super::stored::Watch;
 use super::{Answer, Calls, Counts, ReplyRefused, ResponderFacts, Serve};
 use crate::core::CoreError;
 use crate::core::session::SessionKey;
@@ -36,7 +37,17 @@ impl Service {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.state.lock().places.iter().all(Option::is_none)
+        self.state.lock().is_empty()
+    }
+
+    /// Who is told when it has room; none: nobody any more.
+    pub(super) fn watch(&self, watch: Option<Arc<Watch>>) {
+        self.state.lock().watch = watch;
+    }
+
+    /// How many stored calls it takes now, at most `max`.
+    pub(super) fn room(&self, max: usize) -> usize {
+        self.state.lock().room(max)
     }
 
     /// Hands a call to a responder, or puts it in the line.
@@ -200,7 +211,7 @@ impl Service {
         entry.line.lost(&entry.serve, &mut wakes);
         Self::pass_on(&calls, &mut state, &entry.serve, entry.in_hand.into_iter().collect(), &mut wakes);
         Self::hand_out(&mut state, &mut wakes);
-        let empty = state.places.iter().all(Option::is_none);
+        let empty = state.is_empty();
         drop(state);
         wakes.run();
         if empty {
@@ -229,7 +240,7 @@ impl Service {
         }
     }
 
-    /// Hands out what waits while there is room. What nobody can take ends.
+    /// Hands out what waits while there is room, and says so where there is more. What nobody can take ends.
     pub(super) fn hand_out(state: &mut State, wakes: &mut Wakes) {
         while let Some(call) = state.waiting.pop() {
             let waker = match state.hand(&call, wakes) {
@@ -239,6 +250,9 @@ impl Service {
                 Handed::Nobody => call.nobody(),
             };
             wakes.callers.extend(waker);
+        }
+        if let Some(watch) = state.watch.as_ref().filter(|_| state.room(1) > 0) {
+            wakes.watch = Some(Arc::clone(watch));
         }
     }
 

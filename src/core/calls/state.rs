@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::call::{Call, Place};
 use super::device::{Device, NotAsked, Seen};
 use super::line::Line;
+use super::stored::Watch;
 use super::{CallError, ReplyRefused, Said, Serve};
 use crate::core::CoreError;
 use crate::types::clock;
@@ -37,6 +38,8 @@ pub(super) struct State {
     /// Where the next choice begins.
     pub(super) turn: usize,
     pub(super) waiting: Line,
+    /// Told when there is room and nothing waits here: stored calls wait for it.
+    pub(super) watch: Option<Arc<Watch>>,
 }
 
 /// What has become of a call that was to be handed to somebody.
@@ -108,6 +111,7 @@ pub(super) struct Held {
 pub(super) struct Wakes {
     pub(super) callers: SmallVec<[Waker; 4]>,
     pub(super) responders: SmallVec<[Arc<Notify>; 4]>,
+    pub(super) watch: Option<Arc<Watch>>,
 }
 
 impl Wakes {
@@ -117,6 +121,9 @@ impl Wakes {
         }
         for notify in self.responders {
             notify.notify_one();
+        }
+        if let Some(watch) = self.watch {
+            watch.look();
         }
     }
 }
@@ -128,7 +135,15 @@ impl Entry {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        !self.draining && self.owed.is_none() && self.in_hand.len() < self.serve.credit
+        self.room() > 0
+    }
+
+    /// How many requests more it takes.
+    pub(super) fn room(&self) -> usize {
+        if self.draining || self.owed.is_some() {
+            return 0;
+        }
+        self.serve.credit.saturating_sub(self.in_hand.len())
     }
 
     pub(super) fn answers(&self) -> bool {
@@ -140,6 +155,26 @@ impl Entry {
 }
 
 impl State {
+    /// Nobody serves, and nobody waits for that.
+    pub(super) fn is_empty(&self) -> bool {
+        self.watch.is_none() && self.places.iter().all(Option::is_none)
+    }
+
+    /// How many requests could be handed out at once, at most `max`.
+    pub(super) fn room(&self, max: usize) -> usize {
+        if !self.waiting.is_empty() {
+            return 0;
+        }
+        let mut room = 0;
+        for entry in self.places.iter().flatten() {
+            if room >= max {
+                break;
+            }
+            room += entry.room();
+        }
+        room.min(max)
+    }
+
     /// A new responder's place.
     pub(super) fn add(&mut self, key: u64, serve: Serve, door: Door) -> usize {
         let group = self.group(&serve.group);

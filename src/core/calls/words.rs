@@ -35,7 +35,7 @@ pub struct Caller {
 }
 
 /// An answer, or a part of it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
     /// Who said it.
     pub responder: ByteString,

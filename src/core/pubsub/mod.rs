@@ -84,6 +84,7 @@ impl Broker {
         let (retained, retained_bytes) = self.pubsub.retained.size();
         counters.extend([
             ("queues", self.queues.count() as u64),
+            ("queues_expired_total", self.queues.expired()),
             ("sessions", self.session_count() as u64),
             ("subscriptions", self.routes.count() as u64),
             ("sessions_connected", load(&self.pubsub.connected)),

@@ -73,7 +73,7 @@ pub struct QueueConsumer {
 }
 
 impl Broker {
-    /// Joins the consumers of a queue.
+    /// Joins the consumers of a queue. Of several a higher `priority` is served first, as long as it has room.
     ///
     /// # Errors
     /// [`CoreError::NotFound`], [`CoreError::Invalid`] for the lease, [`CoreError::Engine`].
@@ -82,12 +82,13 @@ impl Broker {
         queue: &Arc<QueueEntry>,
         window: Window,
         lease: Option<Duration>,
+        priority: i32,
     ) -> Result<QueueConsumer, CoreError> {
         let lease = match lease {
             Some(lease) => checked_lease("lease", lease, self.limits())?,
             None => queue.spec().lease,
         };
-        let options = ConsumerOptions { lease: Some(lease), ..ConsumerOptions::default() };
+        let options = ConsumerOptions { lease: Some(lease), priority, ..ConsumerOptions::default() };
         let inner = self.engine().consumer(queue.id, options).map_err(|error| of_queue(queue, error))?;
         Ok(QueueConsumer {
             broker: Arc::clone(self),
@@ -125,6 +126,13 @@ impl QueueConsumer {
         self.draining = true;
     }
 
+    /// Whether it may be given something: not while another is the single active consumer of the queue. [`Self::ready`]
+    /// wakes when it becomes active.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.inner.is_active()
+    }
+
     /// Whether it takes nothing any more and nothing is outstanding.
     #[must_use]
     pub fn is_drained(&self) -> bool {
@@ -160,7 +168,7 @@ impl QueueConsumer {
             return Ok(first);
         }
         self.inner.take(room.messages, room.bytes, out).map_err(|error| of_queue(&self.queue, error))?;
-        self.waiting = out.len() - from < room.messages;
+        self.waiting = out.len() - from < room.messages || self.inner.is_preferred();
         self.broker.traffic.sent(given(out.get(from..).unwrap_or_default()));
         for leased in out.get(from..).unwrap_or_default() {
             let bytes = leased.message.weight();
@@ -240,7 +248,7 @@ impl QueueConsumer {
         Ok((failures, durable))
     }
 
-    /// Gives deliveries back, due again after `delay`. Their room is free at once; nobody waits for the disk.
+    /// Gives deliveries back, due again after `delay`; none: as the queue says. Their room is free at once; nobody waits for the disk.
     ///
     /// # Errors
     /// As [`QueueConsumer::acknowledge`].
@@ -249,7 +257,7 @@ impl QueueConsumer {
         numbers: &[u64],
         tokens: &[Bytes],
         how: Nack,
-        delay: Duration,
+        delay: Option<Duration>,
     ) -> Result<StreamFailures, CoreError> {
         let mut failures = self.resolve(numbers, tokens, true);
         let nacked = self.broker.engine().nack(self.queue.id, &self.refs, how, delay);

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{Definition, Op, Outcome, QueueSpec, Refusal};
+use crate::engine::{Definition, Op, Outcome, Overflow, QueueSpec, Refusal, Usage};
 use crate::types::{QueueName, TopicFilter, UnixMillis};
 
 use super::{QueueEntry, checked_lease, of_queue};
@@ -20,6 +20,8 @@ const UNSEEN: [&str; 4] = ["$queue", "$share", "$delayed", SYSTEM];
 const MAX_DELIVERIES: u32 = 10_000;
 /// What a queue may remember for so long is bounded by number, too.
 const DEDUP_WINDOW: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
+/// Shorter is no time to begin in; longer is never.
+const EXPIRES_AFTER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 86_400);
 /// Labels are words, not documents.
 const LABEL_BYTES: usize = 256;
 
@@ -32,15 +34,21 @@ pub fn plain_queue(name: QueueName, limits: &Limits, now: UnixMillis) -> QueueSp
         lease: limits.default_lease,
         max_deliveries: None,
         dead_letter: None,
+        retry_min_backoff: None,
+        retry_max_backoff: None,
         default_ttl: None,
         max_messages: limits.queue_messages,
         max_bytes: limits.queue_bytes,
+        overflow: Overflow::Reject,
         priorities: false,
         ordered_by_key: false,
+        single_active_consumer: false,
         dedup_window: None,
         labels: std::collections::BTreeMap::new(),
         paused: false,
         created_at: now,
+        dead_letter_expired: false,
+        expires_after: None,
     }
 }
 
@@ -83,6 +91,7 @@ impl Broker {
             let spec = entry.spec_owned();
             broker.routes.bind(&entry, &spec.bindings).await;
             broker.queues.insert(&entry);
+            broker.queues.expiry.changed.ring();
             Ok(spec)
         })
         .await
@@ -132,6 +141,7 @@ impl Broker {
             broker.define(Op::Define(entry.id, Definition::Queue(new.clone()))).await?;
             let new = Arc::new(new);
             entry.spec.store(Arc::clone(&new));
+            broker.queues.expiry.changed.ring();
             let missing = |of: &QueueSpec, from: &QueueSpec| -> Vec<TopicFilter> {
                 from.bindings.iter().filter(|filter| !of.bindings.contains(filter)).cloned().collect()
             };
@@ -195,33 +205,55 @@ impl Broker {
         self.to_the_end(async move {
             let _line = Arc::clone(&broker.queues.changing).lock_owned().await;
             let entry = broker.queue(&name)?;
-            if let Some(user) =
-                broker.queues.all().iter().find(|q| q.spec().dead_letter.as_ref() == Some(&name))
-            {
-                return Err(CoreError::Precondition {
-                    reason: "DEAD_LETTER_QUEUE_IN_USE",
-                    what: format!("`{name}` is the dead letter queue of `{}`", user.name),
-                });
-            }
             let stats = broker.engine.stats(entry.id).map_err(|error| of_queue(&entry, error))?;
             let op = if only_if_empty { Op::DeleteEmpty(entry.id) } else { Op::Delete(entry.id) };
-            match broker.engine.commit(vec![op]).await?.pop() {
-                Some(Outcome::Refused(Refusal::NotEmpty { messages })) => {
-                    return Err(CoreError::Precondition {
-                        reason: "QUEUE_NOT_EMPTY",
-                        what: format!("the queue `{name}` has {messages} messages"),
-                    });
-                }
-                Some(Outcome::Refused(refusal)) => {
-                    return Err(CoreError::refused(refusal, |_| name.to_string()));
-                }
-                _ => {}
+            match broker.undefine(&entry, op).await? {
+                Some(Refusal::NotEmpty { messages }) => Err(CoreError::Precondition {
+                    reason: "QUEUE_NOT_EMPTY",
+                    what: format!("the queue `{name}` has {messages} messages"),
+                }),
+                Some(refusal) => Err(CoreError::refused(refusal, |_| name.to_string())),
+                None => Ok(stats.ready + stats.delayed + stats.leased),
             }
-            broker.queues.remove(&entry);
-            broker.routes.unbind(&entry, &entry.spec_owned().bindings).await;
-            Ok(stats.ready + stats.delayed + stats.leased)
         })
         .await
+    }
+
+    /// Deletes a queue if it is still to be deleted when nobody uses it for `after`, and nobody has used it beyond `usage`.
+    /// Whether it is deleted.
+    pub(in crate::core) async fn delete_if_unused(
+        self: &Arc<Self>,
+        entry: &Arc<QueueEntry>,
+        usage: Usage,
+        after: Duration,
+    ) -> Result<bool, CoreError> {
+        let broker = Arc::clone(self);
+        let entry = Arc::clone(entry);
+        self.to_the_end(async move {
+            let _line = Arc::clone(&broker.queues.changing).lock_owned().await;
+            if entry.spec().expires_after.is_none_or(|now| now > after) {
+                return Ok(false);
+            }
+            Ok(broker.undefine(&entry, Op::DeleteUnused(entry.id, usage)).await?.is_none())
+        })
+        .await
+    }
+
+    /// Has `op` delete a queue, or says why not.
+    async fn undefine(&self, entry: &Arc<QueueEntry>, op: Op) -> Result<Option<Refusal>, CoreError> {
+        let name = &entry.name;
+        if let Some(user) = self.queues.all().iter().find(|q| q.spec().dead_letter.as_ref() == Some(name)) {
+            return Err(CoreError::Precondition {
+                reason: "DEAD_LETTER_QUEUE_IN_USE",
+                what: format!("`{name}` is the dead letter queue of `{}`", user.name),
+            });
+        }
+        if let Some(Outcome::Refused(refusal)) = self.engine.commit(vec![op]).await?.pop() {
+            return Ok(Some(refusal));
+        }
+        self.queues.remove(entry);
+        self.routes.unbind(entry, &entry.spec_owned().bindings).await;
+        Ok(None)
     }
 
     /// Hands in one change of a definition and waits until it is durable.
@@ -270,14 +302,28 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
         let what = "needs a dead_letter_queue, where messages go that were given up";
         return Err(CoreError::invalid("queue.max_deliveries", what));
     }
+    if spec.overflow == Overflow::DeadLetter && spec.dead_letter.is_none() {
+        let what = "needs a dead_letter_queue, where the oldest messages go";
+        return Err(CoreError::invalid("queue.overflow", what));
+    }
+    if spec.dead_letter_expired && spec.dead_letter.is_none() {
+        let what = "needs a dead_letter_queue, where expired messages go";
+        return Err(CoreError::invalid("queue.dead_letter_expired", what));
+    }
     if spec.dead_letter.as_ref() == Some(&spec.name) {
         return Err(CoreError::invalid(
             "queue.dead_letter_queue",
             "a queue cannot be its own dead letter queue",
         ));
     }
+    check_backoff(spec, limits)?;
     if spec.default_ttl.is_some_and(|ttl| ttl < Duration::from_secs(1)) {
         return Err(CoreError::invalid("queue.default_ttl", "must be at least 1 s"));
+    }
+    if let Some(after) = spec.expires_after.filter(|after| !EXPIRES_AFTER.contains(after)) {
+        let (least, most) = (EXPIRES_AFTER.start(), EXPIRES_AFTER.end());
+        let what = format!("{after:?} is not within {least:?} and {most:?}");
+        return Err(CoreError::invalid("queue.expires_after", what));
     }
     if spec.max_deliveries.is_some_and(|max| max.get() > MAX_DELIVERIES) {
         return Err(CoreError::invalid("queue.max_deliveries", format!("must be at most {MAX_DELIVERIES}")));
@@ -313,6 +359,28 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
     Ok(())
 }
 
+/// A shortest rest that is long enough to be one, and no longest without it or below it.
+fn check_backoff(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
+    let (min, max) = (spec.retry_min_backoff, spec.retry_max_backoff);
+    let within = Duration::from_millis(1)..=limits.max_lease;
+    for (field, rest) in [("queue.retry_min_backoff", min), ("queue.retry_max_backoff", max)] {
+        if let Some(rest) = rest.filter(|rest| !within.contains(rest)) {
+            let (least, most) = (within.start(), within.end());
+            return Err(CoreError::invalid(field, format!("{rest:?} is not within {least:?} and {most:?}")));
+        }
+    }
+    match (min, max) {
+        (None, Some(_)) => {
+            Err(CoreError::invalid("queue.retry_max_backoff", "needs a retry_min_backoff, where rests begin"))
+        }
+        (Some(min), Some(max)) if max < min => {
+            let what = format!("{max:?} is below retry_min_backoff, which is {min:?}");
+            Err(CoreError::invalid("queue.retry_max_backoff", what))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// In words, what `asked` has different from `there`; empty if nothing. Whether it is paused is the operator's: a program
 /// that makes sure of its queue finds it while it is, too.
 fn difference(there: &QueueSpec, asked: &QueueSpec) -> String {
@@ -332,12 +400,19 @@ fn difference(there: &QueueSpec, asked: &QueueSpec) -> String {
     compare(&mut out, "lease", &there.lease, &asked.lease);
     compare(&mut out, "max_deliveries", &there.max_deliveries, &asked.max_deliveries);
     compare(&mut out, "dead_letter_queue", &there.dead_letter, &asked.dead_letter);
+    compare(&mut out, "retry_min_backoff", &there.retry_min_backoff, &asked.retry_min_backoff);
+    compare(&mut out, "retry_max_backoff", &there.retry_max_backoff, &asked.retry_max_backoff);
     compare(&mut out, "default_ttl", &there.default_ttl, &asked.default_ttl);
     compare(&mut out, "max_messages", &there.max_messages, &asked.max_messages);
     compare(&mut out, "max_bytes", &there.max_bytes, &asked.max_bytes);
+    compare(&mut out, "overflow", &there.overflow, &asked.overflow);
     compare(&mut out, "priorities", &there.priorities, &asked.priorities);
     compare(&mut out, "ordered_by_key", &there.ordered_by_key, &asked.ordered_by_key);
+    let single = (&there.single_active_consumer, &asked.single_active_consumer);
+    compare(&mut out, "single_active_consumer", single.0, single.1);
     compare(&mut out, "dedup_window", &there.dedup_window, &asked.dedup_window);
     compare(&mut out, "labels", &there.labels, &asked.labels);
+    compare(&mut out, "expires_after", &there.expires_after, &asked.expires_after);
+    compare(&mut out, "dead_letter_expired", &there.dead_letter_expired, &asked.dead_letter_expired);
     out
 }

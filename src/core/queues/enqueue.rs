@@ -45,6 +45,20 @@ pub struct Enqueued {
     pub duplicate: bool,
 }
 
+impl Enqueued {
+    /// What became of a message for one queue, if it is stored there.
+    pub(super) fn of(id: MessageId, outcome: &Outcome) -> Option<Self> {
+        match outcome {
+            Outcome::Published(sequences) => {
+                let sequence = (*sequences.first()?)?;
+                Some(Self { id, sequence, duplicate: false })
+            }
+            &Outcome::Duplicate { id, sequence } => Some(Self { id, sequence, duplicate: true }),
+            _ => None,
+        }
+    }
+}
+
 impl Broker {
     /// Puts messages into a queue, in their order. Waits only until their bytes may come in; what it returns
     /// completes when they are stored.
@@ -172,15 +186,14 @@ impl EnqueuedBatch {
     }
 
     fn result(&self, id: MessageId, outcome: &Outcome) -> Result<Enqueued, CoreError> {
+        if let Some(enqueued) = Enqueued::of(id, outcome) {
+            return Ok(enqueued);
+        }
         match outcome {
-            Outcome::Published(sequences) => match sequences.first() {
-                Some(&Some(sequence)) => Ok(Enqueued { id, sequence, duplicate: false }),
-                _ => {
-                    let bound = "it drops what is new".to_owned();
-                    Err(self.refused(Refusal::Full { target: self.queue.id(), bound }))
-                }
-            },
-            &Outcome::Duplicate { id, sequence } => Ok(Enqueued { id, sequence, duplicate: true }),
+            Outcome::Published(_) | Outcome::Duplicate { .. } => {
+                let bound = "it drops what is new".to_owned();
+                Err(self.refused(Refusal::Full { target: self.queue.id(), bound }))
+            }
             Outcome::Refused(refusal) => Err(self.refused(refusal.clone())),
             Outcome::Done | Outcome::All(_) => Err(no_such_queue(self.queue.name())),
         }

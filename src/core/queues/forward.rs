@@ -73,16 +73,15 @@ impl Broker {
         let told = results.into_iter().map(|result| {
             let ids = result?;
             match outcomes.next() {
-                Some(Outcome::Published(sequences)) => {
-                    let places = sequences.into_iter().flatten();
-                    let enqueued = |(id, sequence)| Enqueued { id, sequence, duplicate: false };
-                    Ok(ids.into_iter().zip(places).map(enqueued).collect())
+                Some(Outcome::All(outcomes)) => {
+                    let stored = ids.into_iter().zip(&outcomes);
+                    Ok(stored.filter_map(|(id, outcome)| Enqueued::of(id, outcome)).collect())
                 }
                 Some(Outcome::Refused(refusal)) => {
                     Err(CoreError::refused(refusal, |id| self.queue_name_of(id)))
                 }
                 // An engine answers each operation; one that does not has not done it.
-                Some(Outcome::Done | Outcome::Duplicate { .. } | Outcome::All(_)) | None => {
+                Some(Outcome::Done | Outcome::Published(_) | Outcome::Duplicate { .. }) | None => {
                     Err(CoreError::Engine(EngineError::Stopped))
                 }
             }

@@ -73,7 +73,7 @@ impl Broker {
     /// Removes those of these messages that wait in a view, by place or by id, and names their places: none of them is
     /// delivered from now on, durably so. The others are somewhere else, or gone.
     ///
-    /// Ids are looked for among all messages of the view. Dropping the future may or may not have removed them.
+    /// Ids are looked for among all messages of the view; of several with one id the first is removed. Dropping the future may or may not have removed them.
     ///
     /// # Errors
     /// [`CoreError::NotFound`], [`CoreError::Engine`].

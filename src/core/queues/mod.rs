@@ -1,14 +1,16 @@
 //! Queues: named durable buffers with competing consumers.
 //!
 //! Here is which queues there are; what may be done with one stands in the modules: [`define`] makes and changes
-//! them, [`enqueue`] puts messages in, [`receive`] takes them out one answer at a time, [`consumer`] as a stream, [`forward`] settles one and puts others in,
-//! [`inspect`] counts and removes them, [`redrive`] moves them back, [`select`] says which are meant. Leases and order are the engine's.
+//! them, [`enqueue`] puts messages in, [`receive`] takes them out one answer at a time, [`consumer`] as a stream, [`forward`]
+//! settles one and puts others in, [`inspect`] counts and removes them, [`redrive`] moves them back, [`select`] says which are
+//! meant, `expiry` deletes queues that nobody uses. Leases and order are the engine's.
 //!
 //! Invariant: a queue is listed here from the moment its definition is durable until its deletion is.
 
 pub mod consumer;
 pub mod define;
 pub mod enqueue;
+mod expiry;
 pub mod forward;
 pub mod inspect;
 pub mod receive;
@@ -28,7 +30,10 @@ use rustc_hash::FxHashMap;
 use crate::engine::{Append, EngineError, QueueSpec, queue_topic};
 use crate::types::{Message, Priority, QueueName, TargetId, TopicName, UnixMillis};
 
+use self::expiry::Expiry;
 use super::{Broker, CoreError, Limits};
+
+pub(super) use self::expiry::delete_unused;
 
 /// One queue, shared by all who use it.
 pub struct QueueEntry {
@@ -132,6 +137,7 @@ pub struct Queues {
     /// Held by whoever changes a definition, until the change is durable: checks that span queues (a dead letter
     /// queue exists) hold while the change is under way.
     changing: Arc<tokio::sync::Mutex<()>>,
+    expiry: Expiry,
 }
 
 #[derive(Debug, Default)]
@@ -142,7 +148,7 @@ struct Map {
 
 impl Queues {
     pub(super) fn restore(stored: Vec<(TargetId, QueueSpec)>) -> Result<Self, EngineError> {
-        let queues = Self { map: RwLock::default(), changing: Arc::default() };
+        let queues = Self { map: RwLock::default(), changing: Arc::default(), expiry: Expiry::default() };
         for (id, spec) in stored {
             let name = spec.name.clone();
             let entry = QueueEntry::new(id, spec)
@@ -200,6 +206,11 @@ impl Queues {
             .take(max)
             .map(|(_, entry)| Arc::clone(entry))
             .collect()
+    }
+
+    /// How many were deleted because nobody used them.
+    pub(in crate::core) fn expired(&self) -> u64 {
+        self.expiry.deleted()
     }
 
     /// How many there are.

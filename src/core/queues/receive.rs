@@ -39,13 +39,23 @@ impl Broker {
     /// ends.
     ///
     /// # Errors
-    /// [`CoreError::NotFound`], [`CoreError::Invalid`] for the lease, [`CoreError::Engine`].
+    /// [`CoreError::NotFound`], [`CoreError::Invalid`] for the lease, [`CoreError::Precondition`] where there is a single
+    /// active consumer, [`CoreError::Engine`].
     pub async fn receive(&self, queue: &QueueEntry, receive: Receive) -> Result<Vec<Leased>, CoreError> {
         let lease = match receive.lease {
             Some(lease) => checked_lease("lease", lease, &self.limits)?,
             None => queue.spec().lease,
         };
-        let options = ConsumerOptions { lease: Some(lease), keep_leases: true };
+        if queue.spec().single_active_consumer {
+            return Err(CoreError::Precondition {
+                reason: "SINGLE_ACTIVE_CONSUMER",
+                what: format!(
+                    "the queue `{}` has a single active consumer: take from it by a stream",
+                    queue.name()
+                ),
+            });
+        }
+        let options = ConsumerOptions { lease: Some(lease), keep_leases: true, ..ConsumerOptions::default() };
         let mut messages = Vec::new();
         {
             let consumer = self.engine.consumer(queue.id, options).map_err(|error| of_queue(queue, error))?;
@@ -100,7 +110,7 @@ impl Broker {
         Ok(failures)
     }
 
-    /// Gives leases back, due again after `delay`. Does not wait for the disk.
+    /// Gives leases back, due again after `delay`; none: as the queue says. Does not wait for the disk.
     ///
     /// # Errors
     /// As [`Broker::acknowledge`].
@@ -109,7 +119,7 @@ impl Broker {
         queue: &QueueEntry,
         tokens: &[Bytes],
         how: Nack,
-        delay: Duration,
+        delay: Option<Duration>,
     ) -> Result<Failures, CoreError> {
         let (leases, mut failures) = self.leases_of(queue, tokens);
         let nacked =

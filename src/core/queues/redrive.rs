@@ -37,8 +37,8 @@ pub struct Redriving {
     walk: Walk,
     /// How many more may be moved.
     left: u64,
-    /// Queues that were full: nothing more is tried there.
-    full: Vec<Arc<QueueEntry>>,
+    /// Queues that were full, and the bound they had reached: nothing more is tried there.
+    full: Vec<(TargetId, String)>,
     sum: Redriven,
 }
 
@@ -79,7 +79,7 @@ impl Redriving {
     /// [`CoreError::NotFound`] for the queue that they are taken from, [`CoreError::Engine`].
     pub async fn step(&mut self) -> Result<Option<(Redriven, Stayed)>, CoreError> {
         let Some(found) = self.walk.step(&self.broker, &self.from).await? else { return Ok(None) };
-        self.sum.looked_at += found.looked_at as u64;
+        let mut looked_at = found.looked_at.len();
         self.sum.through = found.through;
         let (mut ops, mut places, mut bytes) = (Vec::new(), Vec::new(), 0);
         let mut stayed = Stayed::new();
@@ -88,6 +88,7 @@ impl Redriving {
                 // There is room for it only if one of those before it cannot be moved.
                 self.walk.next = Some(browsed.sequence);
                 self.sum.through = Sequence(browsed.sequence.0 - 1);
+                looked_at = found.looked_at.partition_point(|place| *place < browsed.sequence);
                 break;
             }
             match self.way_back(&browsed.message) {
@@ -99,6 +100,7 @@ impl Redriving {
                 Err(error) => stayed.push((browsed.sequence, error)),
             }
         }
+        self.sum.looked_at += looked_at as u64;
         let outcomes = if ops.is_empty() {
             Vec::new()
         } else {
@@ -129,34 +131,34 @@ impl Redriving {
 
     /// What a refusal says of those that follow.
     fn note(&mut self, refusal: &Refusal, to: TargetId) {
-        let full = matches!(refusal, Refusal::Full { .. });
-        if full
-            && !self.full.iter().any(|queue| queue.id == to)
-            && let Some(queue) = self.broker.queues.by_id(to)
-        {
-            self.full.push(queue);
-        }
-        if matches!(refusal, Refusal::LowDisk { .. }) || full && self.destination.is_some() {
-            self.walk.next = None;
+        match refusal {
+            Refusal::Full { bound, .. } if !self.full.iter().any(|(full, _)| *full == to) => {
+                self.full.push((to, bound.clone()));
+            }
+            Refusal::LowDisk { .. } => self.walk.next = None,
+            _ => {}
         }
     }
 
+    /// Where a message is to go, if that is not known to be full.
     fn way_back(&self, message: &Message) -> Result<Arc<QueueEntry>, CoreError> {
-        if let Some(to) = &self.destination {
-            return Ok(Arc::clone(to));
+        let to = match &self.destination {
+            Some(to) => Arc::clone(to),
+            None => self.source(message)?,
+        };
+        match self.full.iter().find(|(full, _)| *full == to.id) {
+            Some((_, bound)) => Err(CoreError::Full { queue: to.name.to_string(), bound: bound.clone() }),
+            None => Ok(to),
         }
+    }
+
+    fn source(&self, message: &Message) -> Result<Arc<QueueEntry>, CoreError> {
         let refuse = |what| CoreError::Precondition { reason: "NO_WAY_BACK", what };
         let Some(dead) = message.extras.as_ref().and_then(|extras| extras.dead_letter.as_ref()) else {
             return Err(refuse(
                 "the message was not moved here from another queue: name a destination".to_owned(),
             ));
         };
-        if let Some(full) = self.full.iter().find(|queue| queue.name == dead.source) {
-            return Err(CoreError::Full {
-                queue: full.name.to_string(),
-                bound: "as for one before".to_owned(),
-            });
-        }
         self.broker.queues.get(dead.source.as_str()).ok_or_else(|| {
             refuse(format!("the queue `{}` does not exist any more: name a destination", dead.source))
         })

@@ -8,7 +8,7 @@ use crate::types::{QueueName, Sequence, TopicFilter, UnixMillis};
 
 use super::{QueueEntry, of_queue};
 
-/// Messages that are looked at by one call of the engine.
+/// Messages that are looked at by one call of the engine, at most.
 const LOOK_MESSAGES: usize = 1000;
 /// No more after so many bytes.
 const LOOK_BYTES: usize = 1 << 20;
@@ -33,6 +33,11 @@ pub struct Select {
 }
 
 impl Select {
+    /// Whether nothing but its place decides if a message is meant.
+    fn is_of_places(&self) -> bool {
+        *self == Self { from: self.from, to: self.to, ..Self::default() }
+    }
+
     /// Whether this message is meant.
     #[must_use]
     pub fn matches(&self, browsed: &Browsed) -> bool {
@@ -58,8 +63,8 @@ impl Select {
 pub struct Found {
     /// In the order of their places; may be none though there are more.
     pub messages: Vec<Browsed>,
-    /// How many were looked at.
-    pub looked_at: usize,
+    /// The places that were looked at, in their order.
+    pub looked_at: Vec<Sequence>,
     /// The last place that was looked at.
     pub through: Sequence,
     /// Where to go on; none: there is nothing more.
@@ -67,8 +72,8 @@ pub struct Found {
 }
 
 impl Broker {
-    /// Looks from `from` on for messages of a view that are meant. Looks at no more than a thousand, or 1 MiB and one
-    /// message, so that others have their turn: to be called again with what it says.
+    /// Looks from `from` on for messages of a view that are meant, of which the caller wants `max`. Looks at no more than a
+    /// thousand, or 1 MiB and one message, so that others have their turn: to be called again with what it says.
     ///
     /// Cancel safe.
     ///
@@ -80,11 +85,13 @@ impl Broker {
         view: View,
         select: &Select,
         from: Sequence,
+        max: usize,
     ) -> Result<Found, CoreError> {
         let from = from.max(select.from);
-        let page = self.engine.browse(queue.id, view, from, LOOK_MESSAGES, LOOK_BYTES).await;
+        let max = if select.is_of_places() { max.min(LOOK_MESSAGES) } else { LOOK_MESSAGES };
+        let page = self.engine.browse(queue.id, view, from, max, LOOK_BYTES).await;
         let page = page.map_err(|error| of_queue(queue, error))?;
-        let looked_at = page.messages.len();
+        let looked_at = page.messages.iter().map(|browsed| browsed.sequence).collect();
         let last = page.messages.last().map_or(from, |last| last.sequence);
         let through = page.next.map_or(last, |next| Sequence(next.0 - 1));
         let messages = page.messages.into_iter().filter(|browsed| select.matches(browsed)).collect();
@@ -93,15 +100,14 @@ impl Broker {
     }
 }
 
-/// Goes through a view once: through no more messages than were there when it began, so that it ends where new ones come
-/// as fast as it goes.
+/// Goes through a view once, and through no place that was given after it began: it ends where new messages come as fast
+/// as it goes.
 #[derive(Debug)]
 pub(super) struct Walk {
     view: View,
     select: Select,
     /// None at the end.
     pub(super) next: Option<Sequence>,
-    left: u64,
 }
 
 impl Walk {
@@ -112,14 +118,10 @@ impl Walk {
         view: View,
         select: Select,
     ) -> Result<Self, CoreError> {
-        let counts = broker.engine.stats(queue.id).map_err(|error| of_queue(queue, error))?;
-        let left = match view {
-            View::Ready => counts.ready,
-            View::Delayed => counts.delayed,
-            View::Leased => counts.leased,
-            View::All => counts.ready + counts.delayed + counts.leased,
-        };
-        Ok(Self { view, next: Some(select.from).filter(|_| left > 0), select, left })
+        let last = broker.engine.stats(queue.id).map_err(|error| of_queue(queue, error))?.last;
+        let to = select.to.map_or(last, |to| to.min(last));
+        let next = Some(select.from).filter(|&from| from <= to);
+        Ok(Self { view, select: Select { to: Some(to), ..select }, next })
     }
 
     /// The next part; none at the end.
@@ -129,16 +131,22 @@ impl Walk {
         queue: &QueueEntry,
     ) -> Result<Option<Found>, CoreError> {
         let Some(from) = self.next.take() else { return Ok(None) };
-        let found = broker.look(queue, self.view, &self.select, from).await?;
-        self.left = self.left.saturating_sub(found.looked_at as u64);
-        self.next = found.next.filter(|_| self.left > 0);
+        let found = broker.look(queue, self.view, &self.select, from, LOOK_MESSAGES).await?;
+        self.next = found.next;
         Ok(Some(found))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::core::Limits;
+    use crate::core::queues::define::plain_queue;
+    use crate::core::queues::enqueue::Enqueue;
+    use crate::engine::embedded::Embedded;
+    use crate::engine::{ConsumerOptions, Durability, Engine, EngineSettings};
     use crate::types::{DeadLetter, Extras, Message, MessageIds, Priority, Qos, TopicName};
 
     fn shown() -> Browsed {
@@ -209,5 +217,57 @@ mod tests {
         let bare = Browsed { message: Message { extras: None, ..shown().message }, ..shown() };
         assert!(Select::default().matches(&bare));
         assert!(!properties(&[("k", "1")]).matches(&bare) && !source("orders").matches(&bare));
+    }
+
+    async fn put(broker: &Broker, queue: &Arc<QueueEntry>, count: usize) {
+        let one = || Enqueue {
+            message: Message { extras: None, ..shown().message },
+            priority: Priority::default(),
+            not_before: None,
+        };
+        let stored = broker.enqueue(queue, (0..count).map(|_| one()).collect()).await.await.unwrap();
+        assert_eq!(stored.results().filter(Result::is_ok).count(), count);
+    }
+
+    #[tokio::test]
+    async fn a_walk_goes_to_the_last_place_of_its_beginning_whatever_comes_and_goes() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let settings = EngineSettings {
+            data_dir: dir.path().to_owned(),
+            durability: Durability::Memory,
+            watermark_free_bytes: 0,
+            ballast_bytes: 0,
+            ..EngineSettings::default()
+        };
+        let engine: Arc<dyn Engine> = Arc::new(Embedded::open(settings).unwrap());
+        let limits = Limits::default();
+        let broker = Broker::open(Arc::clone(&engine), limits.clone()).await.unwrap();
+        let spec = plain_queue(QueueName::parse("q").unwrap(), &limits, UnixMillis(0));
+        broker.create_queue(spec, false).await.unwrap();
+        let queue = broker.queues().get("q").unwrap();
+        put(&broker, &queue, 2500).await;
+        let consumer = engine.consumer(queue.id, ConsumerOptions::default()).unwrap();
+        consumer.take(1400, usize::MAX, &mut Vec::new()).unwrap();
+
+        let select = Select { from: Sequence(11), ..Select::default() };
+        let mut walk = Walk::new(&broker, &queue, View::Ready, select).unwrap();
+        let ahead = Select { from: Sequence(2501), ..Select::default() };
+        let mut nothing = Walk::new(&broker, &queue, View::Ready, ahead).unwrap();
+        // 1400 of them are ready again, and others come all the time.
+        consumer.release_all(false);
+        let mut seen = Vec::new();
+        loop {
+            put(&broker, &queue, 1100).await;
+            let Some(found) = walk.step(&broker, &queue).await.unwrap() else { break };
+            seen.extend(found.messages.iter().map(|browsed| browsed.sequence.0));
+        }
+        assert!(
+            seen.iter().copied().eq(11..=2500),
+            "{} from {:?} to {:?}",
+            seen.len(),
+            seen.first(),
+            seen.last()
+        );
+        assert!(nothing.step(&broker, &queue).await.unwrap().is_none(), "it was not there");
     }
 }

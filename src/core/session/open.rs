@@ -88,6 +88,7 @@ impl Broker {
         let session = Session { broker: Arc::clone(self), entry, attachment };
         if present {
             self.calls.session_came_back();
+            self.calls.subscribed(|| session.filters());
         }
         let outgoing = session.begin(present).await?;
         let incoming = match &session.entry.incoming {

@@ -339,7 +339,7 @@ impl Session {
         Ok(self.broker.engine.settle(source, &self.leases(source, sequences, true)?)?)
     }
 
-    /// Gives messages back to their source.
+    /// Gives messages back to their source, due again after `delay`; none: as it says.
     ///
     /// # Errors
     /// [`CoreError::Engine`]; [`CoreError::Precondition`] `SESSION_TAKEN_OVER`.
@@ -348,7 +348,7 @@ impl Session {
         source: TargetId,
         sequences: &[Sequence],
         how: Nack,
-        delay: Duration,
+        delay: Option<Duration>,
     ) -> Result<Settled, CoreError> {
         Ok(self.broker.engine.nack(source, &self.leases(source, sequences, true)?, how, delay)?)
     }

@@ -93,6 +93,7 @@ impl Session {
             self.unsubscribe(added).await;
             return answers.into_iter().map(|answer| answer.and(Err(error.clone()))).collect();
         }
+        self.broker.calls.subscribed(|| added);
         if !replays.is_empty() {
             let retained = &self.broker.pubsub.retained;
             for (filter, options) in replays {

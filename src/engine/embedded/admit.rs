@@ -1,14 +1,15 @@
 //! What a message is to a target before it is written: new, known there already, or refused.
 
 use std::collections::{HashMap, HashSet};
+use std::iter::once;
 use std::sync::Arc;
 
 use super::dedup::First;
 use super::hash::TextHash;
 use super::lanes::PreparedPublish;
+use super::overflow::{self, Leavers};
 use super::pack::Failed;
-use super::stage::room;
-use super::target::Target;
+use super::target::{Target, WhenFull};
 use super::writer::Writer;
 use crate::engine::{Append, Outcome, Refusal};
 use crate::types::clock::unix_now;
@@ -24,6 +25,14 @@ pub(super) enum Slot<'a> {
     None,
 }
 
+/// How there is room for several messages in a queue that is full.
+pub(super) enum Room<'a> {
+    /// As its overflow says.
+    Made(&'a mut Leavers),
+    /// A message of so many bytes leaves this target; nothing else goes.
+    Freed(TargetId, u64),
+}
+
 /// What of a batch one target takes.
 #[derive(Default)]
 struct Share {
@@ -36,13 +45,26 @@ impl Writer {
     /// Writes messages for one target each, all or none.
     pub(super) fn stage_all(&mut self, items: Vec<PreparedPublish>) -> Result<Outcome, Failed> {
         let at = unix_now();
-        if let Err((index, refusal)) = self.admit_all(&items, at) {
-            let full = matches!(refusal, Refusal::Full { .. });
-            self.shared.counts.refused_full.add(full.into());
-            return Ok(Outcome::Refused(Refusal::Item { index, refusal: Box::new(refusal) }));
+        let mut leavers = Leavers::default();
+        if let Err((index, refusal)) = self.admit_all(&items, at, &mut Room::Made(&mut leavers)) {
+            Self::stay(leavers);
+            return Ok(self.refused(Refusal::Item { index, refusal: Box::new(refusal) }));
         }
+        self.leave(leavers.before())?;
         let (packer, mut books) = self.books();
-        packer.begin_all(&mut books, items.iter().map(|item| (item.records(), item.body.len())))?;
+        let all = items.iter().map(|item| (item.records(), item.body.len()));
+        packer.begin_all(&mut books, once((leavers.len(), 0)).chain(all))?;
+        packer.begin_op(&mut books, leavers.len(), 0)?;
+        self.leave(leavers)?;
+        self.stage_admitted(items, at)
+    }
+
+    /// Writes what was admitted, and ends the operation.
+    pub(super) fn stage_admitted(
+        &mut self,
+        items: Vec<PreparedPublish>,
+        at: UnixMillis,
+    ) -> Result<Outcome, Failed> {
         let mut outcomes = Vec::with_capacity(items.len());
         for item in items {
             let outcome = self.stage_publish(item, Some(at))?;
@@ -57,7 +79,12 @@ impl Writer {
     }
 
     /// Which of these is the first that would be refused once those before it are stored.
-    fn admit_all(&mut self, items: &[PreparedPublish], at: UnixMillis) -> Result<(), (usize, Refusal)> {
+    pub(super) fn admit_all(
+        &mut self,
+        items: &[PreparedPublish],
+        at: UnixMillis,
+        room: &mut Room<'_>,
+    ) -> Result<(), (usize, Refusal)> {
         let mut shares = HashMap::<TargetId, Share>::new();
         for (index, item) in items.iter().enumerate() {
             for append in &item.targets {
@@ -79,10 +106,19 @@ impl Writer {
                 }
                 share.messages += 1;
                 share.bytes += item.body.len() as u64;
-                // One that drops what is new does so when its turn comes.
-                if let Some(bound) = room(&target, share.messages, share.bytes)
-                    && target.settings.load().rejects
-                {
+                if target.settings.load().when_full == WhenFull::DropNew {
+                    // It does so when its turn comes.
+                    continue;
+                }
+                let (messages, bytes) = (share.messages, share.bytes);
+                let full = match room {
+                    Room::Made(leavers) => self.make_room(&target, (messages, bytes), leavers),
+                    Room::Freed(from, len) if *from == target.id => {
+                        overflow::room(&target, messages - 1, bytes.saturating_sub(*len))
+                    }
+                    Room::Freed(..) => overflow::room(&target, messages, bytes),
+                };
+                if let Some(bound) = full {
                     return Err(refuse(Refusal::Full { target: append.target, bound }));
                 }
             }
@@ -94,6 +130,15 @@ impl Writer {
     pub(super) fn refused_full(&self, refusal: Refusal) -> Outcome {
         self.shared.counts.refused_full.add(1);
         Outcome::Refused(refusal)
+    }
+
+    /// The same where it may be refused for something else.
+    pub(super) fn refused(&self, refusal: Refusal) -> Outcome {
+        let is_full = match &refusal {
+            Refusal::Item { refusal, .. } => matches!(**refusal, Refusal::Full { .. }),
+            refusal => matches!(refusal, Refusal::Full { .. }),
+        };
+        if is_full { self.refused_full(refusal) } else { Outcome::Refused(refusal) }
     }
 
     /// What a queue with a window took by this id before; else it may remember `more`.

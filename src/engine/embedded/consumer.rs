@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::body::decode_message;
+use super::burial;
 use super::index::Take;
 use super::keeper::{self, Job, follow_up};
 use super::returns::Return;
@@ -26,6 +27,8 @@ pub(super) struct EmbeddedConsumer {
     pub(super) keep_leases: bool,
     /// See [`Consumer::is_reading`].
     pub(super) reading: AtomicBool,
+    /// See [`Consumer::is_preferred`].
+    pub(super) preferred: AtomicBool,
 }
 
 impl fmt::Debug for EmbeddedConsumer {
@@ -49,15 +52,30 @@ impl Consumer for EmbeddedConsumer {
             if state.gone {
                 return Err(EngineError::NoSuchTarget(self.target.id));
             }
-            let isolates = self.target.settings.load().max_deliveries.is_some();
-            let how = Take { consumer: self.id, max, max_bytes, now, lease_ends, isolates };
+            let (max_deliveries, buries_expired, single_active) = {
+                let settings = self.target.settings.load();
+                (settings.retries.max, settings.buries_expired, settings.single_active)
+            };
+            let consumer = self.id;
+            let how = Take {
+                consumer,
+                max,
+                max_bytes,
+                now,
+                lease_ends,
+                max_deliveries,
+                buries_expired,
+                single_active,
+            };
             let not = state.take(how, |entry| bodies.get(entry), &mut taken);
+            self.preferred.store(max > 0 && state.members.is_ranked(), Ordering::Relaxed);
             if self.lease.is_some() {
                 self.shared.tasks.register(&self.target, &mut state, now);
             }
             not
         };
-        keeper::expire(&self.shared, &self.target, &not.expired);
+        keeper::run_out(&self.shared, &self.target, not.over);
+        keeper::give_up(&self.shared, &self.target, not.exhausted, None);
         drop(placing);
         self.reading.store(!not.missing.is_empty(), Ordering::Relaxed);
         if !not.missing.is_empty() {
@@ -90,6 +108,14 @@ impl Consumer for EmbeddedConsumer {
         Ok(())
     }
 
+    fn is_active(&self) -> bool {
+        !self.target.settings.load().single_active || self.target.state.lock().members.is_active(self.id)
+    }
+
+    fn is_preferred(&self) -> bool {
+        self.preferred.load(Ordering::Relaxed)
+    }
+
     fn is_reading(&self) -> bool {
         self.reading.load(Ordering::Relaxed)
     }
@@ -104,20 +130,20 @@ impl Consumer for EmbeddedConsumer {
     }
 
     fn release_all(&self, counted: bool) {
-        let max = self.target.settings.load().max_deliveries;
+        let retries = self.target.settings.load().retries;
         let at: UnixMillis = unix_now();
         let _placing = self.shared.lanes.placing();
         let due = {
             let mut state = self.target.state.lock();
             let how = if counted { Return::Lost } else { Return::Released };
-            let due = state.release_all(self.id, how, max, at);
+            let due = state.release_all(self.id, how, retries, at);
             self.shared.tasks.register(&self.target, &mut state, at);
             due
         };
         if counted {
             self.shared.counts.leases_lost.add(due.ended);
         }
-        follow_up(&self.shared, &self.target, due);
+        follow_up(&self.shared, &self.target, due, burial::LOST);
     }
 
     fn target(&self) -> TargetId {

@@ -25,7 +25,7 @@ pub(super) struct Counts {
     pub(super) refused_disk: Count,
     /// Messages that queues did not take again, by their deduplication ids.
     pub(super) duplicates: Count,
-    /// Messages that a full session or share group did not take.
+    /// Messages that a full session or share group did not take, or a full queue dropped for newer ones.
     pub(super) dropped: Count,
     /// Messages whose time was over.
     pub(super) expired: Count,

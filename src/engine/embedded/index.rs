@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasherDefault;
+use std::num::NonZeroU32;
 
 use bytes::Bytes;
 use rustc_hash::FxHasher;
@@ -20,6 +21,7 @@ use super::leases::{Lease, Leases};
 use super::level::Level;
 use super::members::Members;
 use super::order::{Key, Order};
+use super::returns::Over;
 use crate::engine::{LeaseError, LeaseRef, Outgoing};
 use crate::types::UnixMillis;
 
@@ -39,8 +41,10 @@ pub(super) struct Taken {
 /// What [`State::take`] could not give.
 #[derive(Debug, Default)]
 pub(super) struct NotTaken {
-    /// Their time is over: to be settled.
-    pub(super) expired: Vec<Entry>,
+    /// Their time is over.
+    pub(super) over: Over,
+    /// Those that had their last delivery: they wait as leased for being moved.
+    pub(super) exhausted: Vec<(Entry, u32)>,
     /// Their bodies are not in memory: to be read, then take again.
     pub(super) missing: Vec<Entry>,
 }
@@ -54,8 +58,13 @@ pub(super) struct Take {
     pub(super) now: UnixMillis,
     /// Milliseconds since 1970, or `u64::MAX`.
     pub(super) lease_ends: u64,
-    /// A message whose consumers were lost with it is handed out alone.
-    pub(super) isolates: bool,
+    /// After so many deliveries there is no further one, and a message whose consumers were lost with it is handed out
+    /// alone.
+    pub(super) max_deliveries: Option<NonZeroU32>,
+    /// What expires is to be moved.
+    pub(super) buries_expired: bool,
+    /// Only the active consumer is given anything.
+    pub(super) single_active: bool,
 }
 
 /// The index of one target.
@@ -118,9 +127,7 @@ impl State {
 
     /// A stored message arrives, in sequence order. `mark` is of an earlier start.
     pub(super) fn push(&mut self, entry: Entry, mark: Mark, key: Option<Key>, now: UnixMillis) {
-        if let (Some(order), Some(key)) = (&mut self.order, key) {
-            order.know(entry.sequence, key);
-        }
+        self.know(entry.sequence, key);
         if !mark.is_empty() {
             self.marks.insert(entry.sequence, Mark { not_before: None, ..mark });
         }
@@ -134,13 +141,15 @@ impl State {
             }
             None => {
                 let Some(entry) = self.join(entry) else { return };
-                let level = self.level(entry.priority);
-                if level.fresh.back().is_none_or(|last| last.sequence < entry.sequence) {
-                    level.fresh.push_back(entry);
-                } else {
-                    level.returned.insert(entry.sequence, entry);
-                }
+                self.level(entry.priority).put(entry);
             }
+        }
+    }
+
+    /// A stored message has this key.
+    pub(super) fn know(&mut self, sequence: u64, key: Option<Key>) {
+        if let (Some(order), Some(key)) = (&mut self.order, key) {
+            order.know(sequence, key);
         }
     }
 
@@ -152,7 +161,7 @@ impl State {
         }
     }
 
-    /// A delayed message is due. Whether it may be delivered.
+    /// A message that was delayed or with somebody is due. Whether it may be delivered.
     pub(super) fn fall_due(&mut self, entry: Entry) -> bool {
         let Some(entry) = self.join(entry) else { return false };
         self.level(entry.priority).unpop(entry);
@@ -168,7 +177,7 @@ impl State {
         if until > now.0 {
             self.delay(entry, until);
         } else {
-            self.level(entry.priority).unpop(entry);
+            self.fall_due(entry);
         }
     }
 
@@ -201,6 +210,18 @@ impl State {
             // All are told when it goes on.
             return not;
         }
+        if how.single_active && !self.members.is_active(how.consumer) {
+            // It may wait from before, and have been woken for something.
+            self.members.stop_waiting(how.consumer);
+            return not;
+        }
+        if self.members.is_ranked() {
+            let is_any = self.levels.iter().any(|level| level.len() > 0);
+            if is_any && self.members.is_outranked(how.consumer, how.now.0) {
+                return not;
+            }
+            self.members.claim(how.consumer);
+        }
         if self.members.is_alone(how.consumer) {
             self.members.hold_up(how.consumer);
             return not;
@@ -210,12 +231,17 @@ impl State {
         while count < how.max && (bytes < how.max_bytes || count == 0) && how.max_bytes > 0 {
             let Some(entry) = self.levels.iter_mut().find_map(Level::pop) else { break };
             if self.is_over(&entry, how.now) {
-                self.forget(&entry);
-                not.expired.push(entry);
+                self.run_out(entry, how.buries_expired, &mut not.over);
                 continue;
             }
             let mark = self.marks.get(&entry.sequence).copied().unwrap_or_default();
-            let alone = how.isolates && mark.losses >= LOSSES;
+            if how.max_deliveries.is_some_and(|max| mark.attempts >= max.get()) {
+                // It could not be moved then, or a crash came before, or the maximum was higher.
+                self.keep(entry, mark.attempts);
+                not.exhausted.push((entry, mark.attempts));
+                continue;
+            }
+            let alone = how.max_deliveries.is_some() && mark.losses >= LOSSES;
             if alone && (count > 0 || self.members.has_any(how.consumer)) {
                 self.level(entry.priority).unpop(entry);
                 held_up = true;
@@ -261,7 +287,8 @@ impl State {
         let Some(level) = self.levels.iter().find(|level| level.priority == first.priority) else {
             return found;
         };
-        for entry in level.returned.values().chain(&level.fresh).take(READ_AHEAD * 16) {
+        let fresh = level.fresh.iter().filter(|entry| !entry.is_hole());
+        for entry in level.returned.values().chain(fresh).take(READ_AHEAD * 16) {
             if found.last().is_some_and(|last| last.pack != entry.pack || entry.is_large()) {
                 found.push(*entry);
                 if found.len() >= READ_AHEAD {
@@ -280,6 +307,9 @@ impl State {
 
     /// Leased to the keeper, until it has moved it.
     pub(super) fn keep(&mut self, entry: Entry, attempt: u32) {
+        if let Some(order) = &mut self.order {
+            order.set_aside(entry.sequence);
+        }
         let (since, ends) = (0, u64::MAX);
         self.leases.insert(Lease { entry, attempt, consumer: KEEPER, since, ends, noted: false });
     }
@@ -299,10 +329,7 @@ impl State {
     fn is_known(&self, sequence: u64) -> bool {
         self.leases.get(sequence).is_some()
             || self.delayed_until.contains_key(&sequence)
-            || self
-                .levels
-                .iter()
-                .any(|level| level.find_fresh(sequence).is_some() || level.returned.contains_key(&sequence))
+            || self.levels.iter().any(|level| level.has(sequence))
             || self.order.as_ref().is_some_and(|order| order.has(sequence))
     }
 
@@ -381,5 +408,40 @@ impl State {
         }
         let ready = self.levels.iter_mut().find_map(|level| level.get_mut(sequence));
         ready.or_else(|| self.order.as_mut()?.get_mut(sequence))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::View;
+    use crate::types::{Priority, Qos};
+
+    #[test]
+    fn what_was_removed_is_not_read_ahead() {
+        let mut state = State::default();
+        let now = UnixMillis(1);
+        for sequence in 1..=6 {
+            // Each in a pack of its own.
+            let place = Location { pack: sequence, ordinal: 0 };
+            let how = (Qos::AtLeastOnce, false);
+            let entry = Entry::new(sequence, place, 0, 1, false, None, how, Priority::default());
+            state.push(entry, Mark::default(), None, now);
+        }
+        assert_eq!(state.remove(View::Ready, [3, 5]).len(), 2);
+        let consumer = 7;
+        state.members.join(consumer, Default::default(), 0);
+        let how = Take {
+            consumer,
+            max: 10,
+            max_bytes: usize::MAX,
+            now,
+            lease_ends: u64::MAX,
+            max_deliveries: None,
+            buries_expired: false,
+            single_active: false,
+        };
+        let missing = state.take(how, |_| None, &mut Vec::new()).missing;
+        assert_eq!(missing.iter().map(|entry| entry.sequence).collect::<Vec<_>>(), [1, 2, 4, 6]);
     }
 }

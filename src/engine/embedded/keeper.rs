@@ -11,20 +11,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 use parking_lot::{Condvar, Mutex};
-use smallvec::SmallVec;
 
-use super::body::{decode_message, encode_message};
+use super::body::decode_message;
+use super::burial::{self, Burial, SetAside, Why};
 use super::entry::Entry;
 use super::format::Mark;
 use super::index::State;
-use super::lanes::{Prepared, PreparedMove, Reply, SettleReply, Work, deadline};
-use super::prepare::key_of;
-use super::returns::Due;
+use super::lanes::{Reply, SettleReply, Work, deadline};
+use super::returns::{Due, Over};
 use super::shared::Shared;
 use super::target::Target;
-use crate::engine::{Browsed, EngineError, Outcome, Page, Ticket, View};
+use crate::engine::{Browsed, EngineError, Page, View};
 use crate::types::clock::unix_now;
-use crate::types::{DeadLetter, Message, Sequence, TargetId, UnixMillis};
+use crate::types::{Message, Sequence, TargetId, UnixMillis};
 
 /// The timer looks at the clock so often while something is to become due, in milliseconds: it may have been set.
 const LOOK_MS: u64 = 5_000;
@@ -35,7 +34,7 @@ pub(super) enum Job {
     /// Bring bodies into memory, then wake who waits for them.
     Load { target: Arc<Target>, entries: Vec<Entry> },
     /// Move messages that are set aside to the dead letter queue.
-    Bury { target: Arc<Target>, entries: Vec<(Entry, u32)>, reason: ByteString, reply: Option<Reply<()>> },
+    Bury(Burial),
     /// Look at messages.
     Browse {
         target: Arc<Target>,
@@ -57,7 +56,10 @@ struct Deadlines {
 
 #[derive(Debug, Default)]
 struct Jobs {
-    queue: VecDeque<Job>,
+    reads: VecDeque<Job>,
+    burials: VecDeque<Burial>,
+    /// The last job was a burial: who waits for something to be read goes before the next one.
+    buried: bool,
     closed: bool,
 }
 
@@ -91,8 +93,18 @@ impl Tasks {
 
     /// Hands a job to the reader.
     pub(super) fn push(&self, job: Job) {
-        self.jobs.lock().queue.push_back(job);
+        let mut jobs = self.jobs.lock();
+        match job {
+            Job::Bury(burial) => jobs.burials.push_back(burial),
+            read => jobs.reads.push_back(read),
+        }
+        drop(jobs);
         self.more.notify_one();
+    }
+
+    /// What is left of a burial goes before the others, in its order.
+    fn go_on(&self, burial: Burial) {
+        self.jobs.lock().burials.push_front(burial);
     }
 
     /// Lets both threads end.
@@ -128,7 +140,10 @@ impl Tasks {
     fn next_job(&self) -> Option<Job> {
         let mut jobs = self.jobs.lock();
         loop {
-            if let Some(job) = jobs.queue.pop_front() {
+            let read = if jobs.buried || jobs.burials.is_empty() { jobs.reads.pop_front() } else { None };
+            let job = read.or_else(|| jobs.burials.pop_front().map(Job::Bury));
+            if let Some(job) = job {
+                jobs.buried = matches!(job, Job::Bury(_));
                 return Some(job);
             }
             if jobs.closed {
@@ -144,12 +159,12 @@ pub(super) fn keep_time(shared: &Shared) {
     while let Some(id) = shared.tasks.next_due() {
         let Ok(target) = shared.target(id) else { continue };
         let at = unix_now();
-        let max = target.settings.load().max_deliveries;
+        let settings = target.settings.load_full();
         let _placing = shared.lanes.placing();
         let due = {
             let mut state = target.state.lock();
             state.registered = None;
-            let mut due = state.due(at, max);
+            let mut due = state.due(at, settings.retries, settings.buries_expired);
             shared.tasks.register(&target, &mut state, at);
             // Under the lock: what a consumer gives back later is written later.
             write_marks(shared, &target, std::mem::take(&mut due.marks));
@@ -157,18 +172,31 @@ pub(super) fn keep_time(shared: &Shared) {
         };
         shared.counts.leases_expired.add(due.ended);
         shared.counts.leases_written.add(due.noted);
-        follow_up(shared, &target, due);
+        follow_up(shared, &target, due, burial::ENDED);
     }
 }
 
-/// What became due, was lost or expired is written; nobody waits for it.
-pub(super) fn follow_up(shared: &Shared, target: &Arc<Target>, due: Due) {
+/// What became due, was lost or expired is written; nobody waits for it. `why` leases ended is kept with dead letters.
+pub(super) fn follow_up(shared: &Shared, target: &Arc<Target>, due: Due, why: ByteString) {
     write_marks(shared, target, due.marks);
-    if !due.exhausted.is_empty() {
-        let reason = "max deliveries reached".into();
-        shared.tasks.push(Job::Bury { target: target.clone(), entries: due.exhausted, reason, reply: None });
+    give_up(shared, target, due.exhausted, Some(why));
+    run_out(shared, target, due.over);
+}
+
+/// Messages that had their last delivery and wait as leased are moved; nobody waits for it.
+pub(super) fn give_up(shared: &Shared, target: &Arc<Target>, entries: SetAside, why: Option<ByteString>) {
+    bury_later(shared, target, entries, Why::Exhausted(why));
+}
+
+/// Messages that wait as leased are moved, to make room for others.
+pub(super) fn make_room(shared: &Shared, target: &Arc<Target>, entries: SetAside) {
+    bury_later(shared, target, entries, Why::Overflow);
+}
+
+fn bury_later(shared: &Shared, target: &Arc<Target>, entries: SetAside, why: Why) {
+    if !entries.is_empty() {
+        shared.tasks.push(Job::Bury(Burial::new(target.clone(), entries, why, None)));
     }
-    expire(shared, target, &due.expired);
 }
 
 /// Hands marks to the writer; nobody waits for it.
@@ -179,15 +207,21 @@ pub(super) fn write_marks(shared: &Shared, target: &Arc<Target>, marks: Vec<(Ent
     }
 }
 
-/// Messages whose time is over, already out of the index, are settled.
-pub(super) fn expire(shared: &Shared, target: &Arc<Target>, expired: &[Entry]) {
+/// Messages whose time is over, already out of the index, are settled or moved.
+pub(super) fn run_out(shared: &Shared, target: &Arc<Target>, over: Over) {
+    bury_later(shared, target, over.buried, Why::Expired);
+    let expired = over.dropped;
     if expired.is_empty() {
         return;
     }
-    target.totals.expired.fetch_add(expired.len() as u64, Ordering::Relaxed);
-    shared.counts.expired.add(expired.len() as u64);
+    count_expired(shared, target, expired.len() as u64);
     let entries = expired.iter().map(|entry| (entry.sequence, entry.location(), entry.len)).collect();
     shared.lanes.push(Work::Settle { target: target.clone(), entries, reply: SettleReply::Nobody });
+}
+
+pub(super) fn count_expired(shared: &Shared, target: &Target, count: u64) {
+    target.totals.expired.fetch_add(count, Ordering::Relaxed);
+    shared.counts.expired.add(count);
 }
 
 /// The reader's thread.
@@ -195,10 +229,9 @@ pub(super) fn read_back(shared: &Shared) {
     while let Some(job) = shared.tasks.next_job() {
         match job {
             Job::Load { target, entries } => load(shared, &target, &entries),
-            Job::Bury { target, entries, reason, reply } => {
-                let result = bury(shared, &target, &entries, &reason);
-                if let Some(reply) = reply {
-                    drop(reply.send(result));
+            Job::Bury(burial) => {
+                if let Some(rest) = burial.advance(shared) {
+                    shared.tasks.go_on(rest);
                 }
             }
             Job::Browse { target, view, from, max, max_bytes, reply } => {
@@ -218,8 +251,11 @@ fn load(shared: &Shared, target: &Arc<Target>, entries: &[Entry]) {
     target.state.lock().members.wake(entries.len());
 }
 
-/// A message cannot be read: the others must not wait behind it.
+/// A message cannot be read: the others must not wait behind it. One that is gone meanwhile is nobody's loss.
 pub(super) fn discard(target: &Target, sequence: u64, error: &EngineError) {
+    if target.state.lock().entry(sequence).is_none() {
+        return;
+    }
     tracing::error!(target = target.id.0, sequence, %error, "a stored message cannot be read and is not delivered");
     target.state.lock().discard(sequence);
 }
@@ -243,71 +279,9 @@ fn body_of(
     }
 }
 
-fn read(shared: &Shared, target: &Target, entry: &Entry) -> Result<Message, EngineError> {
+pub(super) fn read(shared: &Shared, target: &Target, entry: &Entry) -> Result<Message, EngineError> {
     let bytes = body_of(target, entry, |entry| shared.bodies.load(&shared.disk.trees, entry))?;
     decode_message(bytes).map_err(|e| EngineError::Damaged(e.to_string()))
-}
-
-fn bury(
-    shared: &Shared,
-    target: &Arc<Target>,
-    entries: &[(Entry, u32)],
-    reason: &ByteString,
-) -> Result<(), EngineError> {
-    let settings = target.settings.load_full();
-    let grave = settings.dead_letter.as_ref().and_then(|name| shared.registry.read().queue(name).cloned());
-    let (Some(source), Some(grave)) = (settings.queue.clone(), grave) else {
-        tracing::warn!(target = target.id.0, "there is no dead letter queue: the messages are ready again");
-        let mut state = target.state.lock();
-        entries.iter().for_each(|(entry, _)| state.restore(entry.sequence, unix_now()));
-        return Ok(());
-    };
-    let mut ops = SmallVec::new();
-    let mut moved = Vec::new();
-    for (entry, attempts) in entries {
-        let mut message = match read(shared, target, entry) {
-            Ok(message) => message,
-            Err(error) => {
-                discard(target, entry.sequence, &error);
-                continue;
-            }
-        };
-        message.extras_mut().dead_letter = Some(DeadLetter {
-            source: source.clone(),
-            reason: reason.clone(),
-            attempts: *attempts,
-            at: unix_now(),
-        });
-        message.expires_at = None;
-        let mut body = bytes::BytesMut::new();
-        encode_message(&message, &mut body);
-        ops.push(Prepared::Move(Box::new(PreparedMove {
-            from: target.id,
-            sequence: Sequence(entry.sequence),
-            view: View::Leased,
-            to: grave.id,
-            body: body.freeze(),
-            key: key_of(&message, &shared.secret),
-            priority: entry.priority(),
-            expires_at: None,
-            bounded: false,
-        })));
-        moved.push(entry.sequence);
-    }
-    let (reply, ticket) = Ticket::new();
-    shared.lanes.push(Work::Commit { ops, reply });
-    let outcomes = ticket.wait_blocking()?;
-    let mut state = target.state.lock();
-    for (sequence, outcome) in moved.into_iter().zip(outcomes) {
-        if let Outcome::Refused(why) = outcome {
-            tracing::warn!(target = target.id.0, sequence, %why, "cannot move a message to its dead letter queue");
-            state.restore(sequence, unix_now());
-        } else {
-            target.totals.dead_lettered.fetch_add(1, Ordering::Relaxed);
-            shared.counts.dead_lettered.add(1);
-        }
-    }
-    Ok(())
 }
 
 /// What is read for this is not kept: consumers have their bodies in memory before as after.
@@ -329,7 +303,7 @@ fn browse(
         }
         bytes += entry.len as usize;
         let read = body_of(target, &entry, |entry| reader.read(&shared.disk.trees, entry));
-        let message = match read
+        let mut message = match read
             .and_then(|b| decode_message(b).map_err(|e| EngineError::Damaged(e.to_string())))
         {
             Ok(message) => message,
@@ -337,6 +311,7 @@ fn browse(
             Err(EngineError::Damaged(_)) if target.state.lock().entry(entry.sequence).is_none() => continue,
             Err(error) => return Err(error),
         };
+        message.expires_at = message.expires_at.or_else(|| entry.expires_at());
         page.messages.push(Browsed {
             sequence: Sequence(entry.sequence),
             attempts,

@@ -12,7 +12,9 @@ use tokio::sync::oneshot;
 use super::format::{Location, Mark};
 use super::hash::TextHash;
 use super::target::Target;
-use crate::engine::{Append, Definition, EngineError, LeaseRef, Outcome, Outgoing, SubscribeOptions, View};
+use crate::engine::{
+    Append, Definition, EngineError, LeaseRef, Outcome, Outgoing, SubscribeOptions, Usage, View,
+};
 use crate::types::topic::FilterSpec;
 use crate::types::{MessageId, Priority, Sequence, TargetId, TopicName, UnixMillis};
 
@@ -29,9 +31,17 @@ pub(super) enum Prepared {
     Outgoing { target: TargetId, sequence: Sequence, outgoing: Outgoing },
     ReleaseIncoming { session: TargetId, packet_id: u16 },
     Define(TargetId, Box<Definition>),
-    Delete { id: TargetId, only_if_empty: bool },
+    Delete { id: TargetId, only: Option<OnlyIf> },
     Subscribe(TargetId, FilterSpec, SubscribeOptions),
     Unsubscribe(TargetId, FilterSpec),
+}
+
+/// What must hold for a target to be deleted.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum OnlyIf {
+    Empty,
+    /// It was used no more than so, and is not in use.
+    Unused(Usage),
 }
 
 /// See [`crate::engine::Publish`].
@@ -74,6 +84,8 @@ pub(super) struct PreparedMove {
     pub(super) expires_at: Option<UnixMillis>,
     /// A queue that is full refuses it. One that was given up has to go somewhere.
     pub(super) bounded: bool,
+    /// It is counted as leaving.
+    pub(super) leaving: bool,
 }
 
 /// See [`crate::engine::Forward`].
@@ -81,16 +93,7 @@ pub(super) struct PreparedMove {
 pub(super) struct PreparedForward {
     pub(super) from: TargetId,
     pub(super) lease: LeaseRef,
-    pub(super) messages: Vec<PreparedAppend>,
-}
-
-/// A message for one target.
-#[derive(Debug)]
-pub(super) struct PreparedAppend {
-    pub(super) body: Bytes,
-    /// In queues that keep order by key.
-    pub(super) key: Option<TextHash>,
-    pub(super) append: Append,
+    pub(super) messages: Vec<PreparedPublish>,
 }
 
 /// What a publish does to the retained value of its topic.
@@ -135,7 +138,7 @@ impl Work {
                     Prepared::All(items) => items.iter().map(PreparedPublish::weight).sum(),
                     Prepared::Move(moved) => 64 + moved.body.len(),
                     Prepared::Forward(forward) => {
-                        64 + forward.messages.iter().map(|message| 64 + message.body.len()).sum::<usize>()
+                        64 + forward.messages.iter().map(PreparedPublish::weight).sum::<usize>()
                     }
                     _ => 128,
                 })

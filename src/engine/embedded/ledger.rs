@@ -42,6 +42,15 @@ struct Pack {
     written_at: u64,
 }
 
+impl Pack {
+    /// How many bytes more it has then.
+    fn grow(&mut self, bytes: usize) -> u64 {
+        let before = self.bytes;
+        self.bytes = before.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        u64::from(self.bytes - before)
+    }
+}
+
 /// All packs of the store.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
@@ -88,6 +97,13 @@ impl Ledger {
         Some(ordinal)
     }
 
+    /// Recovery: a large body lies in this pack, whichever head of its chain has the ADD. Those of a pack come in their order.
+    pub(super) fn add_large(&mut self, pack: u64, slot: u16, bytes: usize) {
+        let Some(entry) = self.packs.get_mut(&pack).filter(|entry| slot >= entry.slots) else { return };
+        entry.slots = slot.saturating_add(1);
+        self.bytes += entry.grow(bytes);
+    }
+
     /// A pack was written. `names`: packs that its records name, or that must go before it.
     pub(super) fn seal(&mut self, pack: u64, bytes: usize, slots: u16, names: &mut Vec<u64>) {
         names.sort_unstable();
@@ -103,10 +119,9 @@ impl Ledger {
         names.clear();
         let Some(entry) = self.packs.get_mut(&pack) else { return };
         needs += u32::from(entry.first.is_some());
-        entry.bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        entry.slots = slots;
+        entry.slots = entry.slots.max(slots);
         entry.needs = needs;
-        self.bytes += u64::from(entry.bytes);
+        self.bytes += entry.grow(bytes);
         if entry.live == 0 && needs == 0 {
             self.free.push(pack);
         }

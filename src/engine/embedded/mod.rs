@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use self::bodies::Bodies;
 use self::body::decode_message;
+use self::burial::{Burial, Why};
 use self::consumer::EmbeddedConsumer;
 use self::counts::Counts;
 use self::disk::Disk;
@@ -37,7 +38,7 @@ use super::settings::EngineSettings;
 use super::{
     Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
     Nack, Op, OpenError, OpenProgress, Page, Pending, Publish, Removed, Settled, Stored, TargetStats, Ticket,
-    View,
+    Usage, View,
 };
 use crate::bell::Bell;
 use crate::types::clock::unix_now;
@@ -46,6 +47,7 @@ use crate::types::{Sequence, TargetId, UnixMillis};
 mod admit;
 mod bodies;
 mod body;
+mod burial;
 pub mod check;
 mod consumer;
 mod counts;
@@ -69,10 +71,12 @@ mod members;
 mod objects;
 mod offline;
 mod order;
+mod overflow;
 mod pack;
 mod pen;
 mod prepare;
 mod recovery;
+mod retries;
 mod returns;
 mod rows;
 mod shared;
@@ -270,7 +274,7 @@ impl Engine for Embedded {
         let target = self.shared.target(target)?;
         let id = self.shared.next_consumer.fetch_add(1, Ordering::Relaxed);
         let bell = Arc::new(Bell::default());
-        target.state.lock().members.join(id, bell.clone());
+        target.state.lock().members.join(id, bell.clone(), options.priority);
         Ok(Box::new(EmbeddedConsumer {
             shared: self.shared.clone(),
             target,
@@ -279,6 +283,7 @@ impl Engine for Embedded {
             lease: options.lease,
             keep_leases: options.keep_leases,
             reading: AtomicBool::new(false),
+            preferred: AtomicBool::new(false),
         }))
     }
 
@@ -310,19 +315,20 @@ impl Engine for Embedded {
         target: TargetId,
         leases: &[LeaseRef],
         how: Nack,
-        delay: Duration,
+        delay: Option<Duration>,
     ) -> Result<Settled, EngineError> {
         let target = self.shared.target(target)?;
         let settings = target.settings.load_full();
         let at = unix_now();
-        let until = if delay.is_zero() { 0 } else { at.after(delay).0 };
+        let until = delay.map(|delay| at.after(delay).0);
         let bury = matches!(how, Nack::DeadLetter(_)) && settings.dead_letter.is_some();
         let back = match how {
             Nack::Release => Return::Released,
-            Nack::Failed | Nack::DeadLetter(_) => Return::Failed,
+            Nack::Failed(_) | Nack::DeadLetter(_) => Return::Failed,
             Nack::Lost => Return::Lost,
         };
-        let (mut failed, mut marks, mut exhausted) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut failed, mut marks) = (Vec::new(), Vec::new());
+        let (mut exhausted, mut last) = (Vec::new(), Vec::new());
         let _placing = self.shared.lanes.placing();
         {
             let mut state = target.state.lock();
@@ -334,9 +340,10 @@ impl Engine for Embedded {
                     }
                     continue;
                 }
-                match state.give_back(lease, back, settings.max_deliveries, until, at) {
+                match state.give_back(lease, back, settings.retries, until, at) {
                     Ok(Returned { entry, mark, exhausted: true, .. }) => {
-                        exhausted.push((entry, mark.attempts))
+                        exhausted.push((entry, mark.attempts));
+                        last.push((entry, mark));
                     }
                     Ok(Returned { entry, mark, changed: true, .. }) => {
                         marks.push((entry.sequence, entry.location(), mark));
@@ -351,16 +358,20 @@ impl Engine for Embedded {
             self.shared.counts.leases_lost.add((leases.len() - failed.len()) as u64);
         }
         let (reply, durable) = Ticket::new();
-        let reason = match how {
-            Nack::DeadLetter(reason) if bury => reason,
-            _ => "max deliveries reached".into(),
-        };
         let reply = if exhausted.is_empty() {
             Some(reply)
         } else {
+            let why = match how {
+                Nack::DeadLetter(said) if bury => Why::Said(said),
+                Nack::DeadLetter(how) => Why::Exhausted(Some(how)),
+                Nack::Failed(how) => Why::Exhausted(how),
+                Nack::Lost => Why::Exhausted(Some(burial::LOST)),
+                Nack::Release => Why::Exhausted(None),
+            };
+            // A crash before they are moved makes nobody get them once more.
+            keeper::write_marks(&self.shared, &target, last);
             let reply = if marks.is_empty() { Some(reply) } else { None };
-            let job = Job::Bury { target: target.clone(), entries: exhausted, reason, reply };
-            self.shared.tasks.push(job);
+            self.shared.tasks.push(Job::Bury(Burial::new(target.clone(), exhausted, why, reply)));
             None
         };
         if marks.is_empty() {
@@ -447,6 +458,10 @@ impl Engine for Embedded {
         let (reply, ticket) = Ticket::new();
         self.shared.tasks.push(Job::Oldest { target, reply });
         Box::pin(ticket)
+    }
+
+    fn usage(&self, target: TargetId) -> Result<Usage, EngineError> {
+        Ok(self.shared.target(target)?.usage())
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -10,13 +10,15 @@ use bytestring::ByteString;
 use prost::Message as _;
 
 use super::format::FormatError;
-use crate::engine::{Definition, GroupSpec, QueueSpec, RetainHandling, SessionSpec, SubscribeOptions};
+use crate::engine::{
+    BacklogSpec, Definition, GroupSpec, Overflow, QueueSpec, RetainHandling, SessionSpec, SubscribeOptions,
+};
 use crate::types::topic::FilterSpec;
 use crate::types::{ClientId, Qos, QueueName, TopicFilter, UnixMillis};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Object {
-    #[prost(oneof = "Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4")]
     kind: Option<Kind>,
 }
 
@@ -28,6 +30,8 @@ enum Kind {
     Session(StoredSession),
     #[prost(message, tag = "3")]
     Group(StoredGroup),
+    #[prost(message, tag = "4")]
+    Backlog(StoredBacklog),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -55,10 +59,22 @@ struct StoredQueue {
     #[prost(uint64, tag = "11")]
     created_at: u64,
     // From 20 on: 20 and the number of the field in the contract.
+    #[prost(uint64, optional, tag = "26")]
+    retry_min_backoff_ms: Option<u64>,
+    #[prost(uint64, optional, tag = "27")]
+    retry_max_backoff_ms: Option<u64>,
+    #[prost(uint32, tag = "31")]
+    overflow: u32,
     #[prost(bool, tag = "33")]
     ordered_by_key: bool,
+    #[prost(bool, tag = "34")]
+    single_active_consumer: bool,
     #[prost(uint64, optional, tag = "35")]
     dedup_window_ms: Option<u64>,
+    #[prost(bool, tag = "38")]
+    dead_letter_expired: bool,
+    #[prost(uint64, optional, tag = "39")]
+    expires_after_ms: Option<u64>,
     #[prost(bool, tag = "40")]
     paused: bool,
 }
@@ -92,6 +108,12 @@ struct StoredGroup {
     max_messages: u64,
     #[prost(uint64, tag = "3")]
     max_bytes: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredBacklog {
+    #[prost(string, tag = "1")]
+    name: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -129,8 +151,14 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             priorities: queue.priorities,
             labels: queue.labels.clone(),
             created_at: queue.created_at.0,
+            retry_min_backoff_ms: queue.retry_min_backoff.map(millis),
+            retry_max_backoff_ms: queue.retry_max_backoff.map(millis),
+            overflow: u32::from(queue.overflow as u8),
             ordered_by_key: queue.ordered_by_key,
+            single_active_consumer: queue.single_active_consumer,
             dedup_window_ms: queue.dedup_window.map(millis),
+            dead_letter_expired: queue.dead_letter_expired,
+            expires_after_ms: queue.expires_after.map(millis),
             paused: queue.paused,
         }),
         Definition::Session(session) => Kind::Session(StoredSession {
@@ -148,6 +176,7 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             max_messages: group.max_messages,
             max_bytes: group.max_bytes,
         }),
+        Definition::Backlog(backlog) => Kind::Backlog(StoredBacklog { name: backlog.name.to_string() }),
     };
     Object { kind: Some(kind) }.encode_to_vec()
 }
@@ -172,15 +201,28 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             lease: Duration::from_millis(queue.lease_ms),
             max_deliveries: NonZeroU32::new(queue.max_deliveries),
             dead_letter: queue.dead_letter.map(|name| QueueName::parse(name).map_err(wrong)).transpose()?,
+            retry_min_backoff: queue.retry_min_backoff_ms.map(Duration::from_millis),
+            retry_max_backoff: queue.retry_max_backoff_ms.map(Duration::from_millis),
             default_ttl: queue.default_ttl_ms.map(Duration::from_millis),
             max_messages: queue.max_messages,
             max_bytes: queue.max_bytes,
+            overflow: match queue.overflow {
+                0 => Overflow::Reject,
+                1 => Overflow::DropOldest,
+                2 => Overflow::DeadLetter,
+                value => {
+                    return Err(FormatError::Unknown { what: WHAT, kind: "overflow", value: value.into() });
+                }
+            },
             priorities: queue.priorities,
             ordered_by_key: queue.ordered_by_key,
+            single_active_consumer: queue.single_active_consumer,
             dedup_window: queue.dedup_window_ms.map(Duration::from_millis),
             labels: queue.labels,
             paused: queue.paused,
             created_at: UnixMillis(queue.created_at),
+            dead_letter_expired: queue.dead_letter_expired,
+            expires_after: queue.expires_after_ms.map(Duration::from_millis),
         }),
         Kind::Session(session) => Definition::Session(SessionSpec {
             client_id: ClientId::parse(session.client_id).map_err(wrong)?,
@@ -197,6 +239,7 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             max_messages: group.max_messages,
             max_bytes: group.max_bytes,
         }),
+        Kind::Backlog(backlog) => Definition::Backlog(BacklogSpec { name: backlog.name.into() }),
     })
 }
 
@@ -253,15 +296,21 @@ mod tests {
                 lease: Duration::from_secs(30),
                 max_deliveries: NonZeroU32::new(5),
                 dead_letter: Some(QueueName::parse("dead").unwrap()),
+                retry_min_backoff: Some(Duration::from_millis(100)),
+                retry_max_backoff: Some(Duration::from_secs(60)),
                 default_ttl: Some(Duration::from_millis(1500)),
                 max_messages: 7,
                 max_bytes: 8,
+                overflow: Overflow::DeadLetter,
                 priorities: true,
                 ordered_by_key: true,
+                single_active_consumer: true,
                 dedup_window: Some(Duration::from_secs(60)),
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
                 paused: true,
                 created_at: UnixMillis(9),
+                dead_letter_expired: true,
+                expires_after: Some(Duration::from_secs(7)),
             }),
             Definition::Session(SessionSpec {
                 client_id: ClientId::parse("c").unwrap(),
@@ -278,6 +327,7 @@ mod tests {
                 max_messages: 3,
                 max_bytes: 4,
             }),
+            Definition::Backlog(BacklogSpec { name: "calls".into() }),
         ] {
             assert_eq!(decode(&encode(&definition)).unwrap(), definition);
         }

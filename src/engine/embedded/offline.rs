@@ -118,6 +118,7 @@ impl Contents {
             Some(Definition::Queue(queue)) => format!("queue {}", queue.name),
             Some(Definition::Session(session)) => format!("session {}", session.client_id),
             Some(Definition::Group(group)) => format!("group {}", group.filter),
+            Some(Definition::Backlog(backlog)) => format!("backlog {}", backlog.name),
             None if target == format::RETAINED => "retained values".to_owned(),
             None => format!("target {target}"),
         }

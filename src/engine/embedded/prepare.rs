@@ -6,7 +6,7 @@ use smallvec::{SmallVec, smallvec};
 use super::body::{encode_alone, encode_message};
 use super::format::LARGE_BYTES;
 use super::hash::{Text, TextHash};
-use super::lanes::{Prepared, PreparedAppend, PreparedForward, PreparedMove, PreparedPublish, Retained};
+use super::lanes::{OnlyIf, Prepared, PreparedForward, PreparedMove, PreparedPublish, Retained};
 use crate::engine::{Append, Forward, Op, Publish};
 use crate::types::Message;
 
@@ -20,36 +20,38 @@ fn prepare(op: Op, secret: &[u8; 16], buffer: &mut BytesMut) -> Prepared {
     match op {
         Op::Publish(publish) => Prepared::Publish(Box::new(prepare_publish(publish, secret, buffer))),
         Op::AppendAll(items) => {
-            let publish = |(message, append)| {
-                let targets = smallvec![append];
-                Publish { message, targets, retain: false, newest_only: false, incoming: None }
-            };
-            let items = items.into_iter().map(|item| prepare_publish(publish(item), secret, buffer));
-            Prepared::All(items.collect())
+            Prepared::All(items.into_iter().map(|item| prepare_append(item, secret, buffer)).collect())
         }
         Op::Move { from, sequence, view, to, message, priority } => {
             let (key, expires_at) = (key_of(&message, secret), message.expires_at);
-            let (body, bounded) = (body(&message, buffer), true);
-            let moved = PreparedMove { from, sequence, view, to, body, key, priority, expires_at, bounded };
+            let (body, bounded, leaving) = (body(&message, buffer), true, false);
+            let moved =
+                PreparedMove { from, sequence, view, to, body, key, priority, expires_at, bounded, leaving };
             Prepared::Move(Box::new(moved))
         }
         Op::Forward(Forward { from, lease, messages }) => {
-            let append = |(message, append): (Message, Append)| {
-                let expires_at = [append.expires_at, message.expires_at].into_iter().flatten().min();
-                let key = key_of(&message, secret);
-                PreparedAppend { body: body(&message, buffer), key, append: Append { expires_at, ..append } }
-            };
-            let messages = messages.into_iter().map(append).collect();
+            let messages = messages.into_iter().map(|item| prepare_append(item, secret, buffer)).collect();
             Prepared::Forward(Box::new(PreparedForward { from, lease, messages }))
         }
         Op::Outgoing { target, sequence, outgoing } => Prepared::Outgoing { target, sequence, outgoing },
         Op::ReleaseIncoming { session, packet_id } => Prepared::ReleaseIncoming { session, packet_id },
         Op::Define(id, definition) => Prepared::Define(id, Box::new(definition)),
-        Op::Delete(id) => Prepared::Delete { id, only_if_empty: false },
-        Op::DeleteEmpty(id) => Prepared::Delete { id, only_if_empty: true },
+        Op::Delete(id) => Prepared::Delete { id, only: None },
+        Op::DeleteEmpty(id) => Prepared::Delete { id, only: Some(OnlyIf::Empty) },
+        Op::DeleteUnused(id, usage) => Prepared::Delete { id, only: Some(OnlyIf::Unused(usage)) },
         Op::Subscribe(session, filter, options) => Prepared::Subscribe(session, filter, options),
         Op::Unsubscribe(session, filter) => Prepared::Unsubscribe(session, filter),
     }
+}
+
+fn prepare_append(
+    (message, append): (Message, Append),
+    secret: &[u8; 16],
+    buffer: &mut BytesMut,
+) -> PreparedPublish {
+    let targets = smallvec![append];
+    let publish = Publish { message, targets, retain: false, newest_only: false, incoming: None };
+    prepare_publish(publish, secret, buffer)
 }
 
 fn prepare_publish(publish: Publish, secret: &[u8; 16], buffer: &mut BytesMut) -> PreparedPublish {

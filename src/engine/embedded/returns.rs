@@ -1,17 +1,18 @@
 //! What comes back to the index of a target, or becomes due: leases that are given back, lost or ended, delayed messages,
 //! messages whose time is over. Here deliveries are counted.
 
-use std::num::NonZeroU32;
-
 use super::entry::Entry;
 use super::format::Mark;
 use super::index::State;
 use super::leases::Lease;
+use super::retries::Retries;
 use crate::engine::{LeaseError, LeaseRef};
 use crate::types::{Sequence, UnixMillis};
 
 /// How often messages that expire without being at the front are looked for, in milliseconds.
 const SWEEP_MS: u64 = 2_000;
+/// When what could not be moved to its dead letter queue is tried again, in milliseconds.
+const MOVE_AGAIN_MS: u64 = 2_000;
 
 /// How a lease ends short of being settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,25 +47,39 @@ pub(super) struct Due {
     pub(super) noted: u64,
     /// Those that had their last delivery: they wait as leased for being moved.
     pub(super) exhausted: Vec<(Entry, u32)>,
-    /// Their time is over: to be settled.
-    pub(super) expired: Vec<Entry>,
+    /// Their time is over.
+    pub(super) over: Over,
+}
+
+/// Messages whose time is over.
+#[derive(Debug, Default)]
+pub(super) struct Over {
+    /// To be settled.
+    pub(super) dropped: Vec<Entry>,
+    /// To be moved, with their counted deliveries: they wait as leased.
+    pub(super) buried: Vec<(Entry, u32)>,
 }
 
 impl State {
-    /// Gives a lease back, due at `until`. After `max` counted deliveries it stays leased, to be moved.
+    /// Gives a lease back, due at `until` if that is said. After its last counted delivery it stays leased, to be moved.
     pub(super) fn give_back(
         &mut self,
         lease: &LeaseRef,
         how: Return,
-        max: Option<NonZeroU32>,
-        until: u64,
+        retries: Retries,
+        until: Option<u64>,
         now: UnixMillis,
     ) -> Result<Returned, LeaseError> {
         self.find_lease(lease)?;
         let Lease { entry, noted, .. } = self.unlease(lease.sequence.0).ok_or(LeaseError::Unknown)?;
         let mark = self.count(&entry, how);
         let counted = how != Return::Released;
-        let exhausted = counted && max.is_some_and(|max| mark.attempts >= max.get());
+        let exhausted = counted && retries.max.is_some_and(|max| mark.attempts >= max.get());
+        let until = match until {
+            Some(until) => until,
+            None if counted && !exhausted => retries.due(entry.sequence, mark.attempts, now),
+            None => 0,
+        };
         if exhausted {
             self.keep(entry, mark.attempts);
         } else {
@@ -84,11 +99,22 @@ impl State {
         Ok((entry, attempt))
     }
 
-    /// The keeper could not move it: it is ready again.
+    /// The keeper could not move it: it is ready again, after a while.
     pub(super) fn restore(&mut self, sequence: u64, now: UnixMillis) {
         if let Some(Lease { entry, .. }) = self.unlease(sequence) {
-            self.put_back(entry, 0, now);
-            self.members.wake(1);
+            self.put_back(entry, now.0.saturating_add(MOVE_AGAIN_MS), now);
+        }
+    }
+
+    /// A message that is neither ready nor anywhere else any more has run out of time.
+    pub(super) fn run_out(&mut self, entry: Entry, buries: bool, over: &mut Over) {
+        if buries {
+            let attempts = self.marks.get(&entry.sequence).map_or(0, |mark| mark.attempts);
+            self.keep(entry, attempts);
+            over.buried.push((entry, attempts));
+        } else {
+            self.forget(&entry);
+            over.dropped.push(entry);
         }
     }
 
@@ -109,7 +135,7 @@ impl State {
         &mut self,
         consumer: u64,
         how: Return,
-        max: Option<NonZeroU32>,
+        retries: Retries,
         now: UnixMillis,
     ) -> Due {
         let of = |lease: &&Lease| lease.consumer == consumer;
@@ -117,7 +143,7 @@ impl State {
         held.sort_unstable_by(|a, b| b.cmp(a));
         let mut due = Due::default();
         for &sequence in &held {
-            due.ended += u64::from(self.return_into(&mut due, sequence, how, max, now));
+            due.ended += u64::from(self.return_into(&mut due, sequence, how, retries, now));
         }
         self.members.wake(held.len());
         due
@@ -129,11 +155,12 @@ impl State {
         due: &mut Due,
         sequence: u64,
         how: Return,
-        max: Option<NonZeroU32>,
+        retries: Retries,
         now: UnixMillis,
     ) -> bool {
         let lease = LeaseRef::of(Sequence(sequence));
-        let Ok(Returned { entry, mark, exhausted, changed }) = self.give_back(&lease, how, max, 0, now)
+        let Ok(Returned { entry, mark, exhausted, changed }) =
+            self.give_back(&lease, how, retries, None, now)
         else {
             return false;
         };
@@ -172,13 +199,14 @@ impl State {
         let lease = self.leases.first_end().map(|(at, _)| at);
         let note = self.leases.next_note();
         let sweep = (self.expiring > 0 && !self.gone).then_some(now.0 + SWEEP_MS);
-        [delayed, lease, note, sweep].into_iter().flatten().min()
+        [delayed, lease, note, sweep, self.members.patience()].into_iter().flatten().min()
     }
 
     /// Moves what is due at `now`.
-    pub(super) fn due(&mut self, now: UnixMillis, max: Option<NonZeroU32>) -> Due {
+    pub(super) fn due(&mut self, now: UnixMillis, retries: Retries, buries_expired: bool) -> Due {
         let mut due = Due::default();
         let mut woken = 0;
+        self.members.lose_patience(now.0);
         while let Some((&(at, sequence), _)) = self.delayed.first_key_value()
             && at <= now.0
         {
@@ -189,7 +217,7 @@ impl State {
         }
         while let Some((at, sequence)) = self.leases.first_end()
             && at <= now.0
-            && self.return_into(&mut due, sequence, Return::Failed, max, now)
+            && self.return_into(&mut due, sequence, Return::Failed, retries, now)
         {
             due.ended += 1;
         }
@@ -198,22 +226,27 @@ impl State {
         due.marks.extend(noted);
         if self.expiring > 0 {
             let mut levels = std::mem::take(&mut self.levels);
-            for level in &mut levels {
-                level.fill();
-                level.fresh.retain(|entry| !self.is_over(entry, now) || (due.expired.push(*entry), false).1);
-                level
-                    .returned
-                    .retain(|_, entry| !self.is_over(entry, now) || (due.expired.push(*entry), false).1);
+            let mut over = Vec::new();
+            let mut order = self.order.take();
+            let mut is_over = |entry: &Entry| self.is_over(entry, now);
+            levels.iter_mut().for_each(|level| level.take_all(&mut over, &mut is_over));
+            let mut resting = Vec::new();
+            if let Some(order) = &mut order {
+                order.take_all(&mut over, &mut is_over);
+                // One that holds its key up does not do so until it is due.
+                let fronts = self.delayed.iter().filter(|(_, entry)| order.is_front(entry.sequence));
+                resting.extend(fronts.filter(|(_, entry)| is_over(entry)).map(|(&at, _)| at));
             }
-            self.levels = levels;
-            if let Some(mut order) = self.order.take() {
-                order.take_all(&mut due.expired, |entry| self.is_over(entry, now));
-                self.order = Some(order);
+            (self.levels, self.order) = (levels, order);
+            for at in resting {
+                self.delayed_until.remove(&at.1);
+                over.extend(self.delayed.remove(&at));
             }
-            due.expired.iter().for_each(|entry| self.forget(entry));
-            if !due.expired.is_empty() {
+            if !over.is_empty() {
                 self.members.go_on();
             }
+            over.sort_unstable_by_key(|entry| entry.sequence);
+            over.into_iter().for_each(|entry| self.run_out(entry, buries_expired, &mut due.over));
         }
         self.members.wake(woken);
         due

@@ -12,11 +12,12 @@ use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Add, Location, Mark, Place, RETAINED, Record};
 use super::hash::TextHash;
-use super::lanes::{Prepared, PreparedMove, PreparedPublish, SettleReply, Work};
+use super::lanes::{OnlyIf, Prepared, PreparedMove, PreparedPublish, SettleReply, Work};
 use super::objects;
 use super::order::Key;
+use super::overflow::{Leavers, room};
 use super::pack::Failed;
-use super::target::{Settings, Target};
+use super::target::{Settings, Target, WhenFull};
 use super::writer::{Answer, Effect, Writer};
 use crate::engine::{Outcome, Refusal};
 use crate::types::clock::unix_now;
@@ -149,12 +150,11 @@ impl Writer {
                 let target = self.shared.registry.write().define(id, Settings::from(&*definition));
                 self.effects.push(Effect::Defined(target));
             }
-            Prepared::Delete { id, only_if_empty } => {
-                if only_if_empty && let Ok(target) = self.shared.target(id) {
-                    let messages = target.messages.load(Ordering::Relaxed);
-                    if messages > 0 {
-                        return Ok(Outcome::Refused(Refusal::NotEmpty { messages }));
-                    }
+            Prepared::Delete { id, only } => {
+                if let Ok(target) = self.shared.target(id)
+                    && let Some(refusal) = only.and_then(|only| minds(&target, only))
+                {
+                    return Ok(Outcome::Refused(refusal));
                 }
                 let Some(target) = self.shared.registry.write().remove(id) else {
                     return Ok(Outcome::Refused(Refusal::Gone(id)));
@@ -194,6 +194,7 @@ impl Writer {
     ) -> Result<Outcome, Failed> {
         let len = publish.body.len() as u64;
         let mut open = SmallVec::<[Slot<'_>; 2]>::new();
+        let mut leavers = Leavers::default();
         let mut duplicate = None;
         for append in &publish.targets {
             let Ok(target) = self.shared.target(append.target) else {
@@ -212,17 +213,26 @@ impl Writer {
                         open.push(Slot::Known(first.sequence));
                         continue;
                     }
-                    Err(refusal) => return Ok(self.refused_full(refusal)),
+                    Err(refusal) => {
+                        Self::stay(leavers);
+                        return Ok(self.refused_full(refusal));
+                    }
                 }
             }
-            match room(&target, 1, len) {
+            let is_dropping = || target.settings.load().when_full == WhenFull::DropNew;
+            let full = match at {
+                Some(_) if !is_dropping() => None,
+                _ => self.make_room(&target, (1, len), &mut leavers),
+            };
+            match full {
                 None => open.push(Slot::Open(target, append)),
-                Some(_) if !target.settings.load().rejects => {
+                Some(_) if is_dropping() => {
                     target.totals.dropped.fetch_add(1, Ordering::Relaxed);
                     self.shared.counts.dropped.add(1);
                     open.push(Slot::None);
                 }
                 Some(bound) => {
+                    Self::stay(leavers);
                     return Ok(self.refused_full(Refusal::Full { target: append.target, bound }));
                 }
             }
@@ -238,9 +248,11 @@ impl Writer {
         {
             return Ok(Outcome::Duplicate { id, sequence: Sequence(sequence) });
         }
+        self.leave(leavers.before())?;
         let (packer, mut books) = self.books();
-        packer.begin_op(&mut books, publish.records(), publish.body.len())?;
+        packer.begin_op(&mut books, publish.records() + leavers.len(), publish.body.len())?;
         let place = if stores { Some(packer.body(&mut books, &publish.body)?) } else { None };
+        self.leave(leavers)?;
         let mut sequences = SmallVec::with_capacity(open.len());
         for slot in open {
             let (target, append, place) = match (slot, place) {
@@ -349,13 +361,14 @@ impl Writer {
     }
 
     fn stage_move(&mut self, moved: PreparedMove) -> Result<Outcome, Failed> {
-        let PreparedMove { from, sequence, view, to, body, key, priority, expires_at, bounded } = moved;
+        let PreparedMove { from, sequence, view, to, body, key, priority, expires_at, bounded, leaving } =
+            moved;
         let (source, destination) = match (self.shared.target(from), self.shared.target(to)) {
             (Ok(source), Ok(destination)) => (source, destination),
             (Err(_), _) => return Ok(Outcome::Refused(Refusal::Gone(from))),
             (_, Err(_)) => return Ok(Outcome::Refused(Refusal::Gone(to))),
         };
-        if bounded && destination.settings.load().rejects {
+        if bounded && destination.settings.load().when_full != WhenFull::DropNew {
             if let Some((free_bytes, watermark_bytes)) = self.low_disk {
                 self.shared.counts.refused_disk.add(1);
                 return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
@@ -374,6 +387,9 @@ impl Writer {
         if self.stage_settle(&source, sequence.0, entry.location())? {
             source.messages.fetch_sub(1, Ordering::Relaxed);
             source.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
+        }
+        if leaving {
+            source.left(&entry);
         }
         let how = (entry.qos(), entry.retain(), priority);
         let moved = self.stage_add(destination, place, how, expires_at, key, Mark::default())?;
@@ -443,22 +459,23 @@ fn bodiless(
     }
 }
 
+/// Why a target is not deleted.
+fn minds(target: &Target, only: OnlyIf) -> Option<Refusal> {
+    match only {
+        OnlyIf::Empty => {
+            let messages = target.messages.load(Ordering::Relaxed);
+            (messages > 0).then_some(Refusal::NotEmpty { messages })
+        }
+        OnlyIf::Unused(usage) => (target.usage() != usage || usage.busy).then_some(Refusal::InUse),
+    }
+}
+
 /// The key of a subscription: its session and its filter.
 pub(super) fn subscription_key(session: TargetId, filter: &str) -> Vec<u8> {
     let mut key = Vec::with_capacity(4 + filter.len());
     key.extend_from_slice(&session.0.to_be_bytes());
     key.extend_from_slice(filter.as_bytes());
     key
-}
-
-/// Which bound so many more messages, of so many bytes together, would break.
-pub(super) fn room(target: &Target, count: u64, len: u64) -> Option<String> {
-    let settings = target.settings.load();
-    if target.messages.load(Ordering::Relaxed).saturating_add(count) > settings.max_messages {
-        return Some(format!("max_messages {}", settings.max_messages));
-    }
-    let bytes = target.bytes.load(Ordering::Relaxed);
-    (bytes + len > settings.max_bytes).then(|| format!("max_bytes {}", settings.max_bytes))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::entry::Entry;
 use super::index::{KEEPER, State};
+use super::level::Level;
 use crate::engine::View;
 
 impl State {
@@ -10,14 +11,7 @@ impl State {
         let mut found = Vec::new();
         if matches!(view, View::All | View::Ready) {
             for level in &self.levels {
-                let start = level.fresh.partition_point(|entry| entry.sequence < from);
-                let ready = level
-                    .fresh
-                    .range(start..)
-                    .filter(|entry| !entry.is_hole())
-                    .take(max)
-                    .chain(level.returned.range(from..).map(|(_, e)| e).take(max));
-                found.extend(ready.map(|entry| (*entry, View::Ready, None)));
+                found.extend(level.list(from, max).map(|entry| (*entry, View::Ready, None)));
             }
             let waiting = self.order.iter().flat_map(|order| order.list(from, max));
             found.extend(waiting.map(|entry| (*entry, View::Ready, None)));
@@ -46,11 +40,9 @@ impl State {
     }
 
     /// The one with the first place of all.
-    pub(super) fn oldest(&self) -> Option<Entry> {
-        let ready = self
-            .levels
-            .iter()
-            .flat_map(|level| level.fresh.front().into_iter().chain(level.returned.values().next()));
+    pub(super) fn oldest(&mut self) -> Option<Entry> {
+        let waiting = self.order.as_mut().and_then(|order| order.oldest());
+        let ready = self.levels.iter().filter_map(Level::first).chain(&waiting);
         let delayed = self.delayed_until.first_key_value();
         let delayed = delayed.and_then(|(&sequence, &until)| self.delayed.get(&(until, sequence)));
         let leased = self.leases.all().map(|lease| &lease.entry);
@@ -110,6 +102,7 @@ impl State {
     pub(super) fn drain_whole(&mut self) -> Vec<Entry> {
         let mut out = self.drain(View::All);
         out.extend(self.leases.drain().map(|lease| lease.entry));
+        self.order = None;
         out
     }
 

@@ -1,29 +1,42 @@
 //! A durable target as the engine knows it: its settings, its counts, its index.
 
-use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use super::entry::Entry;
 use super::index::State;
-use crate::engine::{Definition, TargetStats};
-use crate::types::{QueueName, TargetId};
+use super::retries::Retries;
+use crate::engine::{Definition, Overflow, TargetStats, Usage};
+use crate::types::{QueueName, Sequence, TargetId};
+
+/// What a full target does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WhenFull {
+    /// It drops what is new, and counts it.
+    DropNew,
+    Queue(Overflow),
+}
 
 /// What of a definition the engine itself needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
-    /// A full target refuses; else it drops what is new.
-    pub(super) rejects: bool,
+    pub(super) when_full: WhenFull,
     pub(super) max_messages: u64,
     pub(super) max_bytes: u64,
-    pub(super) max_deliveries: Option<NonZeroU32>,
+    pub(super) retries: Retries,
     pub(super) queue: Option<QueueName>,
     pub(super) dead_letter: Option<QueueName>,
     pub(super) priorities: bool,
+    /// Messages of one key come one at a time.
     pub(super) ordered: bool,
+    /// One consumer gets messages, until it ends.
+    pub(super) single_active: bool,
     pub(super) dedup_window: Option<Duration>,
+    /// What expires goes to the dead letter queue.
+    pub(super) buries_expired: bool,
     pub(super) paused: bool,
 }
 
@@ -33,21 +46,25 @@ impl From<&Definition> for Settings {
             Definition::Queue(queue) => (queue.max_messages, queue.max_bytes),
             Definition::Session(session) => (session.max_messages, session.max_bytes),
             Definition::Group(group) => (group.max_messages, group.max_bytes),
+            Definition::Backlog(_) => (u64::MAX, u64::MAX),
         };
         let queue = match definition {
             Definition::Queue(queue) => Some(queue),
             _ => None,
         };
         Self {
-            rejects: queue.is_some(),
+            when_full: queue.map_or(WhenFull::DropNew, |queue| WhenFull::Queue(queue.overflow)),
             max_messages,
             max_bytes,
-            max_deliveries: queue.and_then(|queue| queue.max_deliveries),
+            retries: queue.map(Retries::from).unwrap_or_default(),
             queue: queue.map(|queue| queue.name.clone()),
             dead_letter: queue.and_then(|queue| queue.dead_letter.clone()),
             priorities: queue.is_some_and(|queue| queue.priorities),
             ordered: queue.is_some_and(|queue| queue.ordered_by_key),
+            single_active: queue.is_some_and(|queue| queue.single_active_consumer),
             dedup_window: queue.and_then(|queue| queue.dedup_window),
+            buries_expired: queue
+                .is_some_and(|queue| queue.dead_letter_expired && queue.dead_letter.is_some()),
             paused: queue.is_some_and(|queue| queue.paused),
         }
     }
@@ -61,6 +78,9 @@ pub(super) struct Target {
     /// Stored and not settled. The writer alone changes these.
     pub(super) messages: AtomicU64,
     pub(super) bytes: AtomicU64,
+    /// Of these: on their way to the dead letter queue to make room.
+    pub(super) leaving_messages: AtomicU64,
+    pub(super) leaving_bytes: AtomicU64,
     pub(super) next_sequence: AtomicU64,
     /// Messages below were stored by an earlier start.
     pub(super) earlier: AtomicU64,
@@ -87,10 +107,27 @@ impl Target {
             settings: ArcSwap::from_pointee(settings),
             messages: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            leaving_messages: AtomicU64::new(0),
+            leaving_bytes: AtomicU64::new(0),
             next_sequence: AtomicU64::new(next_sequence),
             earlier: AtomicU64::new(next_sequence),
             totals: Totals::default(),
             state: Mutex::new(state),
+        }
+    }
+
+    /// One that was counted as leaving is so no more: it is gone, or stays.
+    pub(super) fn left(&self, entry: &Entry) {
+        self.leaving_messages.fetch_sub(1, Ordering::Relaxed);
+        self.leaving_bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        let state = self.state.lock();
+        Usage {
+            stored: self.totals.enqueued.load(Ordering::Relaxed),
+            joined: state.members.joined(),
+            busy: state.members.len() > 0 || state.leased_count() > 0,
         }
     }
 
@@ -108,6 +145,7 @@ impl Target {
             expired_total: load(&self.totals.expired),
             dropped_total: load(&self.totals.dropped),
             consumers: u32::try_from(state.members.len()).unwrap_or(u32::MAX),
+            last: Sequence(load(&self.next_sequence).saturating_sub(1)),
         }
     }
 }

@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHasher;
 use smallvec::SmallVec;
 
+use super::burial::SetAside;
 use super::dedup::Dedup;
 use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Location, Mark};
+use super::keeper;
 use super::lanes::{Prepared, Reply, Work, deadline};
 use super::ledger::Ledger;
 use super::marker::Marker;
@@ -46,6 +48,10 @@ pub(super) enum Effect {
     Relocate(Arc<Target>, Entry),
     Defined(Arc<Target>),
     Gone(Arc<Target>),
+    /// To the dead letter queue, for want of room; with its mark and key if it is not in the index yet.
+    Bury(Arc<Target>, Entry, Option<(Mark, Option<Key>)>),
+    /// What was to happen does not.
+    None,
 }
 
 /// Who is told when the commit is durable.
@@ -71,6 +77,8 @@ pub(super) struct Writer {
     pub(super) syncs: u64,
     pub(super) upkeep: upkeep::Upkeep,
     pub(super) effects: Vec<Effect>,
+    /// Up to which effect of this commit messages of a target have made room for later ones.
+    pub(super) left: HashMap<TargetId, usize, BuildHasherDefault<FxHasher>>,
     pub(super) answers: Vec<Answer>,
     pub(super) low_disk: Option<(u64, u64)>,
     last_sync: Instant,
@@ -102,6 +110,7 @@ impl Writer {
             syncs: 0,
             upkeep: upkeep::Upkeep::default(),
             effects: Vec::new(),
+            left: HashMap::default(),
             answers: Vec::new(),
             low_disk: None,
             last_sync: now(),
@@ -253,6 +262,7 @@ impl Writer {
     fn apply(&mut self) {
         let at = unix_now();
         let mut done = std::mem::take(&mut self.effects);
+        let mut leaving: Vec<(Arc<Target>, SetAside)> = Vec::new();
         let mut effects = done.drain(..).peekable();
         while let Some(effect) = effects.next() {
             match effect {
@@ -283,9 +293,30 @@ impl Writer {
                 Effect::Relocate(target, entry) => {
                     target.state.lock().relocate(entry.sequence, &entry);
                 }
+                Effect::None => {}
+                Effect::Bury(target, entry, new) => {
+                    let mut state = target.state.lock();
+                    if state.gone {
+                        drop(state);
+                        self.ledger.settle(entry.location());
+                        continue;
+                    }
+                    if let Some((mark, key)) = new {
+                        state.pass_by(entry, mark, key);
+                    }
+                    let attempts = state.marks.get(&entry.sequence).map_or(0, |mark| mark.attempts);
+                    drop(state);
+                    match leaving.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &target)) {
+                        Some((_, entries)) => entries.push((entry, attempts)),
+                        None => leaving.push((target, vec![(entry, attempts)])),
+                    }
+                }
                 Effect::Defined(target) => {
                     let paused = target.settings.load().paused;
-                    target.state.lock().pause(paused);
+                    let mut state = target.state.lock();
+                    state.pause(paused);
+                    // Who may take, and what, may be another now.
+                    state.members.wake_all();
                 }
                 Effect::Gone(target) => {
                     let (entries, incoming) = {
@@ -304,6 +335,11 @@ impl Writer {
         }
         drop(effects);
         self.effects = done;
+        self.left.clear();
+        for (target, mut entries) in leaving {
+            entries.sort_unstable_by_key(|(entry, _)| entry.sequence);
+            keeper::make_room(&self.shared, &target, entries);
+        }
         for answer in self.answers.drain(..) {
             match answer {
                 Answer::Commit(reply, outcomes) => drop(reply.send(Ok(outcomes))),

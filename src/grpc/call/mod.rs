@@ -1,10 +1,11 @@
 //! `CallService`.
 //!
-//! `serve` is the stream of a responder, `stream` that of a caller who takes parts, `gather` asks everyone; the other methods
-//! are here.
+//! `serve` is the stream of a responder, `stream` that of a caller who takes parts, `gather` asks everyone, `later` is for
+//! callers that do not wait; the other methods are here.
 //! Invariant: nothing is kept here but the broker.
 
 mod gather;
+mod later;
 mod serve;
 mod stream;
 
@@ -133,6 +134,22 @@ impl v1::call_service_server::CallService for CallService {
         Ok(Response::new(stream::serve(calling, &extensions)))
     }
 
+    async fn call_async(&self, request: Request<v1::CallAsyncRequest>) -> Answer<v1::CallAsyncResponse> {
+        let (metadata, extensions, request) = request.into_parts();
+        let stored = async {
+            let v1::CallAsyncRequest { service, request, timeout, reply_to, idempotent } = request;
+            let deadline = Some(clock::unix_now().after(later::timeout(timeout.as_ref())?));
+            let reply_to = later::reply_to(&self.broker, reply_to)?;
+            let asked = self.asked((&metadata, &extensions), service, request)?;
+            self.broker.call_async(calls::Request { deadline, idempotent, ..asked }, reply_to).await
+        };
+        answer(stored.await.map(|id| v1::CallAsyncResponse { request_id: id.to_string() }))
+    }
+
+    async fn await_reply(&self, request: Request<v1::AwaitReplyRequest>) -> Answer<v1::AwaitReplyResponse> {
+        answer(later::await_reply(&self.broker, request.into_inner()).await)
+    }
+
     type MulticastStream = Events<v1::MulticastResponse>;
 
     async fn multicast(&self, request: Request<v1::MulticastRequest>) -> Answer<Self::MulticastStream> {
@@ -165,7 +182,7 @@ impl v1::call_service_server::CallService for CallService {
     }
 }
 
-/// The name of a service.
+/// The name of a service, or a topic that is not the server's.
 ///
 /// # Errors
 /// [`CoreError::Invalid`] and [`CoreError::TooLarge`] naming `field`.

@@ -178,7 +178,7 @@ impl Drop for Held {
         if !self.clean {
             for (source, Leases { sequences, .. }) in sources {
                 // What cannot be given back any more is back already.
-                drop(self.session.nack(source, &sequences, Nack::Lost, std::time::Duration::ZERO));
+                drop(self.session.nack(source, &sequences, Nack::Lost, None));
             }
         }
     }

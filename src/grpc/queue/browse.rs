@@ -46,7 +46,7 @@ impl Pages {
     pub(super) async fn next(&mut self) -> Result<Option<v1::BrowseResponse>, CoreError> {
         let began = Instant::now();
         while let Some(from) = self.next.take() {
-            let mut found = self.broker.look(&self.queue, self.view, &self.select, from).await?;
+            let mut found = self.broker.look(&self.queue, self.view, &self.select, from, self.left).await?;
             if found.messages.len() >= self.left {
                 found.messages.truncate(self.left);
                 found.next = None;

@@ -56,6 +56,8 @@ struct Consuming {
 /// What there is after the first frame.
 struct Open {
     consumer: QueueConsumer,
+    /// Whether it is said that it may be given something.
+    active: bool,
     want_tokens: bool,
     /// There may be something to take.
     hungry: bool,
@@ -78,6 +80,7 @@ impl Served for Consuming {
         self.read();
         self.answer();
         self.lose();
+        self.activate();
         self.deliver();
         if self.events.is_due() {
             return;
@@ -103,7 +106,7 @@ impl Served for Consuming {
                     self.events.fail(status(&CoreError::Engine(error)));
                 }
             }
-            () = open.consumer.ready(), if wanting => open.hungry = true,
+            () = open.consumer.ready(), if wanting || !open.active => open.hungry = true,
             tick = self.life.next(expiry), if open.end.is_none() => match tick {
                 Tick::Heartbeat(heartbeat) => self.say(Event::Heartbeat(heartbeat)),
                 Tick::Closing(closing) => open.end = Some(End::Closing(closing)),
@@ -142,9 +145,11 @@ impl Consuming {
         at_most("open.consumer_id", open.consumer_id.len(), CONSUMER_ID_BYTES)?;
         let window = window_of("open.window", open.window.as_ref())?;
         let lease = optional_duration("open.lease", open.lease.as_ref(), leases(self.broker.limits()))?;
-        let consumer = self.broker.consume(&queue, window, lease)?;
+        let consumer = self.broker.consume(&queue, window, lease, open.consumer_priority)?;
+        let active = consumer.is_active();
         self.open = Some(Open {
             consumer,
+            active,
             want_tokens: open.want_tokens,
             hungry: true,
             taken: Vec::new(),
@@ -153,7 +158,7 @@ impl Consuming {
         });
         let window = told_window(window);
         let queue = Some(queue_of(&queue.spec()));
-        self.say(Event::Opened(v1::ConsumeOpened { queue, window: Some(window) }));
+        self.say(Event::Opened(v1::ConsumeOpened { queue, active, window: Some(window) }));
         Ok(())
     }
 
@@ -205,6 +210,15 @@ impl Consuming {
         if !delivery_ids.is_empty() {
             open.hungry = true;
             self.say(Event::LeaseLost(v1::LeaseLost { delivery_ids }));
+        }
+    }
+
+    /// Says that it is its turn.
+    fn activate(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        if !open.active && open.end.is_none() && open.consumer.is_active() {
+            open.active = true;
+            self.say(Event::BecameActive(v1::BecameActive {}));
         }
     }
 

@@ -1,27 +1,34 @@
 //! A queue's settings, between the contract and the core.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use crate::core::queues::define::plain_queue;
 use crate::core::{CoreError, Limits};
-use crate::engine::QueueSpec;
+use crate::engine::{Overflow, QueueSpec};
 use crate::grpc::convert::{duration, duration_of};
 use crate::grpc::proto::v1;
 use crate::types::{QueueName, TopicFilter, clock};
 
 /// The fields that may be said of a queue, beside its name.
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 18] = [
     "bindings",
     "lease",
     "max_deliveries",
     "dead_letter_queue",
+    "retry_min_backoff",
+    "retry_max_backoff",
     "default_ttl",
     "max_messages",
     "max_bytes",
+    "overflow",
     "priorities",
     "ordered_by_key",
+    "single_active_consumer",
     "dedup_window",
     "labels",
+    "dead_letter_expired",
+    "expires_after",
     "paused",
 ];
 
@@ -82,23 +89,41 @@ pub(super) fn set(
                 name => Some(queue_name("queue.dead_letter_queue", name)?),
             };
         }
-        "default_ttl" => {
-            let ttl = queue.default_ttl.as_ref().map(|ttl| duration("queue.default_ttl", ttl));
-            spec.default_ttl = ttl.transpose()?;
+        "retry_min_backoff" => {
+            spec.retry_min_backoff = time("queue.retry_min_backoff", &queue.retry_min_backoff)?
         }
+        "retry_max_backoff" => {
+            spec.retry_max_backoff = time("queue.retry_max_backoff", &queue.retry_max_backoff)?
+        }
+        "default_ttl" => spec.default_ttl = time("queue.default_ttl", &queue.default_ttl)?,
         "max_messages" => spec.max_messages = or(queue.max_messages, limits.queue_messages),
         "max_bytes" => spec.max_bytes = or(queue.max_bytes, limits.queue_bytes),
+        "overflow" => {
+            spec.overflow = match v1::OverflowPolicy::try_from(queue.overflow) {
+                Ok(v1::OverflowPolicy::Unspecified | v1::OverflowPolicy::Reject) => Overflow::Reject,
+                Ok(v1::OverflowPolicy::DropOldest) => Overflow::DropOldest,
+                Ok(v1::OverflowPolicy::DeadLetter) => Overflow::DeadLetter,
+                Err(_) => {
+                    let what = format!("{} is no policy", queue.overflow);
+                    return Err(CoreError::invalid("queue.overflow", what));
+                }
+            };
+        }
         "priorities" => spec.priorities = queue.priorities,
         "ordered_by_key" => spec.ordered_by_key = queue.ordered_by_key,
-        "dedup_window" => {
-            let window = queue.dedup_window.as_ref().map(|window| duration("queue.dedup_window", window));
-            spec.dedup_window = window.transpose()?;
-        }
+        "single_active_consumer" => spec.single_active_consumer = queue.single_active_consumer,
+        "dedup_window" => spec.dedup_window = time("queue.dedup_window", &queue.dedup_window)?,
         "labels" => spec.labels = queue.labels.clone().into_iter().collect(),
+        "dead_letter_expired" => spec.dead_letter_expired = queue.dead_letter_expired,
+        "expires_after" => spec.expires_after = time("queue.expires_after", &queue.expires_after)?,
         "paused" => spec.paused = queue.paused,
         other => return Err(CoreError::invalid("update_mask", format!("{other:?} is no field of a queue"))),
     }
     Ok(())
+}
+
+fn time(field: &str, said: &Option<prost_types::Duration>) -> Result<Option<Duration>, CoreError> {
+    said.as_ref().map(|said| duration(field, said)).transpose()
 }
 
 fn or(given: u64, default: u64) -> u64 {
@@ -133,13 +158,24 @@ pub(super) fn queue_of(spec: &QueueSpec) -> v1::Queue {
         lease: Some(duration_of(spec.lease)),
         max_deliveries: spec.max_deliveries.map_or(0, NonZeroU32::get),
         dead_letter_queue: spec.dead_letter.as_ref().map(ToString::to_string).unwrap_or_default(),
+        retry_min_backoff: spec.retry_min_backoff.map(duration_of),
+        retry_max_backoff: spec.retry_max_backoff.map(duration_of),
         default_ttl: spec.default_ttl.map(duration_of),
         max_messages: spec.max_messages,
         max_bytes: spec.max_bytes,
+        overflow: match spec.overflow {
+            Overflow::Reject => v1::OverflowPolicy::Reject,
+            Overflow::DropOldest => v1::OverflowPolicy::DropOldest,
+            Overflow::DeadLetter => v1::OverflowPolicy::DeadLetter,
+        }
+        .into(),
         priorities: spec.priorities,
         ordered_by_key: spec.ordered_by_key,
+        single_active_consumer: spec.single_active_consumer,
         dedup_window: spec.dedup_window.map(duration_of),
         labels: spec.labels.clone().into_iter().collect(),
+        dead_letter_expired: spec.dead_letter_expired,
+        expires_after: spec.expires_after.map(duration_of),
         paused: spec.paused,
     }
 }
@@ -156,12 +192,18 @@ mod tests {
             bindings: vec!["shop/+/order".to_owned()],
             max_deliveries: 5,
             dead_letter_queue: "dead".to_owned(),
+            retry_min_backoff: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+            retry_max_backoff: Some(prost_types::Duration { seconds: 9, nanos: 500_000_000 }),
             default_ttl: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
             max_messages: 10,
+            overflow: v1::OverflowPolicy::DropOldest.into(),
             priorities: true,
             ordered_by_key: true,
+            single_active_consumer: true,
             dedup_window: Some(prost_types::Duration { seconds: 600, nanos: 0 }),
             labels: [("team".to_owned(), "a".to_owned())].into(),
+            dead_letter_expired: true,
+            expires_after: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
             paused: true,
             ..Default::default()
         };

@@ -44,10 +44,6 @@ impl QueueService {
             let within = |error: CoreError| error.within(format_args!("messages[{at}]"));
             let to = self.broker.queue_named("queue", &queue).map_err(within)?;
             let message = message.ok_or_else(|| within(CoreError::invalid("message", "must be given")))?;
-            if !message.dedup_id.is_empty() {
-                let what = "is not for what is forwarded: it is stored once with the settlement";
-                return Err(within(CoreError::invalid("message.dedup_id", what)));
-            }
             let item = enqueue_of(&to, self.intake(), message);
             let item = item.map_err(|error| within(error.within("message")))?;
             Ok::<_, CoreError>((to, item))

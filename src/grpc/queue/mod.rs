@@ -75,14 +75,16 @@ fn nack_of(
     kind: v1::NackKind,
     delay: Option<&prost_types::Duration>,
     reason: String,
-) -> Result<(Nack, Duration), CoreError> {
+) -> Result<(Nack, Option<Duration>), CoreError> {
     at_most("reason", reason.len(), REASON_BYTES)?;
-    let delay = optional_duration("delay", delay, Duration::ZERO..=limits.max_lease)?.unwrap_or_default();
+    let delay = optional_duration("delay", delay, Duration::ZERO..=limits.max_lease)?;
     let how = match kind {
         v1::NackKind::Unspecified => return Err(CoreError::invalid("kind", "must be given")),
         v1::NackKind::Release => Nack::Release,
-        v1::NackKind::Failed => Nack::Failed,
-        v1::NackKind::DeadLetter if !delay.is_zero() => {
+        v1::NackKind::Failed => {
+            Nack::Failed(Some(reason).filter(|reason| !reason.is_empty()).map(Into::into))
+        }
+        v1::NackKind::DeadLetter if delay.is_some_and(|delay| !delay.is_zero()) => {
             return Err(CoreError::invalid("delay", "is not for dead letters"));
         }
         v1::NackKind::DeadLetter if queue.spec().dead_letter.is_none() => {

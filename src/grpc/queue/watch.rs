@@ -107,5 +107,6 @@ pub(super) fn stats(QueueStats { counts, oldest }: QueueStats) -> v1::QueueStats
         dead_lettered_total: counts.dead_lettered_total,
         expired_total: counts.expired_total,
         consumers: counts.consumers,
+        dropped_total: counts.dropped_total,
     }
 }

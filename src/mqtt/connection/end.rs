@@ -128,7 +128,7 @@ async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Endin
         tracing::debug!(client = %session.client_id(), %error, "packet ids not stored");
     }
     by_source(failed, |source, sequences| {
-        if let Err(error) = session.nack(source, sequences, Nack::Lost, Duration::ZERO) {
+        if let Err(error) = session.nack(source, sequences, Nack::Lost, None) {
             tracing::debug!(client = %session.client_id(), %error, "deliveries not given back");
         }
     });

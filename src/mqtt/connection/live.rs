@@ -360,7 +360,7 @@ impl Live {
         }
         self.settle();
         for (stored, how) in std::mem::take(&mut self.busy().effects.failed) {
-            drop(self.session.nack(stored.source, &[stored.sequence], how, Duration::ZERO));
+            drop(self.session.nack(stored.source, &[stored.sequence], how, None));
         }
         for (stored, outgoing) in std::mem::take(&mut self.busy().effects.notes) {
             let ticket = self.session.outgoing(stored.source, stored.sequence, outgoing);

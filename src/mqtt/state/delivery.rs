@@ -174,7 +174,7 @@ impl State {
                 let reason = said.map_or(ack.reason.name(), |said| &**said);
                 Nack::DeadLetter(reason.into())
             }
-            _ => Nack::Failed,
+            _ => Nack::Failed(said.cloned()),
         };
         effects.failed.push((stored, how));
     }

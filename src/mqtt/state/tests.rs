@@ -616,7 +616,7 @@ fn a_refusal_by_the_client_ends_the_delivery_but_not_that_of_a_queue() {
         (effects.settled, effects.failed)
     };
     assert_eq!(failed(ReasonCode::Success, None), (vec![stored], vec![]));
-    assert_eq!(failed(ReasonCode::UnspecifiedError, None), (vec![], vec![(stored, Nack::Failed)]));
+    assert_eq!(failed(ReasonCode::UnspecifiedError, None), (vec![], vec![(stored, Nack::Failed(None))]));
     let dead = failed(ReasonCode::PayloadFormatInvalid, Some("no JSON"));
     assert_eq!(dead, (vec![], vec![(stored, Nack::DeadLetter("no JSON".into()))]));
     let dead = failed(ReasonCode::PayloadFormatInvalid, None);

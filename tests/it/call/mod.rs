@@ -3,6 +3,7 @@
 mod answers;
 mod commands;
 pub(crate) mod gather;
+mod later;
 mod loss;
 mod refusals;
 

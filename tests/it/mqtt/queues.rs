@@ -2,9 +2,10 @@
 
 use stafett::grpc::proto::v1;
 use stafett::mqtt::codec::AckProperties;
+use stafett::types::clock::unix_now;
 
 use super::*;
-use crate::queue::{Queues, message, named, payloads, seconds};
+use crate::queue::{Queues, message, millis, named, payloads, seconds};
 
 /// A consumer of the queue `q`, at QoS 1.
 async fn consumer(broker: &Broker, version: Version) -> Peer {
@@ -23,6 +24,13 @@ async fn a_publish_enqueues_and_says_when_it_cannot() {
             queues.acknowledge("q", vec![leased.lease_token]).await;
         }
     }
+    let drops = v1::OverflowPolicy::DropOldest.into();
+    queues.create(v1::Queue { max_messages: 1, overflow: drops, ..named("newest") }).await;
+    let mut publisher = Peer::clean(&broker, V311, "").await;
+    for payload in ["old", "new"] {
+        assert_eq!(publisher.say("$queue/newest", QOS1, payload).await, ReasonCode::Success);
+    }
+    assert_eq!(payloads(&queues.receive("newest", 2).await), ["new"]);
     queues.create(v1::Queue { max_messages: 1, ..named("small") }).await;
     let mut publisher = Peer::clean(&broker, V5, "").await;
     assert_eq!(publisher.say("$queue/small", QOS1, "1").await, ReasonCode::Success);
@@ -101,6 +109,35 @@ async fn a_refusal_fails_the_delivery_and_0x99_gives_it_up() {
     let letter = dead.dead_letter.unwrap();
     assert_eq!((&*letter.source_queue, &*letter.reason), ("q", "no JSON"));
     consumer.nothing_came().await;
+}
+
+#[tokio::test]
+async fn a_refusal_rests_and_its_reason_is_kept() {
+    let broker = Broker::start().await;
+    let mut queues = Queues::of(&broker).await;
+    queues.create(named("dead")).await;
+    let rules = v1::Queue { max_deliveries: 2, retry_min_backoff: millis(100), ..named("q") };
+    queues.create(v1::Queue { dead_letter_queue: "dead".into(), ..rules }).await;
+    queues.fill("q", &["x"]).await;
+    let mut consumer = consumer(&broker, V5).await;
+    for reason in ["once", "no stock"] {
+        let delivery = consumer.publish().await;
+        let properties = AckProperties { reason_string: Some(reason.into()), ..AckProperties::default() };
+        let before = unix_now();
+        let packet_id = delivery.packet_id.unwrap();
+        let reason = ReasonCode::UnspecifiedError;
+        consumer
+            .send(Packet::PubAck(Ack { packet_id, reason, properties: Some(Box::new(properties)) }))
+            .await;
+        if !delivery.dup {
+            assert!(consumer.publish().await.dup);
+            assert!(unix_now().since(before).as_millis() >= 100);
+            consumer.leave().await;
+            consumer = Peer::subscribed(&broker, V5, "$queue/q", QOS1).await;
+        }
+    }
+    let letter = queues.one("dead").await.dead_letter.unwrap();
+    assert_eq!(&*letter.reason, "max deliveries reached: no stock");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What the clients of all runs were promised and what they saw, and the comparison of the two.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use parking_lot::{Mutex, MutexGuard};
 use stafett::grpc::proto::v1;
@@ -128,6 +128,9 @@ pub(super) struct State {
     /// Named messages of which it is not known whether they are stored, and what was said of those that are.
     unsure: Vec<Sent>,
     once: BTreeMap<u64, (Sent, String, u64)>,
+    /// Asynchronous calls that were acknowledged, by their ids, and those that somebody was handed.
+    pub(super) calls: HashMap<String, u64>,
+    pub(super) handed: HashSet<u64>,
     /// What a consumer has leased in this run.
     pub(super) held: HashMap<u64, &'static str>,
     /// What was seen to be wrong at once.

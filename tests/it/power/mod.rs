@@ -4,11 +4,13 @@
 //! `tests/power/shim.c` lies below the broker, and kills it at a call. Between two cuts a broker without it opens what the disk has left, and the
 //! clients' [`history`] is compared with what it finds: nothing acknowledged is lost, nothing settled comes back, order holds,
 //! QoS 2 is exactly once, nothing delayed is early, no message is leased twice at a time, publishes with two targets reach
-//! both, messages of a key come one at a time and in order, atomic batches are there whole or not at all, what is sent again under its name is stored once, retained values and definitions are the newest or what was under
-//! way.
+//! both, messages of a key come one at a time and in order, atomic batches are there whole or not at all, what is sent again
+//! under its name is stored once, retained values and definitions are the newest or what was under way, an asynchronous call is
+//! there or has one reply, and is handed out once unless it is idempotent.
 //!
 //! `STAFETT_CUTS` and `STAFETT_SEED` make it longer or repeat a run; `tests/power/run` does so.
 
+mod calls;
 mod history;
 mod pipeline;
 mod queues;
@@ -116,12 +118,14 @@ impl Machine {
         tasks.spawn(caller(12).await?.step());
         tasks.spawn(caller(13).await?.redrive());
         tasks.spawn(caller(14).await?.finish_pipeline());
-        tasks.spawn(caller(15).await?.enqueue_once());
-        tasks.spawn(caller(16).await?.receive(ONCE));
-        tasks.spawn(caller(17).await?.enqueue_whole());
-        tasks.spawn(caller(18).await?.enqueue_lines());
-        tasks.spawn(caller(19).await?.receive_lines());
-        tasks.spawn(caller(20).await?.receive_lines());
+        tasks.spawn(caller(15).await?.call());
+        tasks.spawn(caller(16).await?.serve());
+        tasks.spawn(caller(17).await?.enqueue_once());
+        tasks.spawn(caller(18).await?.receive(ONCE));
+        tasks.spawn(caller(19).await?.enqueue_whole());
+        tasks.spawn(caller(20).await?.enqueue_lines());
+        tasks.spawn(caller(21).await?.receive_lines());
+        tasks.spawn(caller(22).await?.receive_lines());
         while let Some(ended) = tasks.join_next().await {
             let Err(Gone) = ended.unwrap() else { continue };
         }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use stafett::grpc::proto::v1;
+use stafett::grpc::proto::v1::call_service_client::CallServiceClient;
 use stafett::grpc::proto::v1::consume_request::Action as Ask;
 use stafett::grpc::proto::v1::consume_response::Event as Told;
 use stafett::grpc::proto::v1::produce_request::Action as Say;
@@ -32,6 +33,8 @@ pub(super) const LATER: &str = "later";
 pub(super) const ONCE: &str = "once";
 /// Ordered by key, emptied by two consumers.
 pub(super) const LINES: &str = "lines";
+/// Of replies to asynchronous calls.
+pub(super) const REPLIES: &str = "replies";
 /// Paused and resumed by the one who works with it.
 pub(super) const HELD: &str = "held";
 /// Comes and goes.
@@ -49,6 +52,7 @@ pub(super) struct Gone;
 pub(super) struct Caller {
     pub(super) queues: QueueServiceClient<Channel>,
     topics: PubSubServiceClient<Channel>,
+    pub(super) calls: CallServiceClient<Channel>,
     pub(super) history: Arc<History>,
     pub(super) chance: Chance,
 }
@@ -57,7 +61,8 @@ impl Caller {
     pub(super) fn new(channel: Channel, history: &Arc<History>, seed: u64) -> Self {
         Self {
             queues: QueueServiceClient::new(channel.clone()),
-            topics: PubSubServiceClient::new(channel),
+            topics: PubSubServiceClient::new(channel.clone()),
+            calls: CallServiceClient::new(channel),
             history: Arc::clone(history),
             chance: Chance(seed),
         }
@@ -74,7 +79,7 @@ impl Caller {
         }
     }
 
-    fn gone(&self, status: &Status) -> Gone {
+    pub(super) fn gone(&self, status: &Status) -> Gone {
         let expected = [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled];
         if !expected.contains(&status.code()) {
             self.history.lock().wrong(format!("refused: {status}"));
@@ -99,6 +104,7 @@ impl Caller {
             (BOUND, v1::Queue { bindings: vec!["live/#".to_owned()], ..plain(BOUND) }),
             (LATER, plain(LATER)),
             (HELD, plain(HELD)),
+            (REPLIES, plain(REPLIES)),
             (LINES, v1::Queue { ordered_by_key: true, ..plain(LINES) }),
             (ONCE, v1::Queue { dedup_window: seconds(86_400), ..plain(ONCE) }),
         ] {
@@ -489,6 +495,9 @@ impl Caller {
                     *numbers.entry(Sent::of(&shown.message.unwrap().payload).number).or_default() += 1;
                 }
             }
+        }
+        if self.history.lock().queues.contains_key(REPLIES) {
+            found.queues.insert(REPLIES, self.find_calls().await?);
         }
         let mut all = v1::ListRetainedRequest { filter: "state/#".to_owned(), ..Default::default() };
         loop {

@@ -223,6 +223,80 @@ async fn a_queue_is_looked_after() {
 }
 
 #[tokio::test]
+async fn what_is_tried_again_and_given_up_is_set_and_shown() {
+    let broker = Broker::start().await;
+    done(&broker, &["create", "dead"]).await;
+    let create =
+        ["create", "q", "--dead-letter-queue", "dead", "--retry-min-backoff", "1s", "--max-messages", "1"];
+    let more = [
+        "--overflow",
+        "dead-letter",
+        "--single-active-consumer",
+        "--dead-letter-expired",
+        "--expires-after",
+        "1h",
+    ];
+    let text = done(&broker, &[&create[..], &more[..]].concat()).await;
+    for line in [
+        "retry backoff      from 1s",
+        "overflow           dead-letter",
+        "when unused for 3600s",
+        "one active at a time",
+    ] {
+        assert!(text.contains(line), "{line:?} is not in\n{text}");
+    }
+    done(&broker, &["send", "q", "1", "2"]).await;
+    let dead = &json(&broker, &["receive", "dead", "--wait", "10s"]).await[0];
+    assert_eq!(
+        (dead["payload"].as_str(), dead["dead_letter"]["reason"].as_str()),
+        (Some("1"), Some("overflow"))
+    );
+
+    let update = ["update", "q", "--retry-max-backoff", "9s", "--overflow", "drop-oldest"];
+    let off =
+        ["--single-active-consumer=false", "--unset", "dead_letter_expired", "--unset", "expires_after"];
+    let changed = &json(&broker, &[&update[..], &off[..]].concat()).await[0];
+    for (field, value) in [
+        ("retry_max_backoff", Value::from("9s")),
+        ("overflow", "drop-oldest".into()),
+        ("single_active_consumer", false.into()),
+        ("dead_letter_expired", false.into()),
+        ("expires_after", Value::Null),
+    ] {
+        assert_eq!(changed[field], value, "{field}");
+    }
+    done(&broker, &["send", "q", "3"]).await;
+    assert_eq!(json(&broker, &["stats", "q"]).await[0]["dropped_total"], 1);
+    let received = &json(&broker, &["receive", "q"]).await[0];
+    done(&broker, &["nack", "q", received["lease_token"].as_str().unwrap()]).await;
+    assert_eq!(json(&broker, &["stats", "q"]).await[0]["delayed"], 1, "it rests");
+    let (code, why) = failed(&broker, &["update", "q", "--retry-max-backoff", "1ms"]).await;
+    assert!(code == 2 && why.contains("queue.retry_max_backoff"), "{why}");
+}
+
+#[tokio::test]
+async fn a_consumer_stands_by_until_the_other_ends() {
+    let broker = Broker::start().await;
+    done(&broker, &["create", "q", "--single-active-consumer"]).await;
+    let url = broker.url();
+    let consume = ["queue", "consume", "q", "--server", &url];
+    let mut first = Process::start(consume);
+    done(&broker, &["send", "q", "1"]).await;
+    first.prints("1\n").await;
+    let mut second = Process::start(consume.into_iter().chain(["--priority", "-1"]));
+    second.says("another consumer is active").await;
+    first.signal(Signal::INT);
+    assert_eq!(first.end().await.code, Some(0));
+    second.says("this consumer is active now").await;
+    done(&broker, &["send", "q", "2"]).await;
+    second.prints("2\n").await;
+    second.signal(Signal::INT);
+    assert_eq!(second.end().await.stdout, "2\n");
+    let (code, why) = failed(&broker, &["receive", "q"]).await;
+    assert!(code == 1 && why.contains("single active consumer"), "{why}");
+}
+
+#[tokio::test]
 async fn a_broker_that_is_not_there_is_code_3() {
     let broker = Broker::start().await;
     let url = broker.url();

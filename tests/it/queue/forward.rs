@@ -2,11 +2,13 @@
 
 use bytes::Bytes;
 use stafett::grpc::proto::v1;
+use stafett::grpc::proto::v1::consume_request::Action as Ask;
 use stafett::grpc::proto::v1::forward_result::Outcome;
 use tonic::Code;
 use tonic_types::RpcStatusExt;
 
 use super::browse::later;
+use super::streams::{Consumer, opening, which};
 use super::{Queues, field, got, message, named, payloads, reason, refused};
 use crate::harness::{Broker, stafett};
 
@@ -87,6 +89,25 @@ async fn each_item_is_done_whole_or_not_at_all() {
     let results = queues.forward(vec![item(token(2), &[("next", message("3a"))])]).await;
     assert!(results[0].is_ok(), "{results:?}");
     assert_eq!(queues.left("next").await, ["1a", "3a"]);
+}
+
+#[tokio::test]
+async fn a_delivery_of_a_stream_is_forwarded_by_its_token() {
+    let (_broker, mut queues) = Queues::start().await;
+    queues.create(named("next")).await;
+    queues.fill("q", &["1", "2"]).await;
+    let open = v1::ConsumeOpen { want_tokens: true, ..opening("q", 1) };
+    let mut consumer = Consumer::open(&mut queues, open).await;
+    let first = consumer.take(1).await.remove(0);
+    let results = queues.forward(vec![item(&first.lease_token, &[("next", message("1a"))])]).await;
+    assert!(results[0].is_ok(), "{results:?}");
+    consumer.ask(Ask::Ack(which(1, &[first.delivery_id]))).await;
+    // The room is there at once, the answer when the acknowledgement is done.
+    let second = consumer.take_past_results(1).await;
+    assert_eq!(payloads(&second), ["2"]);
+    assert_eq!(queues.left("next").await, ["1a"]);
+    let again = queues.acknowledge("q", vec![first.lease_token]).await;
+    assert_eq!(reason(&again[0].error.as_ref().unwrap().get_error_details()), "LEASE_EXPIRED");
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@ mod commands;
 mod definitions;
 mod deleting;
 mod deliveries;
+mod expiry;
 mod forward;
+mod giving_up;
 mod leases;
 mod messages;
 mod pause;
@@ -13,6 +15,7 @@ mod placing;
 mod redrive;
 mod restart;
 mod streams;
+mod turns;
 mod watch;
 
 use bytes::Bytes;

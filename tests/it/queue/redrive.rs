@@ -116,6 +116,59 @@ async fn a_full_queue_takes_no_more_and_what_stays_is_reported() {
 }
 
 #[tokio::test]
+async fn many_for_a_full_queue_do_not_hide_those_behind_them() {
+    let broker = Broker::start().await;
+    let mut queues = Queues::of(&broker).await;
+    dead_letters(&mut queues, 0).await;
+    for (queue, count) in [("orders", 1500), ("bills", 10)] {
+        for part in (0..count).collect::<Vec<_>>().chunks(500) {
+            let messages = part.iter().map(|n| message(&n.to_string())).collect();
+            got(queues.0.enqueue_batch(v1::EnqueueBatchRequest {
+                queue: queue.into(),
+                messages,
+                atomic: false,
+            }))
+            .await;
+            let lease_tokens = super::tokens(&queues.receive(queue, 500).await);
+            assert_eq!(lease_tokens.len(), part.len());
+            let kind = v1::NackKind::DeadLetter.into();
+            let nack = v1::NackRequest { queue: queue.into(), lease_tokens, kind, ..Default::default() };
+            assert_eq!(got(queues.0.nack(nack)).await.failures, []);
+        }
+    }
+    while queues.stats("dead").await.ready < 1510 {}
+    let fill = async |queues: &mut Queues, queue: &str| {
+        queues.enqueue(queue, message("full")).await;
+        let bounded = Some(v1::Queue { max_messages: 1, ..named(queue) });
+        let update_mask = Some(prost_types::FieldMask { paths: vec!["max_messages".into()] });
+        got(queues.0.update_queue(v1::UpdateQueueRequest { queue: bounded, update_mask })).await;
+    };
+    fill(&mut queues, "orders").await;
+    let to_its_end = async |queues: &mut Queues, request| {
+        let mut parts = got(queues.0.redrive_stream(request)).await;
+        let (mut last, mut errors) = (v1::RedriveProgress::default(), Vec::new());
+        while let Some(part) = within("a part", parts.message()).await.unwrap() {
+            errors.extend(part.errors.clone());
+            last = part;
+        }
+        (last, errors)
+    };
+    let request = v1::RedriveRequest { max_messages: 100, ..redriving(None) };
+    let (last, errors) = to_its_end(&mut queues, request).await;
+    assert_eq!((last.moved, last.stayed, last.looked_at), (10, 1500, 1510));
+    assert_eq!(errors.len(), 100);
+    let bound = |e: &v1::RedriveError| e.error.as_ref().unwrap().message.contains("max_messages 1");
+    assert!(errors.iter().all(bound), "{errors:?}");
+
+    // A queue that is named is no other: all that stay are counted.
+    queues.create(named("small")).await;
+    fill(&mut queues, "small").await;
+    let request = v1::RedriveRequest { destination: "small".into(), ..redriving(None) };
+    let (last, _) = to_its_end(&mut queues, request).await;
+    assert_eq!((last.moved, last.stayed, last.looked_at), (0, 1500, 1500));
+}
+
+#[tokio::test]
 async fn a_dead_letter_queue_takes_what_is_given_up_beyond_its_bound() {
     let broker = Broker::start().await;
     let mut queues = Queues::of(&broker).await;

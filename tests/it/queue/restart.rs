@@ -88,9 +88,14 @@ async fn messages_definitions_and_tokens_survive_a_kill() {
         lease: seconds(60),
         max_deliveries: 3,
         dead_letter_queue: "dead".to_owned(),
+        retry_min_backoff: seconds(600),
+        retry_max_backoff: seconds(3600),
         bindings: vec!["a/#".to_owned()],
         priorities: true,
+        overflow: v1::OverflowPolicy::DeadLetter.into(),
         labels: [("team".to_owned(), "a".to_owned())].into(),
+        dead_letter_expired: true,
+        expires_after: seconds(3600),
         ..named("q")
     };
     let defined = queues.create(defined).await;

@@ -84,7 +84,7 @@ pub(crate) fn which(ack_id: u64, delivery_ids: &[u64]) -> v1::AckBatch {
 }
 
 impl Consumer {
-    async fn start(queues: &mut Queues, first: Ask) -> Self {
+    pub(super) async fn start(queues: &mut Queues, first: Ask) -> Self {
         let (send, frames) = mpsc::channel(64);
         send.send(v1::ConsumeRequest { action: Some(first) }).await.unwrap();
         let events = got(queues.0.consume(ReceiverStream::new(frames))).await;
@@ -97,6 +97,11 @@ impl Consumer {
         consumer
     }
 
+    /// The client has said all.
+    pub(super) fn close(&mut self) {
+        self.send = None;
+    }
+
     pub(super) async fn ask(&self, action: Ask) {
         let send = self.send.as_ref().unwrap();
         within("room", send.send(v1::ConsumeRequest { action: Some(action) })).await.unwrap();
@@ -106,7 +111,7 @@ impl Consumer {
         within("an event", self.events.message()).await
     }
 
-    async fn hear(&mut self) -> Told {
+    pub(super) async fn hear(&mut self) -> Told {
         self.next().await.unwrap().unwrap().event.unwrap()
     }
 

@@ -75,7 +75,7 @@ async fn consume(channel: Channel, stop: &CancellationToken, queue: &str) -> Res
                 }
             }
             Some(Event::Closing(closing)) => pause = pause_of(&closing),
-            Some(Event::LeaseLost(_) | Event::Heartbeat(_)) | None => {}
+            Some(Event::LeaseLost(_) | Event::BecameActive(_) | Event::Heartbeat(_)) | None => {}
         }
     }
     Ok(pause)

@@ -20,7 +20,7 @@ use crate::engine::settings::EngineSettings;
 use crate::engine::{
     Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
     Nack, Op, Outcome, Page, Pending, QueueSpec, Removed, Settled, Stored, SubscribeOptions, TargetStats,
-    Ticket, View,
+    Ticket, Usage, View,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{
@@ -367,7 +367,7 @@ impl Engine for Held {
         target: TargetId,
         leases: &[LeaseRef],
         how: Nack,
-        delay: Duration,
+        delay: Option<Duration>,
     ) -> Result<Settled, EngineError> {
         self.inner.nack(target, leases, how, delay)
     }
@@ -401,6 +401,11 @@ impl Engine for Held {
     fn oldest(&self, target: TargetId) -> Pending<Option<UnixMillis>> {
         self.inner.oldest(target)
     }
+
+    fn usage(&self, target: TargetId) -> Result<Usage, EngineError> {
+        self.inner.usage(target)
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.inner.counters()
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::bed::{binding, publish, subscribe, take, texts};
 use super::*;
 use crate::core::{CoreError, End, Inbound};
-use crate::engine::Nack;
+use crate::engine::{Engine, Nack};
 use crate::types::{Priority, Qos};
 
 #[tokio::test]
@@ -33,7 +33,7 @@ async fn publishing_to_a_queue_enqueues() {
     assert_eq!(taken[0].leased.qos, Qos::AtLeastOnce);
     let source = taken[0].source;
     within(session.settle(source, &[taken[0].leased.sequence]).unwrap().durable).await.unwrap();
-    drop(session.nack(source, &[taken[1].leased.sequence], Nack::Failed, Duration::ZERO).unwrap());
+    drop(session.nack(source, &[taken[1].leased.sequence], Nack::Failed(None), None).unwrap());
     let again = take(&session, 1).await;
     assert_eq!((texts(&again), again[0].leased.attempt), (vec!["late".into()], 2));
     // What it has goes back when it leaves.
@@ -69,4 +69,17 @@ async fn queue_filters_name_one_queue_that_is_there() {
     assert!(none.is_empty());
     let got = publish(&mut bed.publisher(), vec![qos1("in/1", "")]).await;
     assert_eq!(got[0].result.as_ref().unwrap().queues, 0);
+}
+
+#[tokio::test]
+async fn a_queue_that_may_be_unused_for_longer_by_now_is_not_deleted() {
+    let bed = Bed::new().await;
+    let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+    bed.queue("q", |spec| spec.expires_after = Some(hour)).await;
+    let entry = bed.broker.queues().get("q").unwrap();
+    let usage = bed.engine.usage(entry.id()).unwrap();
+    let after = async |time| within(bed.broker.delete_if_unused(&entry, usage, time)).await.unwrap();
+    assert!(!after(second).await);
+    assert!(after(hour).await);
+    assert!(bed.broker.queues().get("q").is_none());
 }

@@ -134,7 +134,7 @@ async fn a_second_connection_takes_the_session_over() {
     let owner = async {
         // What a door does: when its outbox is closed it counts what was written, and leaves.
         assert_eq!(at_first.closed().await, CloseReason::TakenOver);
-        drop(first.nack(taken[0].source, &[taken[0].leased.sequence], Nack::Failed, Duration::ZERO).unwrap());
+        drop(first.nack(taken[0].source, &[taken[0].leased.sequence], Nack::Failed(None), None).unwrap());
         first.close(End::Lost).await;
     };
     let ((), (second, at_second, present)) = within(async { tokio::join!(owner, bed.durable("s")) }).await;

@@ -63,7 +63,7 @@ impl Door for Consume {
             Some(E::Results(results)) => Event::Results(results),
             Some(E::LeaseLost(lost)) => Event::LeaseLost(lost.delivery_ids.len()),
             Some(E::Closing(closing)) => Event::Closing(closing),
-            Some(E::Heartbeat(_)) | None => Event::Taken,
+            Some(E::Heartbeat(_) | E::BecameActive(_)) | None => Event::Taken,
         })
     }
 }

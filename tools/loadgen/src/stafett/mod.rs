@@ -19,7 +19,7 @@ use self::unary::UnaryPublisher;
 use self::up::{BatchPublisher, Produce, Publish};
 use crate::pattern::*;
 
-#[allow(dead_code, reason = "generated from the whole contract")]
+#[allow(dead_code, clippy::large_enum_variant, reason = "generated from the whole contract")]
 mod pb {
     include!(concat!(env!("OUT_DIR"), "/stafett.rs"));
 }
