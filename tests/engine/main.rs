@@ -10,6 +10,7 @@ mod crash;
 mod embedded;
 mod forward;
 mod giving_up;
+mod keys;
 mod placing;
 mod power;
 mod turns;

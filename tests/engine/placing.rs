@@ -15,12 +15,12 @@ use crate::bench::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn remembering(name: &str) -> QueueSpec {
+pub(crate) fn remembering(name: &str) -> QueueSpec {
     QueueSpec { dedup_window: Some(HOUR), ..spec(name) }
 }
 
 /// A message that its producer calls `id`.
-fn named(bench: &Bench, targets: &[TargetId], id: &str, payload: &str) -> Op {
+pub(crate) fn named(bench: &Bench, targets: &[TargetId], id: &str, payload: &str) -> Op {
     let message = with_dedup_id(bench.message("t", payload.to_owned()), id);
     publish(message, targets.iter().map(|&target| Append::to(target)))
 }
@@ -137,7 +137,7 @@ async fn a_queue_remembers_no_more_than_it_may() {
 }
 
 /// Messages that are stored together.
-fn together(target: TargetId, messages: impl IntoIterator<Item = Message>) -> Op {
+pub(crate) fn together(target: TargetId, messages: impl IntoIterator<Item = Message>) -> Op {
     Op::AppendAll(messages.into_iter().map(|message| (message, Append::to(target))).collect())
 }
 
@@ -218,12 +218,12 @@ async fn what_is_stored_together_may_be_known_in_part() {
     assert_eq!(bench.drain(queue).await, ["a", "b", "c"]);
 }
 
-fn ordered(name: &str) -> QueueSpec {
+pub(crate) fn ordered(name: &str) -> QueueSpec {
     QueueSpec { ordered_by_key: true, ..spec(name) }
 }
 
 /// Messages with a key each, in their order; `-` is none.
-async fn fill(bench: &Bench, queue: TargetId, messages: &[(&str, &str)]) {
+pub(crate) async fn fill(bench: &Bench, queue: TargetId, messages: &[(&str, &str)]) {
     for &(key, payload) in messages {
         let message = bench.message("t", payload.to_owned());
         let message = if key == "-" { message } else { with_key(message, key) };
@@ -231,12 +231,12 @@ async fn fill(bench: &Bench, queue: TargetId, messages: &[(&str, &str)]) {
     }
 }
 
-fn texts(leased: &[Leased]) -> Vec<String> {
+pub(crate) fn texts(leased: &[Leased]) -> Vec<String> {
     leased.iter().map(text).collect()
 }
 
 /// What is there at once, settled.
-async fn round(bench: &Bench, queue: TargetId, consumer: &dyn Consumer) -> Vec<String> {
+pub(crate) async fn round(bench: &Bench, queue: TargetId, consumer: &dyn Consumer) -> Vec<String> {
     let leased = take_now(consumer);
     bench.settle(queue, &leased).await;
     texts(&leased)
