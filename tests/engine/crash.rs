@@ -285,7 +285,7 @@ impl History {
 }
 
 /// All messages of a target.
-async fn all_of(engine: &Embedded, target: TargetId) -> Vec<Browsed> {
+pub(crate) async fn all_of(engine: &Embedded, target: TargetId) -> Vec<Browsed> {
     let mut all = Vec::new();
     let mut from = Some(Sequence(0));
     while let Some(at) = from {

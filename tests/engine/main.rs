@@ -14,3 +14,4 @@ mod keys;
 mod placing;
 mod power;
 mod turns;
+mod whole;
