@@ -17,8 +17,9 @@ use crate::bench::{settings, spec};
 use crate::crash::{all_of, child_has, child_of, message, number, run_until, say};
 
 const QUEUE: TargetId = TargetId(1);
-/// More than is written before the file is synced in between, of messages of 40 kB.
-const TOGETHER: u64 = 80;
+/// Many packs, and more than is written before the file is synced in between: messages of 5 kB, which [`message`] gives every
+/// [`SIZE`]th number.
+const TOGETHER: u64 = 500;
 const SIZE: u64 = 50;
 
 /// The child. Does nothing when the tests run it as a test.
@@ -36,7 +37,7 @@ async fn work(directory: &Path) {
     let ids = MessageIds::new();
     for first in (0..).step_by(TOGETHER as usize) {
         say('B', [first]);
-        let numbered = |n| (message(&ids, n * SIZE), Append::to(QUEUE));
+        let numbered = |n| (message(&ids, n * SIZE + 1), Append::to(QUEUE));
         engine.commit(vec![Op::AppendAll((first..first + TOGETHER).map(numbered).collect())]).await.unwrap();
         say('E', [first]);
     }
