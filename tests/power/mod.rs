@@ -1,9 +1,10 @@
-//! What tests that cut the power share: a disk below a process ([`Disk`], made of `shim.c`), what was promised of numbered
-//! messages ([`Promises`]), and chance that a seed repeats.
+//! What tests that cut the power share: a disk below a process ([`Disk`], made of `shim.c`, or of `witness.py` where
+//! `STAFETT_WITNESS` is set), what was promised of numbered messages ([`Promises`]), and chance that a seed repeats.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::{fmt, fs};
 
@@ -110,6 +111,8 @@ fn shim() -> &'static Path {
 pub(crate) struct Disk {
     directory: TempDir,
     seed: u64,
+    /// Mounted at the data directory.
+    witness: Option<Child>,
     /// The sum over all processes.
     pub(crate) seen: Report,
 }
@@ -119,7 +122,7 @@ impl Disk {
     pub(crate) fn new(seed: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("data")).unwrap();
-        Self { directory, seed, seen: Report::default() }
+        Self { directory, seed, witness: None, seen: Report::default() }
     }
 
     /// The directory that lies on it.
@@ -135,8 +138,22 @@ impl Disk {
         self.directory.path().join("control")
     }
 
-    /// What puts it below a process.
-    pub(crate) fn environment(&self, seed: u64) -> Vec<(&'static str, String)> {
+    /// Where `witness.py` has what it shows.
+    fn store(&self) -> PathBuf {
+        self.directory.path().join("store")
+    }
+
+    /// Whether calls are seen in the C library: the kernel tells of no sync_file_range, and lets no call fail.
+    pub(crate) fn is_shim() -> bool {
+        std::env::var_os("STAFETT_WITNESS").is_none()
+    }
+
+    /// Puts it below the process that is started next, with these variables.
+    pub(crate) fn environment(&mut self, seed: u64) -> Vec<(&'static str, String)> {
+        if !Self::is_shim() {
+            self.mount(seed);
+            return Vec::new();
+        }
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         vec![
             ("LD_PRELOAD", text(shim())),
@@ -154,8 +171,35 @@ impl Disk {
         fs::rename(new, self.control()).unwrap();
     }
 
+    fn mount(&mut self, seed: u64) {
+        fs::rename(self.data(), self.store()).unwrap();
+        fs::create_dir(self.data()).unwrap();
+        let mut child = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/power/witness.py"))
+            .args([self.data(), self.store(), self.image(), self.control()])
+            .arg(seed.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("witness.py runs");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "witness.py has mounted nothing");
+        self.witness = Some(child);
+    }
+
+    fn unmount(&mut self) {
+        let Some(mut child) = self.witness.take() else { return };
+        let unmounted = Command::new("umount").arg(self.data()).status().expect("umount runs");
+        if !unmounted.success() {
+            child.kill().unwrap();
+        }
+        let ended = child.wait().unwrap();
+        assert!(unmounted.success() && ended.success(), "umount: {unmounted}, witness.py: {ended}");
+        fs::remove_dir_all(self.store()).unwrap();
+    }
+
     /// Puts what the disk has left in the place of what the process saw, now that it is gone.
     pub(crate) fn restart(&mut self) -> Report {
+        self.unmount();
         let report = Report::read(&self.image().join("report"));
         assert!(report.of("calls") > 0, "the shim saw nothing: {report:?}");
         fs::remove_dir_all(self.data()).unwrap();
@@ -176,6 +220,11 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        if let Some(mut child) = self.witness.take() {
+            drop(Command::new("umount").arg("--lazy").arg(self.data()).status());
+            drop(child.kill());
+            drop(child.wait());
+        }
         if std::thread::panicking() {
             self.directory.disable_cleanup(true);
             eprintln!("STAFETT_SEED={}; the store is in {}", self.seed, self.directory.path().display());

@@ -19,7 +19,7 @@
  * synced at the end, and what was lost.
  *
  * Not seen: system calls past the C library (fallocate of the ballast, whose bytes nobody reads), descriptors that were
- * duplicated, paths relative to a directory, maps of files.
+ * duplicated, paths relative to a directory, maps of files. witness.py sees those.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
