@@ -407,7 +407,7 @@ async fn whatever_becomes_of_messages_no_key_is_held_up_for_ever() {
         let dead = bench.queue_with(ordered("dead")).await;
         let spec = QueueSpec { max_messages: 12, overflow, ..buried(3) };
         let queue = bench.queue_with(spec).await;
-        let mut last = vec![Sequence(0); 4];
+        let mut last = [Sequence(0); 4];
         let (mut came, mut sent) = (0, 0);
         for _ in 0..3 {
             let consumers = [bench.consumer(queue), bench.consumer(queue)];

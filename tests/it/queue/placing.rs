@@ -11,6 +11,7 @@ use stafett::grpc::proto::v1::pub_sub_service_client::PubSubServiceClient;
 use tonic::Code;
 use tonic_types::StatusExt;
 
+use super::forward::item;
 use super::streams::{Consumer, Producer, opening};
 use super::{Queues, field, got, message, named, payloads, reason, refused, seconds, tokens, which};
 use crate::harness::Broker;
@@ -241,4 +242,62 @@ async fn an_ordering_key_is_refused_where_it_promises_nothing() {
     assert_eq!(reason(&status.get_error_details()), "NOT_ORDERED_BY_KEY");
     let status = refused(queues.0.enqueue(ask(&"x".repeat(257)))).await;
     assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "message.ordering_key"));
+}
+
+#[tokio::test]
+async fn a_key_goes_on_whatever_becomes_of_the_message_before() {
+    let data = Arc::new(tempfile::tempdir().unwrap());
+    let (broker, mut queues) = remembering(&data, &[]).await;
+    let lines = |name: &str| v1::Queue { ordered_by_key: true, ..named(name) };
+    queues.create(lines("dead")).await;
+    let spec = v1::Queue {
+        dead_letter_queue: "dead".to_owned(),
+        max_deliveries: 1,
+        max_messages: 6,
+        overflow: v1::OverflowPolicy::DropOldest.into(),
+        ..lines("q")
+    };
+    queues.create(spec).await;
+    let key = |payload: &str| v1::Message { ordering_key: "k".to_owned(), ..message(payload) };
+    let messages = ["failed", "purged", "forwarded", "dropped", "left", "last"].map(key).to_vec();
+    got(queues.0.enqueue_batch(whole("q", messages))).await;
+    // It has had its last delivery.
+    let leased = queues.one("q").await;
+    assert_eq!(leased.message.as_ref().unwrap().payload, "failed");
+    assert!(queues.is_empty("q").await);
+    queues.nack("q", &leased.lease_token, v1::NackKind::Failed).await;
+    // It rests, and is purged.
+    let leased = queues.one("q").await;
+    assert_eq!(leased.message.unwrap().payload, "purged");
+    let (lease_tokens, kind) = (vec![leased.lease_token], v1::NackKind::Release.into());
+    let nack = v1::NackRequest { lease_tokens, kind, delay: seconds(3600), ..Default::default() };
+    got(queues.0.nack(v1::NackRequest { queue: "q".to_owned(), ..nack })).await;
+    assert!(queues.is_empty("q").await);
+    let view = v1::QueueView::Delayed.into();
+    let purge = v1::PurgeRequest { queue: "q".to_owned(), view, ..Default::default() };
+    assert_eq!(got(queues.0.purge(purge)).await.purged, 1);
+    // Settled with what follows from it, which is known where it goes.
+    queues.enqueue("once", called("a", "first")).await;
+    let leased = queues.one("q").await;
+    assert_eq!(leased.message.as_ref().unwrap().payload, "forwarded");
+    let items =
+        vec![item(&leased.lease_token, &[("once", called("a", "again")), ("once", called("b", "b"))])];
+    let told = queues.forward(items).await.remove(0).unwrap().messages;
+    assert_eq!(told.iter().map(|stored| stored.duplicate).collect::<Vec<_>>(), [true, false]);
+    // Three are left, and four more are one too many.
+    let more = ["x", "y", "z", "v"].map(message).to_vec();
+    got(queues.0.enqueue_batch(whole("q", more))).await;
+    let leased = queues.receive("q", 10).await;
+    assert_eq!(payloads(&leased), ["left", "x", "y", "z", "v"]);
+    let redrive = v1::RedriveRequest { dead_letter_queue: "dead".to_owned(), ..Default::default() };
+    queues.acknowledge("q", tokens(&leased[1..])).await;
+    assert_eq!(got(queues.0.redrive(redrive)).await.moved, 1);
+    broker.kill9().await;
+    let (_broker, mut queues) = remembering(&data, &[]).await;
+    for payload in ["left", "last", "failed"] {
+        let leased = queues.receive("q", 10).await;
+        assert_eq!(payloads(&leased), [payload]);
+        queues.acknowledge("q", tokens(&leased)).await;
+    }
+    assert_eq!(payloads(&queues.receive("once", 10).await), ["first", "b"]);
 }
