@@ -261,7 +261,8 @@ impl Broker {
         let stored = &self.calls.stored;
         stored.known.cancelled().await;
         let mut message = record::call_message(request, reply_to);
-        message.id = self.ids.next_now();
+        // Who has it may fetch the reply: others' ids are not to lead to it.
+        message.id = MessageId::unguessable(clock::unix_now());
         let (id, weight) = (message.id, weight_of(&message));
         stored.places.lock().begin(id, weight, stored.room).map_err(|why| stored.refused(&why))?;
         let publish = Publish {
