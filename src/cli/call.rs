@@ -162,13 +162,16 @@ pub(super) fn show(options: &ClientOptions, reply: Option<v1::Reply>) -> Result<
 
 /// A reply as one JSON object.
 pub(super) fn reply_json(reply: v1::Reply) -> Value {
-    let v1::Reply { responder_id, message, error, latency } = reply;
+    let v1::Reply { responder_id, message, error, latency, part } = reply;
     let mut object = match error {
         Some(error) => Map::from_iter([("error".to_owned(), json!(error.message))]),
         None => message_json(&message.unwrap_or_default(), None),
     };
     object.remove("topic");
     object.insert("responder_id".to_owned(), json!(responder_id));
+    if let Some(part) = part {
+        object.insert("part".to_owned(), json!(part));
+    }
     if let Some(latency) = latency {
         object.insert("latency".to_owned(), json!(show_duration(&latency)));
     }

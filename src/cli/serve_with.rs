@@ -30,7 +30,8 @@ const CONCURRENCY: u32 = 8;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Runs the program for each request: the payload on stdin, the reply from stdout. It finds CALL_SERVICE, CALL_CALLER, \
-CALL_ATTEMPT and CALL_CONTENT_TYPE in its environment. Another end than 0 is an error reply. A program whose caller waits \
+CALL_ATTEMPT and CALL_CONTENT_TYPE in its environment, and CALL_PART and CALL_PARTS when it is asked one of the parts of a \
+request. Another end than 0 is an error reply. A program whose caller waits \
 no more is killed. Ends with ctrl-c, when what runs is answered; a second one cuts.
 Examples:
   stafett serve-with text/upper -- tr a-z A-Z
@@ -142,6 +143,12 @@ async fn run(service: String, command: Vec<String>, request: v1::IncomingRequest
     }
 }
 
+/// Which part of a larger request it is.
+fn part(part: Option<v1::RequestPart>) -> Vec<(&'static str, String)> {
+    let said = |v1::RequestPart { index, count }| [("CALL_PART", index), ("CALL_PARTS", count)];
+    part.into_iter().flat_map(said).map(|(name, number)| (name, number.to_string())).collect()
+}
+
 /// What the program says to a request. Dropping the future kills it.
 async fn output(service: &str, command: &[String], request: v1::IncomingRequest) -> anyhow::Result<Vec<u8>> {
     let (program, args) = command.split_first().context("no program")?;
@@ -152,6 +159,7 @@ async fn output(service: &str, command: &[String], request: v1::IncomingRequest)
         .env("CALL_CALLER", request.caller_id)
         .env("CALL_ATTEMPT", request.attempt.to_string())
         .env("CALL_CONTENT_TYPE", message.content_type)
+        .envs(part(request.part))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true)

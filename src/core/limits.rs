@@ -50,6 +50,8 @@ pub struct Limits {
     /// Bytes of the replies of one multicast that its caller has not read, or that are gathered for it; beyond it a reply
     /// counts as refused. One may overdraw.
     pub gather_bytes: usize,
+    /// Parts of one request; beyond it, it is refused.
+    pub gather_parts: usize,
     /// Calls of one service, or requests of multicasts to one responder, that wait for room.
     pub calls_waiting: usize,
     /// How many responders are asked at most when each is lost with an idempotent call in hand.
@@ -159,6 +161,7 @@ impl Default for Limits {
             call_reply_bytes: 4 << 20,
             gather_responders: 1000,
             gather_bytes: 16 << 20,
+            gather_parts: 10_000,
             calls_waiting: 10_000,
             call_tries: 3,
             max_responders: 100_000,

@@ -10,7 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let echo = protox::compile(["proto/echo.proto"], ["proto"])?;
     tonic_prost_build::configure().bytes(".").emit_rerun_if_changed(false).compile_fds(echo)?;
 
-    let services = ["stafett/v1/queue.proto", "stafett/v1/pubsub.proto"];
+    let services = ["stafett/v1/queue.proto", "stafett/v1/pubsub.proto", "stafett/v1/call.proto"];
     let contract = protox::compile(services, [CONTRACT])?;
     tonic_prost_build::configure()
         .build_server(false)

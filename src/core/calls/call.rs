@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -35,12 +35,13 @@ pub(super) struct Call {
 
 /// What is asked, and of whom.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a plain call is the common one, and has one allocation")]
 pub(super) enum To {
     /// Of one responder.
     One(Request),
     /// Of many, each with a call of its own that is for it alone.
     Many(Arc<Shared>),
+    /// Of one responder each, in parts: this is one of the parts of the job with this number.
+    Part(Arc<Shared>, u64, Request),
 }
 
 #[derive(Debug)]
@@ -49,6 +50,8 @@ struct Slot {
     place: Place,
     /// Responders that have seen it.
     tries: usize,
+    /// Who had it last; of a part alone.
+    holder: Option<ByteString>,
     said: VecDeque<Reply>,
     /// Of what was said.
     bytes: usize,
@@ -64,6 +67,8 @@ pub(super) struct Shared {
     request: Request,
     /// Of what was said and is not read, or is kept.
     bytes: AtomicUsize,
+    /// Its parts wait until more of that is read.
+    held: AtomicBool,
     calls: Arc<Calls>,
 }
 
@@ -72,7 +77,24 @@ impl Shared {
     /// [`CoreError::Limit`].
     pub(super) fn new(calls: &Arc<Calls>, request: Request) -> Result<Arc<Self>, CoreError> {
         calls.reserve(request.message.weight())?;
-        Ok(Arc::new(Self { request, bytes: AtomicUsize::new(0), calls: Arc::clone(calls) }))
+        let (bytes, held) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Ok(Arc::new(Self { request, bytes, held, calls: Arc::clone(calls) }))
+    }
+
+    /// Whether so much is not read that it may as well be read first. Who reads is then told by [`Self::is_freed`].
+    pub(super) fn holds(&self) -> bool {
+        let full = || self.bytes.load(Ordering::SeqCst) > self.calls.bounds.gather_bytes / 2;
+        if !full() {
+            return false;
+        }
+        // Said before it is looked at again: what is read from now on finds it.
+        self.held.store(true, Ordering::SeqCst);
+        full()
+    }
+
+    /// Whether parts may have waited for what was read.
+    pub(super) fn is_freed(&self) -> bool {
+        self.held.load(Ordering::SeqCst) && self.held.swap(false, Ordering::SeqCst)
     }
 
     /// That has gone to who asked.
@@ -82,7 +104,7 @@ impl Shared {
             Err(CallError::Responder(fault)) => weight_of_fault(fault),
             Err(CallError::Broker(_)) => return,
         };
-        self.bytes.fetch_sub(weight, Ordering::Relaxed);
+        self.bytes.fetch_sub(weight, Ordering::SeqCst);
         self.calls.counts.bytes.fetch_sub(weight, Ordering::Relaxed);
     }
 
@@ -148,7 +170,7 @@ impl Call {
     /// [`CoreError::Limit`].
     pub(super) fn new(calls: &Arc<Calls>, to: To) -> Result<Self, CoreError> {
         let weight = match &to {
-            To::One(request) => weight_of(&request.message),
+            To::One(request) | To::Part(_, _, request) => weight_of(&request.message),
             To::Many(_) => OVERHEAD,
         };
         calls.reserve(weight)?;
@@ -162,6 +184,7 @@ impl Call {
             slot: Mutex::new(Slot {
                 place: Place::Over,
                 tries: 0,
+                holder: None,
                 said: VecDeque::new(),
                 bytes: 0,
                 answered: false,
@@ -177,7 +200,7 @@ impl Call {
 
     pub(super) fn request(&self) -> &Request {
         match &self.to {
-            To::One(request) => request,
+            To::One(request) | To::Part(_, _, request) => request,
             To::Many(shared) => &shared.request,
         }
     }
@@ -185,13 +208,31 @@ impl Call {
     fn shared(&self) -> Option<&Shared> {
         match &self.to {
             To::One(_) => None,
-            To::Many(shared) => Some(shared),
+            To::Many(shared) | To::Part(shared, ..) => Some(shared),
         }
     }
 
     /// Whether another responder may get it.
     pub(super) fn is_for_anyone(&self) -> bool {
-        self.shared().is_none()
+        !matches!(self.to, To::Many(_))
+    }
+
+    /// The job that it is a part of.
+    pub(super) fn job(&self) -> Option<u64> {
+        match &self.to {
+            To::Part(_, job, _) => Some(*job),
+            _ => None,
+        }
+    }
+
+    /// Who has it now; of a part.
+    pub(super) fn held_by(&self, responder: &ByteString) {
+        self.slot.lock().holder = Some(responder.clone());
+    }
+
+    /// Who had it last; of a part.
+    pub(super) fn holder(&self) -> Option<ByteString> {
+        self.slot.lock().holder.clone()
     }
 
     pub(super) fn place(&self) -> Place {
@@ -362,9 +403,8 @@ impl Calling {
         self.call.poll(cx)
     }
 
-    /// How many responders have seen it.
-    pub(super) fn tries(&self) -> usize {
-        self.call.tries()
+    pub(super) fn call(&self) -> &Call {
+        &self.call
     }
 
     /// The answer of a call that takes one. Cancel safe.

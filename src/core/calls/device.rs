@@ -21,7 +21,7 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::service::Service;
-use super::{Answer, Calls, Counts, ReplyRefused, Request, Said, Serve};
+use super::{Answer, Calls, Counts, Part, ReplyRefused, Request, Said, Serve};
 use crate::core::delivery::{Answers, Offer};
 use crate::core::route::{Route, Routing};
 use crate::core::router::Epoch;
@@ -87,6 +87,9 @@ impl Device {
         let extras = message.extras_mut();
         extras.reply_to = Some(self.reply_to.clone());
         extras.correlation_data = Some(Bytes::copy_from_slice(&correlation));
+        if let Some(Part { index, count }) = request.part {
+            extras.properties.push((ByteString::from_static(PART), format!("{index}/{count}").into()));
+        }
         let offer = Offer {
             message: &message,
             qos: Qos::AtMostOnce,
@@ -314,5 +317,7 @@ pub(super) fn said(mut message: Message) -> Said {
     }
 }
 
+/// The user property of a request that is one of the parts of a larger one.
+const PART: &str = "stafett-part";
 /// The user property of an answer that says that it is an error, and which.
 pub(super) const ERROR: &str = "stafett-error";

@@ -1,7 +1,7 @@
-//! One request to everyone who serves, and the replies of all.
+//! One request to everyone who serves, or in parts to those who do, and the replies of all.
 //!
-//! Each responder has a call of its own, which ends as any other does: answered, failed, or given up when the gathering is
-//! over. Invariant: of those asked each has replied, failed, or is missing in the end, and why.
+//! Each responder, or each part, has a call of its own, which ends as any other does: answered, failed, or given up when the
+//! gathering is over. Invariant: each of them has replied, failed, or is missing in the end, and why.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -15,8 +15,11 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep_until};
 
 use super::call::Shared;
+use super::parts::Begun;
+use super::service::Service;
 use super::{CallError, Calling, Calls, Counts, Reply, Request};
 use crate::core::{Broker, CoreError};
+use crate::types::Message;
 
 /// Longer than anyone waits.
 const EVER: Duration = Duration::from_secs(86_400 * 365);
@@ -38,6 +41,8 @@ pub struct Policy {
     pub timeout: Option<Duration>,
     /// Replies are kept for who asks: they take room to the end.
     pub keeps: bool,
+    /// So many parts a responder has in hand at the most; 0: one.
+    pub parts_in_hand: usize,
 }
 
 /// How a gathering has ended.
@@ -66,6 +71,8 @@ pub enum Missing {
     Refused,
     /// It has said nothing.
     Silent,
+    /// Nobody has had the part.
+    NotAsked,
 }
 
 /// How a gathering was.
@@ -73,41 +80,54 @@ pub enum Missing {
 pub struct Summary {
     /// How it has ended.
     pub end: End,
-    /// How many were asked.
+    /// How many responders were asked.
     pub asked: usize,
-    /// How many have replied.
+    /// How many parts there are; 0 without.
+    pub parts: usize,
+    /// How many have replied, or are answered.
     pub replied: usize,
-    /// How many have answered with an error.
+    /// How many have answered with an error, or are answered so.
     pub failed: usize,
-    /// The others, in the order in which they were asked.
-    pub missing: Vec<(ByteString, Missing)>,
+    /// The other responders in the order in which they were asked, or the other parts with who had them last.
+    pub missing: Vec<(usize, ByteString, Missing)>,
     /// Whether enough have replied.
     pub quorum_met: bool,
 }
 
-/// What became of one responder.
+/// What became of one responder, or of one part.
 #[derive(Debug)]
 pub struct Gathered {
     /// Who it is.
     pub responder: ByteString,
+    /// Which part it had, from 0.
+    pub part: Option<usize>,
     /// What it has said, or why it has not.
     pub said: Result<Reply, CallError>,
 }
 
-/// A request that is with everyone who serves. Dropping it cancels what is not answered, and the responders are told.
+/// A request that is with everyone who serves, or in parts with those who do. Dropping it cancels what is not answered, and the responders are told.
 #[derive(Debug)]
 pub struct Gathering {
     policy: Policy,
     shared: Arc<Shared>,
     awaited: FuturesUnordered<Awaited>,
-    /// The names of those who have not replied, and why not.
+    /// Where its parts are.
+    job: Option<Job>,
+    /// The names of those who have not replied, and why not; those of parts in the end.
     missing: BTreeMap<usize, (ByteString, Missing)>,
     asked: usize,
+    parts: usize,
     replied: usize,
     failed: usize,
     ends: Instant,
     stalls: Instant,
     end: Option<End>,
+}
+
+#[derive(Debug)]
+struct Job {
+    service: Arc<Service>,
+    number: u64,
 }
 
 /// The answer of one of them.
@@ -118,45 +138,95 @@ struct Awaited {
 }
 
 impl Future for Awaited {
-    type Output = (usize, Result<Reply, CallError>);
+    type Output = (usize, Option<ByteString>, Result<Reply, CallError>);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let at = self.at;
         // Without parts there is one answer, or an error.
         let nothing = || CallError::Broker(CoreError::invalid("call", "was answered before"));
-        self.calling.poll(cx).map(|said| (at, said.unwrap_or_else(|| Err(nothing()))))
+        self.calling
+            .poll(cx)
+            .map(|said| (at, self.calling.call().holder(), said.unwrap_or_else(|| Err(nothing()))))
     }
 }
 
 impl Gathering {
-    /// How many were asked; at least one.
+    fn new(shared: Arc<Shared>, awaited: FuturesUnordered<Awaited>, policy: Policy) -> Self {
+        Self {
+            shared,
+            job: None,
+            missing: BTreeMap::new(),
+            asked: awaited.len(),
+            awaited,
+            parts: 0,
+            replied: 0,
+            failed: 0,
+            ends: later(policy.timeout),
+            stalls: later(policy.stall),
+            end: None,
+            policy,
+        }
+    }
+
+    /// How many were asked, or could be when its parts were handed out; at least one.
     #[must_use]
     pub fn asked(&self) -> usize {
         self.asked
     }
 
+    /// The number of its job.
+    #[cfg(test)]
+    pub(super) fn number(&self) -> Option<u64> {
+        self.job.as_ref().map(|job| job.number)
+    }
+
+    /// How many parts there are; 0 without.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        self.parts
+    }
+
     /// What the next responder has said; `None` when it is over, and [`Self::summary`] says how. Cancel safe.
     pub async fn next(&mut self) -> Option<Gathered> {
-        if self.end.is_some() {
-            return None;
-        }
-        let due = self.ends.min(self.stalls);
-        tokio::select! {
-            biased;
-            next = self.awaited.next() => match next {
-                Some((at, said)) => return Some(self.gather(at, said)),
-                None => self.finish(End::Complete),
-            },
-            () = sleep_until(due) => self.finish(if self.ends <= due { End::Deadline } else { End::Stall }),
+        while self.end.is_none() {
+            let due = self.ends.min(self.stalls);
+            tokio::select! {
+                biased;
+                next = self.awaited.next() => match next {
+                    Some((at, holder, said)) => match self.gather(at, holder, said) {
+                        None => {}
+                        gathered => return gathered,
+                    },
+                    None => self.finish(End::Complete),
+                },
+                () = sleep_until(due) => self.finish(if self.ends <= due { End::Deadline } else { End::Stall }),
+            }
         }
         None
     }
 
-    fn gather(&mut self, at: usize, said: Result<Reply, CallError>) -> Gathered {
+    /// None for a part that is left when nobody serves any more: nobody has said anything.
+    fn gather(
+        &mut self,
+        at: usize,
+        holder: Option<ByteString>,
+        said: Result<Reply, CallError>,
+    ) -> Option<Gathered> {
+        if let (Some(_), Err(CallError::Broker(CoreError::NoResponders { .. }))) = (&self.job, &said) {
+            self.missing.insert(at, nowhere(holder));
+            if self.awaited.is_empty() {
+                self.finish(End::Complete);
+            }
+            return None;
+        }
         self.stalls = later(self.policy.stall);
-        let responder = self.missing.get(&at).map(|(name, _)| name.clone()).unwrap_or_default();
+        let named = self.missing.get(&at).map(|(name, _)| name.clone());
+        let responder = named.or(holder).unwrap_or_default();
         if !self.policy.keeps {
             self.shared.read(&said);
+            if let Some(job) = self.job.as_ref().filter(|_| self.shared.is_freed()) {
+                job.service.go_on_with_parts();
+            }
         }
         match &said {
             Ok(_) => {
@@ -185,12 +255,22 @@ impl Gathering {
         } else if max_replies > 0 && self.replied >= max_replies {
             self.finish(End::MaxReplies);
         }
-        Gathered { responder, said }
+        Some(Gathered { responder, part: (self.parts > 0).then_some(at), said })
     }
 
     /// It is over: nobody need answer any more.
     fn finish(&mut self, end: End) {
         self.end = Some(end);
+        if let Some(Job { service, number }) = self.job.take() {
+            for Awaited { at, calling } in &self.awaited {
+                let missing = match calling.whereabouts() {
+                    (Some(holder), true) => (holder, Missing::Silent),
+                    (holder, _) => nowhere(holder),
+                };
+                self.missing.insert(*at, missing);
+            }
+            self.asked = service.end_parts(number);
+        }
         self.awaited.clear();
     }
 
@@ -198,26 +278,41 @@ impl Gathering {
     #[must_use]
     pub fn summary(&mut self) -> Summary {
         self.finish(self.end.unwrap_or(End::Deadline));
+        let all = if self.parts > 0 { self.parts } else { self.asked };
         let enough = match (self.policy.min_replies, self.policy.max_replies) {
-            (0, 0) => self.asked,
-            (0, max) => max.min(self.asked),
+            (0, 0) => all,
+            (0, max) => max.min(all),
             (min, _) => min,
         };
+        let missing = std::mem::take(&mut self.missing).into_iter();
         Summary {
             end: self.end.unwrap_or(End::Deadline),
             asked: self.asked,
+            parts: self.parts,
             replied: self.replied,
             failed: self.failed,
             quorum_met: self.replied >= enough,
-            missing: std::mem::take(&mut self.missing).into_values().collect(),
+            missing: missing.map(|(at, (name, why))| (at, name, why)).collect(),
         }
     }
 }
 
 impl Drop for Gathering {
     fn drop(&mut self) {
+        // Its parts first: one that is given up would only make room for the next.
+        if let Some(Job { service, number }) = self.job.take() {
+            service.end_parts(number);
+        }
         self.awaited.clear();
         self.shared.forget();
+    }
+}
+
+/// Why nobody has a part, and who had it last.
+fn nowhere(holder: Option<ByteString>) -> (ByteString, Missing) {
+    match holder {
+        Some(holder) => (holder, Missing::Lost),
+        None => (ByteString::new(), Missing::NotAsked),
     }
 }
 
@@ -241,18 +336,38 @@ impl Calls {
             missing.insert(at, (name, Missing::Silent));
             awaited.push(Awaited { at, calling: Calling::new(Arc::clone(&service), call) });
         }
-        Ok(Gathering {
-            shared,
-            asked: awaited.len(),
-            awaited,
-            missing,
-            replied: 0,
-            failed: 0,
-            ends: later(policy.timeout),
-            stalls: later(policy.stall),
-            end: None,
-            policy,
-        })
+        let mut gathering = Gathering::new(shared, awaited, policy);
+        gathering.missing = missing;
+        Ok(gathering)
+    }
+
+    /// Gives parts of a request to those who serve.
+    pub(crate) fn gather_parts(
+        self: &Arc<Self>,
+        request: Request,
+        parts: Vec<Message>,
+        policy: Policy,
+    ) -> Result<Gathering, CoreError> {
+        let max = self.bounds.gather_parts;
+        if parts.len() > max {
+            return Err(self.refused("the request has too many parts", "gather_parts", max));
+        }
+        let Some(service) = self.service(&request.message.topic) else {
+            return Err(self.nobody(&request.message.topic));
+        };
+        let request = Request { takes_parts: false, ..request };
+        let shared = Shared::new(self, request.clone())?;
+        let each = policy.parts_in_hand.max(1);
+        let begun = service.begin_parts(self, (&shared, policy.keeps), (&request, parts), each)?;
+        let Begun { service, number, parts, responders } = begun;
+        Counts::add(&self.counts.multicasts);
+        self.counts.begun.fetch_add(parts.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        let count = parts.len();
+        let awaited = parts.into_iter().enumerate().map(|(at, calling)| Awaited { at, calling });
+        let mut gathering = Gathering::new(shared, awaited.collect(), policy);
+        gathering.job = Some(Job { service, number });
+        (gathering.asked, gathering.parts) = (responders, count);
+        Ok(gathering)
     }
 }
 
@@ -270,5 +385,25 @@ impl Broker {
         }
         self.find_devices(&request.message.topic).inspect_err(|_| Counts::add(&self.calls.counts.refused))?;
         self.calls.gather(request, policy)
+    }
+
+    /// Gives `parts` of a request, at least one, to those who serve: each to one of them, streams and subscribers alike, and
+    /// who has answered one gets the next. A part whose responder is lost goes to another, up to
+    /// [`Limits::call_tries`](crate::core::Limits) of them; what a responder says, an error too, is the part's answer. Who
+    /// comes to serve later gets parts too. Never waits. `request` is what they have in common; its payload is not sent.
+    ///
+    /// # Errors
+    /// As [`Self::gather`], and [`CoreError::Limit`] when there are too many parts.
+    pub fn gather_parts(
+        &self,
+        request: Request,
+        parts: Vec<Message>,
+        policy: Policy,
+    ) -> Result<Gathering, CoreError> {
+        if self.draining.is_cancelled() {
+            return Err(CoreError::Draining);
+        }
+        self.find_devices(&request.message.topic).inspect_err(|_| Counts::add(&self.calls.counts.refused))?;
+        self.calls.gather_parts(request, parts, policy)
     }
 }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! `call` is one request with its answer, `service` and `state` decide who is asked, `direct` asks everyone, `gather` takes
-//! the replies of all, `responder` is the handle of who answers, `device` a subscriber that answers, `line` what waits,
+//! the replies of all, `parts` gives parts of a request to responders, `responder` is the handle of who answers, `device` a subscriber that answers, `line` what waits,
 //! `stored` asynchronous calls, `topics` where one of 3.1.1 answers, `owed` what it owes, `published` what of this comes and goes as a publish, `words`
 //! what is said.
 //!
@@ -21,6 +21,7 @@ mod direct;
 mod gather;
 mod line;
 mod owed;
+mod parts;
 mod published;
 mod responder;
 mod service;
@@ -50,7 +51,7 @@ pub use responder::{Asked, Cancelled, Responder};
 pub use stored::ReplyTo;
 pub use topics::{NotAPair, TopicPair};
 pub use words::{
-    Answer, CallError, Caller, Fault, Reply, ReplyRefused, Request, ResponderFacts, Said, Serve,
+    Answer, CallError, Caller, Fault, Part, Reply, ReplyRefused, Request, ResponderFacts, Said, Serve,
 };
 
 pub(crate) use published::By;
@@ -67,6 +68,7 @@ pub(crate) struct Calls {
     /// The names come from peers.
     services: RwLock<HashMap<TopicName, Arc<Service>>>,
     next_key: AtomicU64,
+    next_job: AtomicU64,
     devices: Index,
     /// How often a session came back with its subscriptions.
     reconnects: AtomicU64,
@@ -85,6 +87,7 @@ struct Bounds {
     reply_bytes: usize,
     gather_responders: usize,
     gather_bytes: usize,
+    gather_parts: usize,
     waiting: usize,
     tries: usize,
     responders: usize,
@@ -142,6 +145,7 @@ impl Calls {
                 reply_bytes: limits.call_reply_bytes,
                 gather_responders: limits.gather_responders,
                 gather_bytes: limits.gather_bytes,
+                gather_parts: limits.gather_parts,
                 waiting: limits.calls_waiting,
                 tries: limits.call_tries,
                 responders: limits.max_responders,
@@ -149,6 +153,7 @@ impl Calls {
             },
             services: RwLock::default(),
             next_key: AtomicU64::new(1),
+            next_job: AtomicU64::new(1),
             devices: Index::default(),
             reconnects: AtomicU64::new(0),
             counts: Counts::default(),
@@ -188,6 +193,11 @@ impl Calls {
                 max: max as u64,
             }),
         }
+    }
+
+    /// The number of a job.
+    fn next_job(&self) -> u64 {
+        self.next_job.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Nobody can answer a call.

@@ -50,7 +50,7 @@ impl Service {
             entry.owed = None;
             state.go_on(at, &mut wakes);
         }
-        Self::hand_out(&mut state, &mut wakes);
+        state.hand_out(Some(at), &mut wakes);
         drop(state);
         wakes.run();
     }
@@ -68,7 +68,7 @@ impl Service {
                 Counts::add(&calls.counts.replies_over);
             }
             state.go_on(at, &mut wakes);
-            Self::hand_out(&mut state, &mut wakes);
+            state.hand_out(Some(at), &mut wakes);
         } else if let Some(number) = entry.in_hand.keys().next().copied() {
             let answers = vec![Answer { number, said: said() }];
             self.answer(&mut state, (at, key), answers, &mut wakes);

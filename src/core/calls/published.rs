@@ -169,9 +169,10 @@ impl Broker {
             message: asked,
             deadline: Some(deadline),
             caller: Caller { client_id: by.name.cloned(), address: None },
-            metadata: Vec::new(),
+            metadata: Arc::default(),
             idempotent,
             takes_parts: false,
+            part: None,
         });
         let (broker, qos) = (Arc::clone(self), message.qos);
         self.tasks.spawn(async move {

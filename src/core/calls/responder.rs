@@ -39,6 +39,11 @@ impl Asked {
         self.call.request()
     }
 
+    #[cfg(test)]
+    pub(super) fn call_of(&self) -> &Call {
+        &self.call
+    }
+
     /// 1 for the first responder that was asked.
     #[must_use]
     pub fn attempt(&self) -> usize {

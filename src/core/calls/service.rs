@@ -71,6 +71,7 @@ impl Service {
             Handed::Full => Err(calls.unread(&self.name)),
             Handed::Nobody => Err(calls.nobody(&self.name)),
         };
+        state.end_parts_for_nobody(&mut wakes);
         drop(state);
         wakes.run();
         taken
@@ -84,7 +85,10 @@ impl Service {
             Place::Over => return false,
             Place::Waiting => {
                 call.put(Place::Over);
-                state.waiting.died();
+                match call.job() {
+                    Some(job) => state.jobs.died(job),
+                    None => state.waiting.died(),
+                }
             }
             Place::WaitingFor(at) => {
                 call.put(Place::Over);
@@ -101,7 +105,7 @@ impl Service {
                     }
                 }
                 state.go_on(at, &mut wakes);
-                Self::hand_out(&mut state, &mut wakes);
+                state.hand_out(Some(at), &mut wakes);
             }
         }
         drop(state);
@@ -115,7 +119,7 @@ impl Service {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         let at = state.add(key, serve.clone(), Door::Stream(Arc::clone(&wake)));
-        Self::hand_out(&mut state, &mut wakes);
+        state.hand_out(Some(at), &mut wakes);
         drop(state);
         wakes.run();
         Responder::new(Arc::clone(self), (at, key), serve, wake)
@@ -178,7 +182,7 @@ impl Service {
         if all.is_ok() {
             state.seen = Some(seen);
         }
-        Self::hand_out(&mut state, &mut wakes);
+        state.hand_out(None, &mut wakes);
         drop(state);
         wakes.run();
         all
@@ -195,7 +199,7 @@ impl Service {
                 Self::pass_on(&calls, &mut state, &serve, held, &mut wakes);
             }
         }
-        Self::hand_out(&mut state, &mut wakes);
+        state.hand_out(None, &mut wakes);
         drop(state);
         wakes.run();
     }
@@ -211,7 +215,7 @@ impl Service {
         calls.gone(&entry);
         entry.line.lost(&entry.serve, &mut wakes);
         Self::pass_on(&calls, &mut state, &entry.serve, entry.in_hand.into_iter().collect(), &mut wakes);
-        Self::hand_out(&mut state, &mut wakes);
+        state.hand_out(None, &mut wakes);
         let empty = state.is_empty();
         drop(state);
         wakes.run();
@@ -234,26 +238,13 @@ impl Service {
             if again {
                 Counts::add(&calls.counts.retried);
                 call.put(Place::Waiting);
-                state.waiting.push_first(call);
+                match call.job() {
+                    Some(job) => state.jobs.put_first(job, call),
+                    None => state.waiting.push_first(call),
+                }
             } else {
                 wakes.callers.extend(call.lost(responder));
             }
-        }
-    }
-
-    /// Hands out what waits while there is room, and says so where there is more. What nobody can take ends.
-    pub(super) fn hand_out(state: &mut State, wakes: &mut Wakes) {
-        while let Some(call) = state.waiting.pop() {
-            let waker = match state.hand(&call, wakes) {
-                Handed::Yes => continue,
-                Handed::Busy => return state.waiting.push_first(call),
-                Handed::Full => call.unread(),
-                Handed::Nobody => call.nobody(),
-            };
-            wakes.callers.extend(waker);
-        }
-        if let Some(watch) = state.watch.as_ref().filter(|_| state.room(1) > 0) {
-            wakes.watch = Some(Arc::clone(watch));
         }
     }
 
@@ -326,7 +317,7 @@ impl Service {
         if is_there {
             state.go_on(at, wakes);
         }
-        Self::hand_out(state, wakes);
+        state.hand_out(Some(at), wakes);
         refused
     }
 

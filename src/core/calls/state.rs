@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::call::{Call, Place};
 use super::device::{Device, NotAsked, Seen};
 use super::line::Line;
+use super::parts::Jobs;
 use super::stored::Watch;
 use super::{CallError, ReplyRefused, Said, Serve};
 use crate::core::CoreError;
@@ -40,6 +41,8 @@ pub(super) struct State {
     /// Where the next choice begins.
     pub(super) turn: usize,
     pub(super) waiting: Line,
+    /// Requests in parts.
+    pub(super) jobs: Jobs,
     /// Told when there is room and nothing waits here: stored calls wait for it.
     pub(super) watch: Option<Arc<Watch>>,
 }
@@ -254,6 +257,7 @@ impl State {
     /// A responder has left its place.
     pub(super) fn forget(&mut self, entry: &Entry) {
         self.takers -= usize::from(!entry.draining);
+        self.jobs.left(entry.key);
         if let Some(group) = self.groups.get_mut(entry.group) {
             group.members -= 1;
             group.in_hand -= entry.in_hand.len();
@@ -330,6 +334,32 @@ impl State {
         }
     }
 
+    /// Hands out what waits while there is room, and says so where there is more; parts to the responder in this place, which
+    /// has room now, or to everyone. What nobody can take ends.
+    pub(super) fn hand_out(&mut self, at: Option<usize>, wakes: &mut Wakes) {
+        // Where both wait, each has the first of what is free every second time.
+        if self.jobs.go_first(!self.waiting.is_empty()) {
+            self.feed(at, wakes);
+        }
+        while let Some(call) = self.waiting.pop() {
+            let waker = match self.hand(&call, wakes) {
+                Handed::Yes => continue,
+                Handed::Busy => {
+                    self.waiting.push_first(call);
+                    break;
+                }
+                Handed::Full => call.unread(),
+                Handed::Nobody => call.nobody(),
+            };
+            wakes.callers.extend(waker);
+        }
+        self.feed(at, wakes);
+        self.end_parts_for_nobody(wakes);
+        if let Some(watch) = self.watch.as_ref().filter(|_| self.room(1) > 0) {
+            wakes.watch = Some(Arc::clone(watch));
+        }
+    }
+
     /// Hands a call to the responder.
     pub(super) fn assign(&mut self, at: usize, call: &Arc<Call>, wakes: &mut Wakes) -> Result<(), NotAsked> {
         let Some(Some(entry)) = self.places.get_mut(at) else { return Err(NotAsked::Left) };
@@ -351,6 +381,10 @@ impl State {
         entry.next += 1;
         call.put(Place::With(at, number));
         entry.in_hand.insert(number, held);
+        if let Some(job) = call.job() {
+            self.jobs.took(job, entry.key);
+            call.held_by(entry.serve.id.as_ref().unwrap_or(&ByteString::new()));
+        }
         if let Some(group) = self.groups.get_mut(entry.group) {
             group.in_hand += 1;
         }
@@ -361,6 +395,9 @@ impl State {
     pub(super) fn release(&mut self, at: usize, number: u64) -> Option<Held> {
         let entry = self.places.get_mut(at)?.as_mut()?;
         let held = entry.in_hand.remove(&number)?;
+        if let Some(job) = held.call.job() {
+            self.jobs.gave(job, entry.key);
+        }
         if let Some(group) = self.groups.get_mut(entry.group) {
             group.in_hand -= 1;
         }

@@ -8,9 +8,9 @@ use super::*;
 use crate::core::queues::consumer::Window;
 use crate::types::{Message, MessageId, Qos};
 
-const ALL: Window = Window { messages: usize::MAX, bytes: usize::MAX };
+pub(super) const ALL: Window = Window { messages: usize::MAX, bytes: usize::MAX };
 
-fn message(payload: &str) -> Message {
+pub(super) fn message(payload: &str) -> Message {
     Message {
         id: MessageId::from_u128(0),
         topic: "s".parse().unwrap(),
@@ -22,14 +22,15 @@ fn message(payload: &str) -> Message {
     }
 }
 
-fn request(payload: &str) -> Request {
+pub(super) fn request(payload: &str) -> Request {
     Request {
         message: message(payload),
         deadline: None,
         caller: Caller::default(),
-        metadata: Vec::new(),
+        metadata: Arc::default(),
         idempotent: false,
         takes_parts: false,
+        part: None,
     }
 }
 
@@ -47,37 +48,37 @@ fn serve(id: &str, group: &str, credit: usize) -> Serve {
     }
 }
 
-fn bed(change: impl FnOnce(&mut Limits)) -> Arc<Calls> {
+pub(super) fn bed(change: impl FnOnce(&mut Limits)) -> Arc<Calls> {
     let mut limits = Limits::default();
     change(&mut limits);
     Calls::new(&limits, TaskTracker::new(), CancellationToken::new())
 }
 
 impl Calls {
-    fn call(self: &Arc<Self>, request: Request) -> Result<Calling, CoreError> {
+    pub(super) fn call(self: &Arc<Self>, request: Request) -> Result<Calling, CoreError> {
         self.begin(request, FIRST).map(|(calling, _)| calling)
     }
 
-    fn responder(self: &Arc<Self>, id: &str, group: &str, credit: usize) -> Responder {
+    pub(super) fn responder(self: &Arc<Self>, id: &str, group: &str, credit: usize) -> Responder {
         self.serve(serve(id, group, credit)).unwrap()
     }
 
-    fn count(&self, name: &str) -> u64 {
+    pub(super) fn count(&self, name: &str) -> u64 {
         self.counters().into_iter().find(|(counter, _)| *counter == name).unwrap().1
     }
 }
 
-fn text(message: &Message) -> String {
+pub(super) fn text(message: &Message) -> String {
     String::from_utf8(message.payload.to_vec()).unwrap()
 }
 
 /// Number and payload of what a responder is asked.
-fn asked(responder: &Responder) -> Vec<(u64, String)> {
+pub(super) fn asked(responder: &Responder) -> Vec<(u64, String)> {
     let (asked, _) = responder.take(ALL);
     asked.iter().map(|asked| (asked.number, text(&asked.request().message))).collect()
 }
 
-fn answer(responder: &Responder, number: u64, said: Said) -> Option<ReplyRefused> {
+pub(super) fn answer(responder: &Responder, number: u64, said: Said) -> Option<ReplyRefused> {
     responder.reply(vec![Answer { number, said }]).pop()
 }
 
@@ -122,7 +123,7 @@ fn a_stored_call_does_not_wait_in_the_line() {
         got(&mut calling),
         Some(Err(CallError::Broker(CoreError::ResponderLost { responder, .. }))) if responder == "one"
     ));
-    assert_eq!(calling.tries(), 3);
+    assert_eq!(calling.call().tries(), 3);
     assert_eq!(calls.count("calls_total"), 3);
 }
 
@@ -491,7 +492,7 @@ async fn nobody_is_asked_twice_by_a_gathering() {
 }
 
 /// How many have replied or failed since the last look.
-fn heard(gathering: &mut Gathering) -> u64 {
+pub(super) fn heard(gathering: &mut Gathering) -> u64 {
     std::iter::from_fn(|| gathering.next().now_or_never()?).count() as u64
 }
 

@@ -1,5 +1,6 @@
 //! What callers and responders say to each other.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,11 +19,22 @@ pub struct Request {
     /// Who asks.
     pub caller: Caller,
     /// What the caller's protocol says beside the message.
-    pub metadata: Vec<(ByteString, ByteString)>,
+    pub metadata: Arc<[(ByteString, ByteString)]>,
     /// Another responder may be asked when one is lost with it.
     pub idempotent: bool,
     /// The answer may come in parts.
     pub takes_parts: bool,
+    /// It is one of the parts of a larger request.
+    pub part: Option<Part>,
+}
+
+/// Which part of a request one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// From 0.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
 }
 
 /// Who asks.

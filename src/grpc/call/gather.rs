@@ -23,11 +23,18 @@ const RANGE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::fro
 ///
 /// # Errors
 /// [`CoreError::Invalid`] naming the field.
-pub(super) fn policy_of(policy: Option<v1::GatherPolicy>, keeps: bool) -> Result<Policy, CoreError> {
+pub(super) fn policy_of(
+    policy: Option<v1::GatherPolicy>,
+    has_parts: bool,
+    keeps: bool,
+) -> Result<Policy, CoreError> {
     let policy = policy.unwrap_or_default();
     let v1::GatherPolicy { min_replies, max_replies, wait_for_all, stop_on_error, .. } = policy;
     if max_replies > 0 && max_replies < min_replies {
         return Err(CoreError::invalid("policy.max_replies", "is less than min_replies"));
+    }
+    if policy.parts_in_hand > 0 && !has_parts {
+        return Err(CoreError::invalid("policy.parts_in_hand", "has no meaning without parts"));
     }
     Ok(Policy {
         min_replies: min_replies as usize,
@@ -37,6 +44,7 @@ pub(super) fn policy_of(policy: Option<v1::GatherPolicy>, keeps: bool) -> Result
         stall: optional_duration("policy.stall", policy.stall.as_ref(), RANGE)?,
         timeout: optional_duration("policy.timeout", policy.timeout.as_ref(), RANGE)?,
         keeps,
+        parts_in_hand: policy.parts_in_hand as usize,
     })
 }
 
@@ -52,7 +60,7 @@ pub(super) async fn gather(mut gathering: Gathering) -> v1::GatherResponse {
 /// Serves one stream.
 pub(super) fn serve(gathering: Gathering, extensions: &Extensions) -> super::Events<v1::MulticastResponse> {
     let mut events = Events::new();
-    let opened = v1::MulticastOpened { asked: number(gathering.asked()) };
+    let opened = v1::MulticastOpened { asked: number(gathering.asked()), parts: number(gathering.parts()) };
     events.say(v1::MulticastResponse { event: Some(Event::Opened(opened)) });
     let deadline = extensions.get::<Deadline>().copied();
     run(Asking { gathering, deadline, events })
@@ -89,11 +97,13 @@ impl Served for Asking {
 }
 
 fn gathered_of(gathered: Gathered) -> v1::Reply {
+    let part = gathered.part.map(number);
     match gathered.said {
-        Ok(reply) => reply_of(reply),
+        Ok(reply) => v1::Reply { part, ..reply_of(reply) },
         Err(error) => v1::Reply {
             responder_id: gathered.responder.into(),
             error: Some(of_status(&of_call(&error))),
+            part,
             ..Default::default()
         },
     }
@@ -108,20 +118,28 @@ fn summary_of(summary: Summary) -> v1::GatherSummary {
         calls::End::Stall => v1::GatherEnd::Stall,
         calls::End::Error => v1::GatherEnd::Error,
     };
-    let missing = summary.missing.into_iter().map(|(responder, why)| {
+    let (mut missing, mut missing_parts) = (Vec::new(), Vec::new());
+    for (at, responder, why) in summary.missing {
         let reason = match why {
             Missing::Lost => v1::MissingReason::Lost,
             Missing::Refused => v1::MissingReason::Refused,
             Missing::Silent => v1::MissingReason::Silent,
+            Missing::NotAsked => v1::MissingReason::NotAsked,
         };
-        v1::MissingResponder { responder_id: responder.into(), reason: reason.into() }
-    });
+        let (responder_id, reason) = (responder.into(), reason.into());
+        match summary.parts {
+            0 => missing.push(v1::MissingResponder { responder_id, reason }),
+            _ => missing_parts.push(v1::MissingPart { part: number(at), reason, responder_id }),
+        }
+    }
     v1::GatherSummary {
         end: end.into(),
         asked: number(summary.asked),
         replied: number(summary.replied),
         failed: number(summary.failed),
-        missing: missing.collect(),
+        missing,
         quorum_met: summary.quorum_met,
+        parts: number(summary.parts),
+        missing_parts,
     }
 }

@@ -61,6 +61,7 @@ impl CallService {
             metadata: carried(metadata),
             idempotent: false,
             takes_parts: false,
+            part: None,
         })
     }
 
@@ -79,15 +80,27 @@ impl CallService {
         &self,
         from: (&MetadataMap, &Extensions),
         service: String,
-        message: Option<v1::Message>,
+        (message, parts): (Option<v1::Message>, Vec<v1::Message>),
         policy: Option<v1::GatherPolicy>,
         keeps: bool,
     ) -> Result<Gathering, CoreError> {
-        let policy = gather::policy_of(policy, keeps)?;
+        let policy = gather::policy_of(policy, !parts.is_empty(), keeps)?;
+        if message.is_some() && !parts.is_empty() {
+            return Err(CoreError::invalid("request", "has no meaning beside parts"));
+        }
         let mut asked = self.asked(from, service, message)?;
         let ends = policy.timeout.map(|timeout| clock::unix_now().after(timeout));
         asked.deadline = asked.deadline.into_iter().chain(ends).min();
-        self.broker.gather(asked, policy)
+        if parts.is_empty() {
+            return self.broker.gather(asked, policy);
+        }
+        let intake = intake(&self.broker, clock::unix_now());
+        let part = |(at, part)| {
+            let message = said(intake, Some(part), &asked.message.topic);
+            message.map_err(|error| error.within(format_args!("parts[{at}]")))
+        };
+        let parts = parts.into_iter().enumerate().map(part).collect::<Result<_, _>>()?;
+        self.broker.gather_parts(asked, parts, policy)
     }
 
     fn list(&self, request: v1::ListRespondersRequest) -> Result<v1::ListRespondersResponse, CoreError> {
@@ -154,16 +167,16 @@ impl v1::call_service_server::CallService for CallService {
 
     async fn multicast(&self, request: Request<v1::MulticastRequest>) -> Answer<Self::MulticastStream> {
         let (metadata, extensions, request) = request.into_parts();
-        let v1::MulticastRequest { service, request, policy } = request;
-        let gathering = self.ask_all((&metadata, &extensions), service, request, policy, false);
+        let v1::MulticastRequest { service, request, policy, parts } = request;
+        let gathering = self.ask_all((&metadata, &extensions), service, (request, parts), policy, false);
         let gathering = gathering.map_err(|error| status(&error))?;
         Ok(Response::new(gather::serve(gathering, &extensions)))
     }
 
     async fn gather(&self, request: Request<v1::GatherRequest>) -> Answer<v1::GatherResponse> {
         let (metadata, extensions, request) = request.into_parts();
-        let v1::GatherRequest { service, request, policy } = request;
-        let gathering = self.ask_all((&metadata, &extensions), service, request, policy, true);
+        let v1::GatherRequest { service, request, policy, parts } = request;
+        let gathering = self.ask_all((&metadata, &extensions), service, (request, parts), policy, true);
         let gathering = gathering.map_err(|error| status(&error))?;
         Ok(Response::new(gather::gather(gathering).await))
     }
@@ -227,7 +240,7 @@ fn deadline(extensions: &Extensions) -> Option<UnixMillis> {
 }
 
 /// The headers of a call that its responder gets.
-fn carried(metadata: &MetadataMap) -> Vec<(ByteString, ByteString)> {
+fn carried(metadata: &MetadataMap) -> Arc<[(ByteString, ByteString)]> {
     let carried = metadata.iter().filter_map(|pair| {
         let KeyAndValueRef::Ascii(key, value) = pair else { return None };
         let key = key.as_str();
@@ -244,6 +257,7 @@ fn reply_of(reply: Reply) -> v1::Reply {
         responder_id: responder.into(),
         message: Some(content(message)),
         error: None,
+        part: None,
         latency: Some(duration_of(latency)),
     }
 }

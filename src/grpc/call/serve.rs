@@ -295,7 +295,7 @@ fn refused_of(refused: ReplyRefused) -> v1::RefusedReply {
 
 /// A request as its responder gets it.
 fn incoming(asked: &Asked) -> v1::IncomingRequest {
-    let calls::Request { message, deadline, caller, metadata, takes_parts, .. } = asked.request();
+    let calls::Request { message, deadline, caller, metadata, takes_parts, part, .. } = asked.request();
     let property = |(key, value): &(ByteString, ByteString)| v1::Property {
         key: key.to_string(),
         value: value.to_string(),
@@ -309,5 +309,6 @@ fn incoming(asked: &Asked) -> v1::IncomingRequest {
         metadata: metadata.iter().map(property).collect(),
         takes_parts: *takes_parts,
         attempt: number(asked.attempt()),
+        part: part.map(|part| v1::RequestPart { index: number(part.index), count: number(part.count) }),
     }
 }

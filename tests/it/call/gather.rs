@@ -12,11 +12,17 @@ use crate::queue::{field, seconds};
 
 pub(crate) fn everyone(service: &str, payload: &str, policy: GatherPolicy) -> v1::MulticastRequest {
     let service = service.to_owned();
-    v1::MulticastRequest { service, request: Some(message(payload)), policy: Some(policy) }
+    v1::MulticastRequest {
+        service,
+        request: Some(message(payload)),
+        policy: Some(policy),
+        ..Default::default()
+    }
 }
 
 fn at_once(service: &str, policy: GatherPolicy) -> v1::GatherRequest {
-    v1::GatherRequest { service: service.to_owned(), request: Some(message("x")), policy: Some(policy) }
+    let service = service.to_owned();
+    v1::GatherRequest { service, request: Some(message("x")), policy: Some(policy), ..Default::default() }
 }
 
 /// Begins a `Gather`.
@@ -26,7 +32,7 @@ fn begin(calls: &Calls, policy: GatherPolicy) -> JoinHandle<Result<Response<v1::
     tokio::spawn(async move { client.gather(at_once("s", policy)).await })
 }
 
-fn millis(millis: u64) -> Option<prost_types::Duration> {
+pub(super) fn millis(millis: u64) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(Duration::from_millis(millis)).ok()
 }
 
@@ -70,10 +76,9 @@ impl Asking {
     pub(crate) async fn summary(mut self) -> v1::GatherSummary {
         let Heard::Summary(summary) = self.next().await else { panic!("not the summary") };
         assert_eq!(within("the end", self.0.message()).await.unwrap(), None);
-        assert_eq!(
-            summary.asked as usize,
-            (summary.replied + summary.failed) as usize + summary.missing.len()
-        );
+        let all = if summary.parts > 0 { summary.parts } else { summary.asked };
+        let missing = summary.missing.len() + summary.missing_parts.len();
+        assert_eq!(all as usize, (summary.replied + summary.failed) as usize + missing);
         summary
     }
 }
@@ -82,7 +87,7 @@ pub(crate) fn missing(summary: &v1::GatherSummary) -> Vec<(&str, MissingReason)>
     summary.missing.iter().map(|missing| (&*missing.responder_id, missing.reason())).collect()
 }
 
-fn counted(summary: &v1::GatherSummary) -> (GatherEnd, u32, u32, bool) {
+pub(super) fn counted(summary: &v1::GatherSummary) -> (GatherEnd, u32, u32, bool) {
     (summary.end(), summary.replied, summary.failed, summary.quorum_met)
 }
 

@@ -5,6 +5,7 @@ mod commands;
 pub(crate) mod gather;
 mod later;
 mod loss;
+mod parts;
 mod refusals;
 
 use std::time::Duration;

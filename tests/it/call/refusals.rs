@@ -7,7 +7,7 @@ use super::*;
 use crate::queue::{field, seconds};
 
 /// The reason of a refused reply.
-fn why(refused: &v1::RefusedReply) -> (u64, String) {
+pub(super) fn why(refused: &v1::RefusedReply) -> (u64, String) {
     (refused.request_id, reason(&refused.error.as_ref().unwrap().get_error_details()).to_owned())
 }
 

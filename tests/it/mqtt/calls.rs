@@ -629,3 +629,38 @@ async fn everyone_is_asked_but_listeners_and_of_a_share_group_one() {
     members[1 - at].nothing_came().await;
     listener.nothing_came().await;
 }
+
+#[tokio::test]
+async fn devices_get_parts_and_are_told_which() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let mut lost = device(&broker, "lost", "$share/g/lamps/#").await;
+    let parts = ["a", "b", "c"].map(crate::queue::message).to_vec();
+    let request = v1::MulticastRequest { service: "lamps/all".to_owned(), parts, ..Default::default() };
+    let mut asking = Asking::begin(&calls, request, 1).await;
+    let part_of = |heard: &Publish| {
+        let properties = properties_of(heard).user_properties;
+        properties.iter().find(|(key, _)| *key == *"stafett-part").unwrap().1.to_string()
+    };
+    let heard = lost.receive().await;
+    assert_eq!((part_of(&heard), &heard.payload[..]), ("0/3".to_owned(), &b"a"[..]));
+    lost.say_packet(answer(&heard, 1, "A")).await;
+    assert_eq!(asking.reply().await.part, Some(0));
+    let heard = lost.receive().await;
+    assert_eq!(part_of(&heard), "1/3");
+    // What is lost with a device goes to whoever serves, and what it says under another's number is nobody's.
+    let mut stream = Serving::open(&calls, named("lamps/all", "stream", 0)).await;
+    let asked = stream.one().await;
+    assert_eq!(asked.part.unwrap().index, 2);
+    lost.vanish();
+    let mut forger = device(&broker, "forger", "other").await;
+    forger.say_packet(answer(&heard, 1, "forged")).await;
+    stream.reply(vec![reply(asked.request_id, "C")]).await;
+    assert_eq!(asking.said().await, ("stream".to_owned(), "C".to_owned()));
+    let asked = stream.one().await;
+    assert_eq!((asked.part.unwrap().index, asked.attempt), (1, 2));
+    stream.reply(vec![reply(asked.request_id, "B")]).await;
+    assert_eq!(asking.said().await, ("stream".to_owned(), "B".to_owned()));
+    let summary = asking.summary().await;
+    assert_eq!((summary.replied, summary.asked, summary.quorum_met), (3, 2, true));
+}

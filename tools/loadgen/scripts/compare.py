@@ -23,19 +23,44 @@ LIVE = {
     "q2": ["--qos", "2", "--window", "100"],
 }
 
+AMQP = ["amqp", "--uri", "amqp://guest:guest@127.0.0.1:25672/%2f", "--queue"]
+JETSTREAM = ["nats", "--addr", "127.0.0.1:24222", "--mode", "js"]
+REDIS = ["redis", "--url", "redis://127.0.0.1:26379/"]
+STAFETT = ["stafett", "--addr", "{grpc}", "--mode", "queue"]
+
+# system -> (how its scenarios are called, arguments); those that acknowledge after a sync, and the others.
+SYNCED = {
+    "stafett": ("stafett queue", STAFETT),
+    "redis-always": ("redis always", REDIS),
+    "nats-sync-always": ("jetstream always", JETSTREAM),
+    "rabbitmq": ("rabbitmq quorum", AMQP + ["quorum"]),
+}
+UNSYNCED = {
+    "stafett-interval": ("stafett interval", STAFETT),
+    "redis-everysec": ("redis everysec", REDIS),
+    "nats": ("jetstream", JETSTREAM),
+    "rabbitmq-classic": ("rabbitmq classic", AMQP + ["classic-v2"]),
+}
+QUEUES = {**SYNCED, **UNSYNCED}
+
 
 def scenarios(secs):
     """name -> (system, arguments of the generator)"""
     t = ["--secs", str(secs)]
     ours = ["stafett", "--addr", "{grpc}"]
     S = {}
-    for w in ("1", "64", "1024"):
-        p = ["--phase", "enqueue-drain", "--window", w, *t]
+    for system, (called, argv) in QUEUES.items():
         # 4,096 deliveries may be unsettled, as JetStream's max_ack_pending of four pulls of 1,024
-        S[f"stafett produce w{w}"] = ("stafett", ours + ["--mode", "queue", "--prefetch", "4096", *p])
-        S[f"redis streams w{w}"] = ("redis-always", ["redis", "--url", "redis://127.0.0.1:26379/", *p])
-    S["jetstream w1024"] = ("nats", ["nats", "--addr", "127.0.0.1:24222", "--mode", "js", "--phase", "enqueue-drain",
-                                     "--window", "1024", *t])
+        deep = ["--prefetch", "4096"] if system.startswith("stafett") else []
+        for w in ("1", "64", "1024"):
+            p = ["--phase", "enqueue-drain", "--window", w, *t]
+            S[f"{called} w{w}"] = (system, argv + p + deep)
+        S[f"{called} live"] = (system, argv + ["--window", "1024", *t] + deep)
+        ten = ["--pubs", "10", "--subs", "10", "--topics", "10", "--window", "100"]
+        S[f"{called} 10queues"] = (system, argv + ten + t + deep)
+        S[f"{called} 1k/s"] = (system, argv + ["--rate", "1000", "--window", "4096", *t] + deep)
+    S["stafett queue shallow"] = ("stafett", ours + ["--mode", "queue", "--prefetch", "1024", "--phase", "enqueue-drain",
+                                                     "--window", "1024", *t])
     for system in ("stafett", "rumqttd", "mosquitto", "nats-mqtt", "mqtt-forwarder"):
         addr = "{mqtt}" if system == "stafett" else "127.0.0.1:21883"
         m = ["mqtt", "--addr", addr, *t]
@@ -66,6 +91,10 @@ def scenarios(secs):
     for system, addr in (("stafett", "{mqtt}"), ("mosquitto", "127.0.0.1:21883"), ("rumqttd", "127.0.0.1:21886")):
         for name, argv in LIVE.items():
             S[f"{system} mqtt5 {name}"] = (system, ["mqtt-library", "--version", "5", "--addr", addr, *t, *argv])
+    for rate, more in (("1k/s", ["--rate", "1000"]), ("w1", []), ("w64", [])):
+        c = ["--mode", "call", "--window", "1" if rate == "w1" else "64", *more, *t]
+        S[f"stafett call {rate}"] = ("stafett", ours + c)
+        S[f"nats call {rate}"] = ("nats", ["nats", "--addr", "127.0.0.1:24222", *c])
     S["stafett unary publish"] = ("stafett", ours + ["--mode", "publish", "--qos", "1", "--window", "64", *t])
     S["echo unary"] = ("grpc-echo", ["grpc-echo", "--addr", "127.0.0.1:25099", "--window", "64", *t])
     for b in ("1", "16"):
@@ -83,7 +112,10 @@ CPU, CONNECTS = "server_cpu_us", "connect_rate_s"
 WORDS = {"q0 1-1": "QoS 0, 1 → 1", "q0 1-10": "QoS 0, 1 → 10", "q0 10-1": "QoS 0, 10 → 1", "q0 1-100": "QoS 0, 1 → 100",
          "q1": "QoS 1, 100 in flight", "q2": "QoS 2, 100 in flight"}
 CALLED = {"mqtt-forwarder": "bare MQTT forwarder", "nats-mqtt": "NATS, MQTT", "nats-mqtt-doors": "NATS, MQTT",
-          "mosquitto-doors": "mosquitto"}
+          "mosquitto-doors": "mosquitto",
+          "redis always": "Redis Streams, appendfsync always", "jetstream always": "JetStream, sync_interval always",
+          "rabbitmq quorum": "RabbitMQ, quorum queue", "redis everysec": "Redis Streams, appendfsync everysec",
+          "jetstream": "JetStream", "rabbitmq classic": "RabbitMQ, classic queue"}
 
 
 def mqtt_rows():
@@ -125,16 +157,45 @@ def mqtt_rows():
     return rows
 
 
+def queue_rows():
+    """Produce, Consume and both; see ROWS."""
+    def row(what, ours, metric, theirs):
+        rows.append((what, ours, metric, theirs, metric, CALLED[theirs.rsplit(" ", 1)[0]]))
+
+    rows = []
+    synced, unsynced = ([called for called, _ in group.values()] for group in (SYNCED, UNSYNCED))
+    for (ours, *peers), how in ((synced, "acknowledged after sync"), (unsynced, "acknowledged before it")):
+        for w, called in (("1", "1"), ("64", "64"), ("1024", "1 024")):
+            for peer in peers:
+                row(f"Produce, {how}, {called} in flight", f"{ours} w{w}", IN, f"{peer} w{w}")
+        for peer in peers:
+            row(f"Consume + ack of the backlog of 1 024 in flight, {how}", f"{ours} w1024", OUT_, f"{peer} w1024")
+        for peer in peers:
+            row(f"Produce and Consume at once, 1 024 in flight, {how}", f"{ours} live", OUT_, f"{peer} live")
+        for peer in peers:
+            row(f"Produce and Consume at once, 10 queues, 100 in flight each, {how}", f"{ours} 10queues", OUT_,
+                f"{peer} 10queues")
+        for quantile in ("p50", "p99"):
+            for peer in peers:
+                row(f"Produce to delivery at 1 000 a second, {quantile} in µs (less is better), {how}", f"{ours} 1k/s",
+                    f"lat_us.{quantile}", f"{peer} 1k/s")
+    return rows
+
+
 # (what, our scenario, metric, the peer's scenario, metric, how the peer is called)
 ROWS = [
-    *[(f"Produce, acknowledged after sync, {w} in flight", f"stafett produce w{w}", IN, f"redis streams w{w}", IN,
-       "Redis Streams, appendfsync always") for w in ("1", "64", "1024")],
-    ("Consume + ack of that backlog", "stafett produce w1024", OUT_, "jetstream w1024", OUT_, "JetStream, file"),
+    *queue_rows(),
+    ("Consume + ack, 1 024 unsettled", "stafett queue shallow", OUT_, "jetstream w1024", OUT_, CALLED["jetstream"]),
     ("Publish (unary), at least once, one subscriber, 64 callers", "stafett unary publish", IN, "echo unary", IN,
      "bare unary echo"),
     *[(f"PublishStream, 1 024 in flight, {b} a frame, {what}", f"stafett stream b{b}{s}", m, f"echo bidi b{b}", OUT_,
        "bare stream echo") for b in ("1", "16") for what, s, m in
       (("one subscriber", "", OUT_), ("no subscriber", " alone", IN))],
+    *[(f"Call, 1 000 a second, {called} in µs (less is better)", "stafett call 1k/s", f"ack_us.{quantile}",
+       "nats call 1k/s", f"ack_us.{quantile}", "NATS request/reply")
+      for quantile, called in (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9"))],
+    *[(f"Call, {callers}", f"stafett call {w}", IN, f"nats call {w}", IN, "NATS request/reply")
+      for w, callers in (("w1", "one caller"), ("w64", "64 callers"))],
     *mqtt_rows(),
 ]
 
@@ -214,6 +275,8 @@ def about():
              f"Linux {platform.release()}, data on {first_line('findmnt', '-n', '-o', 'FSTYPE', '-T', baseline.WORK)}"]
     said = dict(STAFETT=["--version"], REDIS=["--version"], NATS=["--version"], MOSQUITTO=["-h"])
     lines += [first_line(EXE[k], *a) for k, a in said.items() if EXE[k]]
+    if EXE["RABBITMQ"]:  # so does its --version
+        lines.append("RabbitMQ " + first_line("dpkg-query", "-W", "-f", "${Version}", "rabbitmq-server"))
     if EXE["RUMQTTD"]:  # its --version starts it
         lines.append("rumqttd " + version_of_rumqttd())
     return lines

@@ -104,8 +104,7 @@ async fn channel(a: &EchoArgs) -> Result<Channel> {
 pub async fn run(mut a: EchoArgs) -> Result<()> {
     match a.mode {
         EchoMode::Unary => {
-            a.pattern.subs = 0;
-            a.pattern.phase = Phase::Enqueue;
+            a.pattern.answers_itself();
             let p = a.pattern.clone();
             crate::pattern::run(Unary { a }, p).await
         }

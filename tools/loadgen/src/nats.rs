@@ -14,6 +14,8 @@ use crate::pattern::*;
 pub enum Mode {
     Core,
     Js,
+    /// request/reply, `--window` callers; a responder in this process answers
+    Call,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -35,7 +37,10 @@ pub struct NatsArgs {
     pub pattern: PatternArgs,
 }
 
-pub async fn run(a: NatsArgs) -> Result<()> {
+pub async fn run(mut a: NatsArgs) -> Result<()> {
+    if a.mode == Mode::Call {
+        a.pattern.answers_itself();
+    }
     let p = a.pattern.clone();
     crate::pattern::run(Nats { a, run: std::process::id() }, p).await
 }
@@ -59,6 +64,21 @@ impl Nats {
     fn stream_name(&self) -> String {
         format!("LG{}", self.run)
     }
+    /// Answers each request on a subject with what it says, from its return to the end of the run.
+    async fn echo(&self, subject: String) -> Result<()> {
+        let c = self.connect().await?;
+        let mut requests = c.subscribe(subject).await?;
+        c.flush().await?;
+        tokio::spawn(async move {
+            while let Some(m) = requests.next().await {
+                let Some(to) = m.reply else { continue };
+                if let Err(e) = c.publish(to, m.payload).await {
+                    eprintln!("reply: {e:#}");
+                }
+            }
+        });
+        Ok(())
+    }
     fn subject(&self, t: u32) -> String {
         format!("lg{}.{t}", self.run)
     }
@@ -67,6 +87,7 @@ impl Nats {
 pub enum NatsPub {
     Core(async_nats::Client, Vec<async_nats::Subject>),
     Js(jetstream::Context, Vec<async_nats::Subject>),
+    Call(async_nats::Client, Vec<async_nats::Subject>),
 }
 
 impl Publisher for NatsPub {
@@ -80,6 +101,14 @@ impl Publisher for NatsPub {
                 let f = js.publish(s[topic as usize].clone(), payload).await?;
                 Ok(Ack::Pending(Box::pin(async move {
                     f.await?;
+                    Ok(())
+                })))
+            }
+            NatsPub::Call(c, s) => {
+                let (c, subject) = (c.clone(), s[topic as usize].clone());
+                Ok(Ack::Pending(Box::pin(async move {
+                    let reply = c.request(subject, payload.clone()).await?;
+                    anyhow::ensure!(reply.payload == payload, "the reply differs");
                     Ok(())
                 })))
             }
@@ -159,6 +188,7 @@ impl System for Nats {
     fn name(&self) -> String {
         match self.a.mode {
             Mode::Core => "nats-core".into(),
+            Mode::Call => "nats-request".into(),
             Mode::Js => format!(
                 "jetstream-{}-{}",
                 if self.a.memory { "memory" } else { "file" },
@@ -168,8 +198,15 @@ impl System for Nats {
     }
 
     async fn setup(&self, a: &PatternArgs) -> Result<()> {
-        if self.a.mode == Mode::Core {
-            return Ok(());
+        match self.a.mode {
+            Mode::Core => return Ok(()),
+            Mode::Call => {
+                for t in 0..a.topics {
+                    self.echo(self.subject(t)).await?;
+                }
+                return Ok(());
+            }
+            Mode::Js => {}
         }
         let js = self.js(self.connect().await?);
         let st = js
@@ -208,6 +245,7 @@ impl System for Nats {
         let subjects = (0..self.a.pattern.topics).map(|t| self.subject(t).into()).collect();
         Ok(match self.a.mode {
             Mode::Core => NatsPub::Core(c, subjects),
+            Mode::Call => NatsPub::Call(c, subjects),
             Mode::Js => NatsPub::Js(self.js(c), subjects),
         })
     }
@@ -215,7 +253,7 @@ impl System for Nats {
     async fn consumer(&self, id: u32, topics: Vec<u32>) -> Result<NatsCon> {
         let c = self.connect().await?;
         match self.a.mode {
-            Mode::Core => {
+            Mode::Core | Mode::Call => {
                 let mut subs = Vec::new();
                 for t in topics {
                     subs.push(match self.a.pattern.fanout {
@@ -239,7 +277,7 @@ impl System for Nats {
     }
 
     async fn left(&self) -> Result<Option<u64>> {
-        if self.a.mode == Mode::Core || self.a.pattern.subs == 0 {
+        if self.a.mode != Mode::Js || self.a.pattern.subs == 0 {
             return Ok(None);
         }
         let js = self.js(self.connect().await?);

@@ -82,6 +82,10 @@ pub struct PatternArgs {
 }
 
 impl PatternArgs {
+    /// Every message is answered to its publisher: nobody consumes.
+    pub fn answers_itself(&mut self) {
+        (self.subs, self.phase) = (0, Phase::Enqueue);
+    }
     /// Topics publisher `p` publishes to, in turn.
     pub fn pub_topics(&self, p: u32) -> Vec<u32> {
         if self.topics <= self.pubs {
@@ -248,9 +252,9 @@ type PendingAck = BoxFuture<'static, (u64, Result<()>)>;
 
 /// What one publisher has sent and has not seen acknowledged, and what became of the rest.
 struct InFlight {
-    /// each with its time of sending
+    /// each with the time it was due, or sent in a closed loop
     any_order: FuturesUnordered<PendingAck>,
-    /// times of sending, oldest first
+    /// the same times, oldest first
     in_order: VecDeque<u64>,
     ack_lat: hdrhistogram::Histogram<u64>,
     errors: u64,
@@ -381,14 +385,14 @@ async fn publish_loop<P: Publisher>(
         match p.send(topics[k], payload).await? {
             Ack::None => {}
             Ack::Pending(f) => {
-                let mut f: PendingAck = Box::pin(async move { (now, f.await) });
+                let mut f: PendingAck = Box::pin(async move { (ts, f.await) });
                 // polled once here: requests leave in order, whatever the set below does
                 match futures::poll!(&mut f) {
                     std::task::Poll::Ready(r) => inflight.note(r),
                     std::task::Poll::Pending => inflight.any_order.push(f),
                 }
             }
-            Ack::InOrder => inflight.in_order.push_back(now),
+            Ack::InOrder => inflight.in_order.push_back(ts),
         }
         seqs[k] += 1;
         n += 1;

@@ -79,7 +79,7 @@ impl Broker {
     /// Has a call that is begun answered, or puts it back.
     async fn carry(self: Arc<Self>, call: Arc<Waiting>, mut calling: Calling) {
         let said = reply_within(&mut calling, call.deadline().since(clock::unix_now())).await;
-        call.tries.store(calling.tries(), Ordering::Relaxed);
+        call.tries.store(calling.call().tries(), Ordering::Relaxed);
         drop(calling);
         if waits_again(&said) {
             return self.put_back(vec![call]).await;

@@ -162,6 +162,7 @@ pub(super) fn call_of(message: &Message) -> Result<(Request, ReplyTo), NotReadab
         metadata: record.metadata.into_iter().map(|pair| (pair.key.into(), pair.value.into())).collect(),
         idempotent: record.idempotent,
         takes_parts: false,
+        part: None,
     };
     Ok((request, reply_to))
 }
@@ -286,9 +287,10 @@ mod tests {
                 client_id: Some(ClientId::parse("c").unwrap()),
                 address: Some("[::1]:1".into()),
             },
-            metadata: vec![("x-a".into(), "1".into())],
+            metadata: [("x-a".into(), "1".into())].into(),
             idempotent: true,
             takes_parts: false,
+            part: None,
         };
         for to in [
             ReplyTo::Caller,

@@ -1,5 +1,7 @@
 //! Stored calls on the embedded engine, whose commits a test can hold back.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
 use super::*;
 use crate::core::calls::{Answer, Asked, Caller, Responder, Said, Serve};
 use crate::core::pubsub::tests::bed::{self, Bed, options, subscribe, within};
@@ -24,9 +26,10 @@ fn request() -> Request {
         message: message(b"asked".to_vec()),
         deadline: Some(clock::unix_now().after(HOUR)),
         caller: Caller::default(),
-        metadata: Vec::new(),
+        metadata: Arc::default(),
         idempotent: true,
         takes_parts: false,
+        part: None,
     }
 }
 

@@ -1,5 +1,6 @@
-//! The broker of this repository over gRPC: queues, publish/subscribe, and their unary methods.
+//! The broker of this repository over gRPC: queues, publish/subscribe, and their unary methods; remote calls.
 
+mod calls;
 mod down;
 mod lean;
 mod setup;
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use tonic::transport::{Channel, Endpoint};
 
+use self::calls::Caller;
 use self::down::{Consume, Session, StreamConsumer, Subscribe};
 use self::pb::stafett::v1 as api;
 use self::unary::UnaryPublisher;
@@ -34,6 +36,8 @@ pub enum Mode {
     Pubsub,
     /// unary Publish, `--window` callers, and what --subscribe says
     Publish,
+    /// unary Call, `--window` callers; a responder in this process answers on a Serve stream
+    Call,
 }
 
 impl Mode {
@@ -74,7 +78,10 @@ pub struct StafettArgs {
     pub pattern: PatternArgs,
 }
 
-pub async fn run(a: StafettArgs) -> Result<()> {
+pub async fn run(mut a: StafettArgs) -> Result<()> {
+    if a.mode == Mode::Call {
+        a.pattern.answers_itself();
+    }
     let p = &a.pattern;
     ensure!(a.qos <= 1, "QoS 2 is not for gRPC publishers");
     ensure!(a.batch >= 1 && a.prefetch >= 1, "--batch and --prefetch begin at 1");
@@ -148,6 +155,7 @@ pub enum Up {
     Produce(BatchPublisher<Produce>),
     Publish(BatchPublisher<Publish>),
     Unary(UnaryPublisher),
+    Call(Caller),
 }
 
 impl Publisher for Up {
@@ -156,6 +164,7 @@ impl Publisher for Up {
             Up::Produce(p) => p.send(topic, payload).await,
             Up::Publish(p) => p.send(topic, payload).await,
             Up::Unary(p) => p.send(topic, payload).await,
+            Up::Call(p) => p.send(topic, payload).await,
         }
     }
 
@@ -164,6 +173,7 @@ impl Publisher for Up {
             Up::Produce(p) => p.flush().await,
             Up::Publish(p) => p.flush().await,
             Up::Unary(p) => p.flush().await,
+            Up::Call(p) => p.flush().await,
         }
     }
 
@@ -172,6 +182,7 @@ impl Publisher for Up {
             Up::Produce(p) => p.settled().await,
             Up::Publish(p) => p.settled().await,
             Up::Unary(p) => p.settled().await,
+            Up::Call(p) => p.settled().await,
         }
     }
 }
@@ -221,12 +232,19 @@ impl System for Stafett {
             Mode::Enqueue => "stafett-enqueue-consume".into(),
             Mode::Pubsub => format!("stafett-publish-stream-q{}", self.a.qos),
             Mode::Publish => format!("stafett-publish-q{}", self.a.qos),
+            Mode::Call => "stafett-call".into(),
         }
     }
 
     async fn setup(&self, a: &PatternArgs) -> Result<()> {
         if self.a.mode.is_queue() {
             return self.create_queues().await;
+        }
+        if self.a.mode == Mode::Call {
+            for service in self.names() {
+                calls::echo(self.connect().await?, service).await?;
+            }
+            return Ok(());
         }
         if self.sessions_stay() && a.subs > 0 {
             ensure!(
@@ -247,6 +265,7 @@ impl System for Stafett {
             Mode::Pubsub => Up::Publish(self.publish(channel).await?),
             Mode::Enqueue => Up::Unary(UnaryPublisher::enqueue(channel, self.names(), self.qos())),
             Mode::Publish => Up::Unary(UnaryPublisher::publish(channel, self.names(), self.qos())),
+            Mode::Call => Up::Call(Caller::new(channel, self.names())),
         })
     }
 
