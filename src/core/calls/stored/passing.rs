@@ -74,12 +74,13 @@ impl Drop for Passes {
 impl Broker {
     /// Whether there is room for replies to stored calls. Where there is none, who reads replies waits for
     /// [`room_for_replies`](Self::room_for_replies).
-    pub(crate) fn has_room_for_replies(&self) -> bool {
+    #[must_use]
+    pub fn has_room_for_replies(&self) -> bool {
         !self.calls.stored.passing.is_full()
     }
 
     /// Returns when there is room for replies to stored calls: the disk takes them slower than they come. Cancel safe.
-    pub(crate) async fn room_for_replies(&self) {
+    pub async fn room_for_replies(&self) {
         self.calls.stored.passing.room().await;
     }
 }
