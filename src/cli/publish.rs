@@ -95,16 +95,27 @@ async fn batch(
     for result in answer.into_inner().results {
         match result.outcome {
             Some(Outcome::Ok(done)) => {
-                let v1::PublishResponse { message_id, matched_subscribers, matched_queues, .. } = done;
+                let v1::PublishResponse {
+                    message_id,
+                    matched_subscribers,
+                    matched_queues,
+                    matched_streams,
+                    ..
+                } = done;
                 if options.json {
                     line(json!({
                         "message_id": message_id,
                         "matched_subscribers": matched_subscribers,
                         "matched_queues": matched_queues,
+                        "matched_streams": matched_streams,
                     }))?;
                 } else {
+                    let streams = match matched_streams {
+                        0 => String::new(),
+                        streams => format!(" {streams} streams"),
+                    };
                     line(format_args!(
-                        "{message_id} {matched_subscribers} subscribers {matched_queues} queues"
+                        "{message_id} {matched_subscribers} subscribers {matched_queues} queues{streams}"
                     ))?;
                 }
             }

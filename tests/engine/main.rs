@@ -11,4 +11,5 @@ mod embedded;
 mod forward;
 mod giving_up;
 mod power;
+mod streams;
 mod turns;

@@ -83,6 +83,8 @@ pub struct Published {
     pub subscribers: u32,
     /// How many queues took it.
     pub queues: u32,
+    /// How many streams took it.
+    pub streams: u32,
 }
 
 /// The answer to one publish.

@@ -78,7 +78,7 @@ impl Broker {
                     Ok(ids.into_iter().zip(places).map(|(id, sequence)| Enqueued { id, sequence }).collect())
                 }
                 Some(Outcome::Refused(refusal)) => {
-                    Err(CoreError::refused(refusal, |id| self.queue_name_of(id)))
+                    Err(CoreError::refused(refusal, |id| self.target_name(id)))
                 }
                 // An engine answers each operation; one that does not has not done it.
                 Some(Outcome::Done) | None => Err(CoreError::Engine(EngineError::Stopped)),

@@ -88,6 +88,7 @@ pub(super) struct Add {
     pub(super) qos: Qos,
     pub(super) retain: bool,
     pub(super) priority: Priority,
+    /// In a stream: when it was appended.
     pub(super) expires_at: Option<UnixMillis>,
     /// No message: the packet id of a QoS 2 publish that its publisher has not released.
     pub(super) incoming: Option<u16>,

@@ -21,6 +21,7 @@ use super::leases::{Lease, Leases};
 use super::level::Level;
 use super::members::Members;
 use super::returns::Over;
+use super::streams::Kept;
 use crate::engine::{LeaseError, LeaseRef, Outgoing};
 use crate::types::UnixMillis;
 
@@ -84,6 +85,8 @@ pub(super) struct State {
     pub(super) gone: bool,
     /// Nothing is leased to consumers.
     pub(super) paused: bool,
+    /// Of a stream.
+    pub(super) kept: Option<Kept>,
     /// The deadline that the keeper knows, if any.
     pub(super) registered: Option<u64>,
 }
@@ -126,7 +129,10 @@ impl State {
         if !mark.is_empty() {
             self.marks.insert(entry.sequence, Mark { not_before: None, ..mark });
         }
-        self.expiring += usize::from(entry.expires != 0);
+        match &mut self.kept {
+            Some(kept) => kept.next = entry.sequence + 1,
+            None => self.expiring += usize::from(entry.expires != 0),
+        }
         match mark.not_before.filter(|&at| at > now) {
             Some(at) => self.delay(entry, at.0),
             None => {

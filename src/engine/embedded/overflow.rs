@@ -76,25 +76,26 @@ impl State {
 }
 
 impl Writer {
-    /// Which bound one more message of `len` bytes would break, though all that may go went: `leavers` has it.
+    /// Which bound `count` more messages with `len` bytes would break, though all that may go went: `leavers` has it.
     pub(super) fn make_room(
         &mut self,
         target: &Arc<Target>,
+        count: u64,
         len: u64,
         leavers: &mut Leavers,
     ) -> Option<String> {
-        let bound = broken(target, 1, len, (0, 0))?;
+        let bound = broken(target, count, len, (0, 0))?;
         let settings = target.settings.load();
         let WhenFull::Queue(overflow @ (Overflow::DropOldest | Overflow::DeadLetter)) = settings.when_full
         else {
             return Some(bound);
         };
-        if len > settings.max_bytes {
+        if len > settings.max_bytes || count > settings.max_messages {
             return Some(bound);
         }
         let mut gone = leavers.of(target);
         loop {
-            let bound = broken(target, 1, len, gone)?;
+            let bound = broken(target, count, len, gone)?;
             if overflow == Overflow::DeadLetter {
                 let leaving = target.leaving_messages.load(Ordering::Relaxed);
                 if leaving >= LEAVING_MESSAGES || target.leaving_bytes.load(Ordering::Relaxed) > LEAVING_BYTES
@@ -165,7 +166,11 @@ impl Writer {
                 target.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
             }
             target.totals.dropped.fetch_add(1, Ordering::Relaxed);
-            self.shared.counts.dropped.add(1);
+            if target.settings.load().stream {
+                self.shared.counts.retired.add(1);
+            } else {
+                self.shared.counts.dropped.add(1);
+            }
         }
         Ok(())
     }

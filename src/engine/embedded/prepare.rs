@@ -6,9 +6,10 @@ use smallvec::SmallVec;
 use super::body::{encode_alone, encode_message};
 use super::format::LARGE_BYTES;
 use super::lanes::{
-    OnlyIf, Prepared, PreparedAppend, PreparedForward, PreparedMove, PreparedPublish, Retained,
+    OnlyIf, Prepared, PreparedAppend, PreparedForward, PreparedMove, PreparedPublish, PreparedStreamAppend,
+    Retained,
 };
-use crate::engine::{Append, Forward, Op, Publish};
+use crate::engine::{Append, Forward, Op, Publish, StreamAppend};
 use crate::types::Message;
 
 /// The operations of one ticket.
@@ -57,6 +58,11 @@ fn prepare(op: Op, buffer: &mut BytesMut) -> Prepared {
             let messages = messages.into_iter().map(append).collect();
             Prepared::Forward(Box::new(PreparedForward { from, lease, messages }))
         }
+        Op::AppendStream(StreamAppend { target, messages, expected }) => {
+            let bodies = messages.iter().map(|message| body(message, buffer)).collect();
+            Prepared::AppendStream(Box::new(PreparedStreamAppend { target, bodies, expected }))
+        }
+        Op::SetCursor(stream, name, cursor) => Prepared::SetCursor(stream, name, cursor),
         Op::Outgoing { target, sequence, outgoing } => Prepared::Outgoing { target, sequence, outgoing },
         Op::ReleaseIncoming { session, packet_id } => Prepared::ReleaseIncoming { session, packet_id },
         Op::Define(id, definition) => Prepared::Define(id, Box::new(definition)),

@@ -16,6 +16,7 @@ use super::pack::Failed;
 use super::target::{Settings, Target, WhenFull};
 use super::writer::{Answer, Effect, Writer};
 use crate::engine::{Append, Outcome, Refusal};
+use crate::types::clock::unix_now;
 use crate::types::{Priority, Qos, Sequence, TargetId, UnixMillis};
 
 impl Writer {
@@ -57,6 +58,7 @@ impl Writer {
                     self.answers.push(Answer::Done(reply));
                 }
             }
+            Work::Retain(target) => self.stage_retention(&target)?,
         }
         Ok(())
     }
@@ -96,7 +98,11 @@ impl Writer {
         if let Some((free_bytes, watermark_bytes)) = self.low_disk
             && matches!(
                 op,
-                Prepared::Publish(_) | Prepared::Forward(_) | Prepared::Define(..) | Prepared::Subscribe(..)
+                Prepared::Publish(_)
+                    | Prepared::Forward(_)
+                    | Prepared::AppendStream(_)
+                    | Prepared::Define(..)
+                    | Prepared::Subscribe(..)
             )
         {
             self.shared.counts.refused_disk.add(1);
@@ -106,13 +112,25 @@ impl Writer {
             Prepared::Publish(publish) => self.stage_publish(*publish),
             Prepared::Move(moved) => self.stage_move(*moved),
             Prepared::Forward(forward) => self.stage_forward(*forward),
+            Prepared::AppendStream(append) => self.stage_stream_append(*append),
             other => self.stage_rare(other),
         }
     }
 
     fn stage_rare(&mut self, op: Prepared) -> Result<Outcome, Failed> {
         match op {
-            Prepared::Publish(_) | Prepared::Move(_) | Prepared::Forward(_) => {}
+            Prepared::Publish(_) | Prepared::Move(_) | Prepared::Forward(_) | Prepared::AppendStream(_) => {}
+            Prepared::SetCursor(stream, name, cursor) => {
+                if self.shared.target(stream).is_err() {
+                    return Ok(Outcome::Refused(Refusal::Gone(stream)));
+                }
+                let key = subscription_key(stream, name.as_str());
+                let (log, disk) = (&mut self.packer.log, &self.shared.disk);
+                match cursor {
+                    Some(cursor) => log.insert(disk, Tree::Sub, &key, objects::encode_cursor(cursor))?,
+                    None => log.remove(disk, Tree::Sub, &key)?,
+                }
+            }
             Prepared::Outgoing { target, sequence, outgoing } => {
                 let Ok(target) = self.shared.target(target) else {
                     return Ok(Outcome::Refused(Refusal::Gone(target)));
@@ -187,7 +205,7 @@ impl Writer {
                 open.push(None);
                 continue;
             };
-            match self.make_room(&target, len, &mut leavers) {
+            match self.make_room(&target, 1, len, &mut leavers) {
                 None => open.push(Some((target, append))),
                 Some(_) if target.settings.load().when_full == WhenFull::DropNew => {
                     target.totals.dropped.fetch_add(1, Ordering::Relaxed);
@@ -197,7 +215,7 @@ impl Writer {
                 Some(bound) => {
                     Self::stay(leavers);
                     self.shared.counts.refused_full.add(1);
-                    return Ok(Outcome::Refused(Refusal::Full { target: append.target, bound }));
+                    return Ok(Outcome::Refused(target.refusal(bound)));
                 }
             }
         }
@@ -266,7 +284,11 @@ impl Writer {
         mark: Mark,
     ) -> Result<Sequence, Failed> {
         let sequence = self.next_sequence(&target);
-        let priority = if target.settings.load().priorities { priority } else { Priority::default() };
+        let settings = target.settings.load();
+        let priority = if settings.priorities { priority } else { Priority::default() };
+        // A stream keeps when it was appended instead; who reads looks at the message's own expiry.
+        let expires_at = if settings.stream { Some(target.stamp(unix_now())) } else { expires_at };
+        drop(settings);
         let add = Add {
             target: target.id.0,
             sequence,
@@ -406,7 +428,7 @@ fn minds(target: &Target, only: OnlyIf) -> Option<Refusal> {
     }
 }
 
-/// The key of a subscription: its session and its filter.
+/// The key of a subscription: its session and its filter. That of a cursor: its stream and its name.
 pub(super) fn subscription_key(session: TargetId, filter: &str) -> Vec<u8> {
     let mut key = Vec::with_capacity(4 + filter.len());
     key.extend_from_slice(&session.0.to_be_bytes());

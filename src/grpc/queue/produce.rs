@@ -68,7 +68,7 @@ impl Feed for Produce {
     async fn completed(&mut self) -> Result<(Results, Commit), EngineError> {
         let (batch, commit) = self.0.completed().await?;
         let stored = batch.results().map(|result| {
-            let queued = |id| Published { id, subscribers: 0, queues: 1 };
+            let queued = |id| Published { id, subscribers: 0, queues: 1, streams: 0 };
             result.map(|stored| queued(stored.id))
         });
         Ok((stored.collect(), commit))
