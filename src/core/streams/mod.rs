@@ -1,7 +1,7 @@
 //! Streams: named logs of what was published, kept for a while, that anybody reads from where he likes.
 //!
 //! Here is which streams there are; [`define`] makes and changes them, [`append`] puts messages straight into one, [`read`] reads,
-//! [`cursors`] keeps how far readers are. Sequences and retention are the engine's.
+//! [`cursors`] keeps how far readers are, `subscription` is a session that reads. Sequences and retention are the engine's.
 //!
 //! Invariant: a stream is listed here from the moment its definition is durable until its deletion is.
 
@@ -9,6 +9,7 @@ pub mod append;
 pub mod cursors;
 pub mod define;
 pub mod read;
+pub(super) mod subscription;
 
 use std::collections::BTreeMap;
 use std::fmt;
