@@ -92,6 +92,7 @@ impl Broker {
         for queue in broker.queues.all() {
             broker.routes.bind(&queue, &queue.spec().bindings).await;
         }
+        broker.pull_back_cursors().await?;
         for stream in broker.streams.all() {
             broker.routes.record(&stream, &stream.spec().filters).await;
         }

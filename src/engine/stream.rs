@@ -109,8 +109,6 @@ pub struct StreamPage {
     pub messages: Vec<Logged>,
     /// Where the stream begins and ended just before.
     pub ends: StreamEnds,
-    /// What follows is being read from the disk.
-    pub reading: bool,
 }
 
 /// One who reads a stream, wherever he likes.

@@ -3,7 +3,7 @@
 //! Invariant: what a commit answers is durable, and a later answer never names an earlier place but for a rewind.
 
 use crate::core::{Broker, CoreError};
-use crate::engine::{Cursor, Op, Outcome, Refusal, StreamEnds};
+use crate::engine::{Cursor, EngineError, Op, Outcome, Refusal, StreamEnds};
 use crate::types::{CursorName, Sequence, clock};
 
 use super::{StreamEntry, no_such_stream};
@@ -98,6 +98,25 @@ impl Broker {
             Some(Outcome::Refused(Refusal::Gone(_))) => Err(no_such_stream(&stream.name)),
             _ => Ok(()),
         }
+    }
+
+    /// Where a crash may take the newest messages back, it may leave cursors beyond the end, and their readers would pass over what
+    /// gets those sequences next. Durable when it returns. Once, before anybody reads.
+    pub(in crate::core) async fn pull_back_cursors(&self) -> Result<(), EngineError> {
+        let mut ops = Vec::new();
+        for stream in self.streams.all() {
+            let last = Sequence(self.engine.stream_stats(stream.id)?.ends.next.0.saturating_sub(1));
+            for (name, cursor) in &mut *stream.cursors.lock() {
+                if cursor.sequence > last {
+                    cursor.sequence = last;
+                    ops.push(Op::SetCursor(stream.id, name.clone(), Some(*cursor)));
+                }
+            }
+        }
+        if !ops.is_empty() {
+            self.engine.commit(ops).await?;
+        }
+        Ok(())
     }
 
     /// All cursors of a stream, by name.

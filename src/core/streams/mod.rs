@@ -216,3 +216,6 @@ fn of_stream(stream: &StreamEntry, error: EngineError) -> CoreError {
         error => CoreError::Engine(error),
     }
 }
+
+#[cfg(all(test, feature = "embedded"))]
+mod tests;

@@ -65,8 +65,6 @@ pub struct Part {
     pub items: Vec<Item>,
     /// Whether [`Reading::next`] is another than before. If not, there is nothing yet: [`Reading::ready`] is woken.
     pub moved: bool,
-    /// Whether there is nothing behind it now.
-    pub at_end: bool,
 }
 
 impl Broker {
@@ -141,7 +139,6 @@ impl Reading {
         }
         self.skip_to(page.ends.first, &mut part);
         part.moved = self.next > before;
-        part.at_end = self.next >= page.ends.next;
         Ok(part)
     }
 

@@ -336,7 +336,7 @@ impl StreamReader for EmbeddedStreamReader {
         let first = match std::mem::take(&mut *fetch) {
             Fetch::Under => {
                 *fetch = Fetch::Under;
-                return Ok(StreamPage { ends, reading: true, messages: Vec::new() });
+                return Ok(StreamPage { ends, messages: Vec::new() });
             }
             fetched => entries.first().map(|entry| (entry.sequence, fetched)),
         };
@@ -347,7 +347,7 @@ impl StreamReader for EmbeddedStreamReader {
             let mut messages = result?;
             messages.truncate(entries.len());
             if !messages.is_empty() {
-                return Ok(StreamPage { messages, ends, reading: false });
+                return Ok(StreamPage { messages, ends });
             }
         }
         let mut bodies = self.shared.bodies.reader();
@@ -356,13 +356,12 @@ impl StreamReader for EmbeddedStreamReader {
             let Some(body) = bodies.get(entry) else { break };
             messages.push(logged(entry, body)?);
         }
-        let reading = messages.is_empty();
-        if reading {
+        if messages.is_empty() {
             *fetch = Fetch::Under;
             let (target, slot) = (Arc::clone(&self.target), Arc::clone(&self.slot));
             self.shared.tasks.push(Job::ReadStream { target, entries, slot });
         }
-        Ok(StreamPage { messages, ends, reading })
+        Ok(StreamPage { messages, ends })
     }
 
     fn ready(&self) -> &Arc<Bell> {
