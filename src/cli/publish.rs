@@ -76,7 +76,7 @@ impl Publish {
         let mut client =
             PubSubServiceClient::new(connect(options).await?).max_encoding_message_size(usize::MAX);
         self.payloads
-            .send(self.count, async |payloads| {
+            .send(self.count, false, async |payloads| {
                 let with = |payload: Bytes| v1::Message { payload, ..template.clone() };
                 batch(&mut client, options, payloads.into_iter().map(with).collect()).await
             })
@@ -100,6 +100,7 @@ async fn batch(
                     matched_subscribers,
                     matched_queues,
                     matched_streams,
+                    duplicate,
                     ..
                 } = done;
                 if options.json {
@@ -107,6 +108,7 @@ async fn batch(
                         "message_id": message_id,
                         "matched_subscribers": matched_subscribers,
                         "matched_queues": matched_queues,
+                        "duplicate": duplicate,
                         "matched_streams": matched_streams,
                     }))?;
                 } else {

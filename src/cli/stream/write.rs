@@ -43,7 +43,7 @@ impl Append {
         let template = self.message.message(&self.topic).map_err(Failure::usage)?;
         let mut expected = self.expect;
         self.payloads
-            .send(1, async |payloads| {
+            .send(1, false, async |payloads| {
                 let with = |payload: Bytes| v1::Message { payload, ..template.clone() };
                 let question = v1beta1::AppendRequest {
                     stream: self.name.clone(),

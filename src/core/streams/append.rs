@@ -48,7 +48,9 @@ impl Broker {
                 expected: expected.unwrap_or_default().0,
             }),
             Some(Outcome::Refused(refusal)) => Err(CoreError::refused(refusal, |_| stream.name.to_string())),
-            Some(Outcome::Done) | None => Err(CoreError::Engine(EngineError::Stopped)),
+            Some(Outcome::Done | Outcome::Duplicate { .. } | Outcome::All(_)) | None => {
+                Err(CoreError::Engine(EngineError::Stopped))
+            }
         }
     }
 }

@@ -185,7 +185,7 @@ impl Writer {
         }
         let bytes: usize = bodies.iter().map(bytes::Bytes::len).sum();
         let mut leavers = Leavers::default();
-        if let Some(bound) = self.make_room(&target, bodies.len() as u64, bytes as u64, &mut leavers) {
+        if let Some(bound) = self.make_room(&target, (bodies.len() as u64, bytes as u64), &mut leavers) {
             Self::stay(leavers);
             self.shared.counts.refused_full.add(1);
             return Ok(Outcome::Refused(target.refusal(bound)));
@@ -202,7 +202,14 @@ impl Writer {
         let mut sequences = SmallVec::with_capacity(bodies.len());
         for place in places {
             let how = (Qos::AtLeastOnce, false, Priority::default());
-            sequences.push(Some(self.stage_add(Arc::clone(&target), place, how, None, Mark::default())?));
+            sequences.push(Some(self.stage_add(
+                Arc::clone(&target),
+                place,
+                how,
+                None,
+                None,
+                Mark::default(),
+            )?));
         }
         let (packer, mut books) = self.books();
         packer.end_op(&mut books)?;

@@ -99,6 +99,9 @@ impl LogService {
         if message.priority.is_some() {
             return Err(CoreError::invalid("priority", "is for queues"));
         }
+        if !message.dedup_id.is_empty() {
+            return Err(CoreError::invalid("dedup_id", "is for queues"));
+        }
         if message.schedule.is_some() {
             return Err(CoreError::invalid("schedule", "is for queues"));
         }

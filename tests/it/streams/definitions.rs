@@ -161,6 +161,7 @@ async fn an_append_is_refused_where_another_sequence_comes_next() {
         (v1::Message { topic: "$queue/q".into(), ..Default::default() }, "messages[1].topic"),
         (v1::Message { topic: "a/+".into(), ..Default::default() }, "messages[1].topic"),
         (v1::Message { retain: true, ..Default::default() }, "messages[1].retain"),
+        (v1::Message { dedup_id: "d".into(), ..Default::default() }, "messages[1].dedup_id"),
         (v1::Message { priority: Some(1), ..Default::default() }, "messages[1].priority"),
     ];
     for (message, named) in wrong {
