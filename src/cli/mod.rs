@@ -19,6 +19,7 @@ mod queue;
 mod serve;
 mod serve_with;
 mod store;
+mod stream;
 mod subscribe;
 mod taking;
 
@@ -50,6 +51,8 @@ Examples:
   stafett queue create orders
   stafett queue send orders 'hello'
   stafett queue receive orders --ack
+  stafett stream create readings --filter 'sensors/#'
+  stafett stream read readings --follow
   stafett store check ./stafett-data";
 
 /// A message broker in one process.
@@ -117,6 +120,8 @@ enum Command {
     ServeWith(serve_with::ServeWith),
     /// Make queues, put messages in, take them out, look after them
     Queue(Box<queue::Queue>),
+    /// Make streams, append to them, read them again and again
+    Stream(Box<stream::Stream>),
     /// Give a user of MQTT a password, or take the user away
     Passwd(passwd::Passwd),
     /// Look after a store while no broker runs on it
@@ -171,6 +176,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Gather(gather) => client::block_on(gather.run(&cli.client)),
         Command::ServeWith(serve) => client::block_on(serve.run(&cli.client)),
         Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
+        Command::Stream(stream) => client::block_on(stream::run(&stream, &cli.client)),
         Command::Passwd(passwd) => passwd::run(&passwd),
         Command::Store(store) => store::run(store, cli.client.json),
     }

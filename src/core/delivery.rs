@@ -265,7 +265,7 @@ impl FanOut {
                     picks.push(Pick { place, entry, offer });
                 };
                 match target {
-                    Target::Queue(_) => {}
+                    Target::Queue(_) | Target::Stream(_) => {}
                     Target::Session(session) => {
                         for message in lot.messages {
                             if let Some(offer) = live(message.as_ref(), session, publisher) {

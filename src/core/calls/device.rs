@@ -288,7 +288,7 @@ impl Broker {
                     add(session, &group.spec, named.clone());
                 }
             }
-            Route::Queue(_) => {}
+            Route::Queue(_) | Route::Stream(_) => {}
         });
         // One session may be there on several ways; it is one responder, and its own subscription counts before those in
         // groups: it is asked in any case, then.

@@ -85,6 +85,7 @@ impl Broker {
         counters.extend([
             ("queues", self.queues.count() as u64),
             ("queues_expired_total", self.queues.expired()),
+            ("streams", self.streams.count() as u64),
             ("sessions", self.session_count() as u64),
             ("subscriptions", self.routes.count() as u64),
             ("sessions_connected", load(&self.pubsub.connected)),

@@ -96,6 +96,7 @@ pub(super) struct Add {
     pub(super) qos: Qos,
     pub(super) retain: bool,
     pub(super) priority: Priority,
+    /// In a stream: when it was appended.
     pub(super) expires_at: Option<UnixMillis>,
     /// In a queue that keeps order by key.
     pub(super) key: Option<TextHash>,

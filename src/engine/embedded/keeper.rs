@@ -20,6 +20,7 @@ use super::index::State;
 use super::lanes::{Reply, SettleReply, Work, deadline};
 use super::returns::{Due, Over};
 use super::shared::Shared;
+use super::streams::Slot;
 use super::target::Target;
 use crate::engine::{Browsed, EngineError, Page, View};
 use crate::types::clock::unix_now;
@@ -44,6 +45,8 @@ pub(super) enum Job {
         max_bytes: usize,
         reply: Reply<Page>,
     },
+    /// Read what follows in a stream.
+    ReadStream { target: Arc<Target>, entries: Vec<Entry>, slot: Arc<Slot> },
     /// Find out how old the oldest message is.
     Oldest { target: Arc<Target>, reply: Reply<Option<UnixMillis>> },
 }
@@ -160,6 +163,11 @@ pub(super) fn keep_time(shared: &Shared) {
         let Ok(target) = shared.target(id) else { continue };
         let at = unix_now();
         let settings = target.settings.load_full();
+        if settings.stream {
+            target.state.lock().registered = None;
+            shared.lanes.push(Work::Retain(target));
+            continue;
+        }
         let _placing = shared.lanes.placing();
         let due = {
             let mut state = target.state.lock();
@@ -237,6 +245,7 @@ pub(super) fn read_back(shared: &Shared) {
             Job::Browse { target, view, from, max, max_bytes, reply } => {
                 drop(reply.send(browse(shared, &target, view, from, (max, max_bytes))));
             }
+            Job::ReadStream { target, entries, slot } => slot.fill(shared, &target, entries),
             Job::Oldest { target, reply } => drop(reply.send(Ok(oldest(shared, &target)))),
         }
     }
@@ -261,7 +270,7 @@ pub(super) fn discard(target: &Target, sequence: u64, error: &EngineError) {
 }
 
 /// The bytes of an entry, also when its message was written to another place since the entry was read. Blocks.
-fn body_of(
+pub(super) fn body_of(
     target: &Target,
     entry: &Entry,
     mut load: impl FnMut(&Entry) -> Result<Bytes, EngineError>,

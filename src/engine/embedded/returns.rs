@@ -196,6 +196,9 @@ impl State {
 
     /// When something of this target will be due, in milliseconds since 1970.
     pub(super) fn next_deadline(&self, now: UnixMillis) -> Option<u64> {
+        if let Some(kept) = &self.kept {
+            return self.retires_at(kept, now);
+        }
         let delayed = self.delayed.first_key_value().map(|(&(at, _), _)| at);
         let lease = self.leases.first_end().map(|(at, _)| at);
         let note = self.leases.next_note();

@@ -62,6 +62,7 @@ impl Writer {
                     self.answers.push(Answer::Done(reply));
                 }
             }
+            Work::Retain(target) => self.stage_retention(&target)?,
         }
         Ok(())
     }
@@ -104,6 +105,7 @@ impl Writer {
                 Prepared::Publish(_)
                     | Prepared::All(_)
                     | Prepared::Forward(_)
+                    | Prepared::AppendStream(_)
                     | Prepared::Define(..)
                     | Prepared::Subscribe(..)
             )
@@ -116,13 +118,29 @@ impl Writer {
             Prepared::All(items) => self.stage_all(items),
             Prepared::Move(moved) => self.stage_move(*moved),
             Prepared::Forward(forward) => self.stage_forward(*forward),
+            Prepared::AppendStream(append) => self.stage_stream_append(*append),
             other => self.stage_rare(other),
         }
     }
 
     fn stage_rare(&mut self, op: Prepared) -> Result<Outcome, Failed> {
         match op {
-            Prepared::Publish(_) | Prepared::All(_) | Prepared::Move(_) | Prepared::Forward(_) => {}
+            Prepared::Publish(_)
+            | Prepared::All(_)
+            | Prepared::Move(_)
+            | Prepared::Forward(_)
+            | Prepared::AppendStream(_) => {}
+            Prepared::SetCursor(stream, name, cursor) => {
+                if self.shared.target(stream).is_err() {
+                    return Ok(Outcome::Refused(Refusal::Gone(stream)));
+                }
+                let key = subscription_key(stream, name.as_str());
+                let (log, disk) = (&mut self.packer.log, &self.shared.disk);
+                match cursor {
+                    Some(cursor) => log.insert(disk, Tree::Sub, &key, objects::encode_cursor(cursor))?,
+                    None => log.remove(disk, Tree::Sub, &key)?,
+                }
+            }
             Prepared::Outgoing { target, sequence, outgoing } => {
                 let Ok(target) = self.shared.target(target) else {
                     return Ok(Outcome::Refused(Refusal::Gone(target)));
@@ -233,7 +251,7 @@ impl Writer {
                 }
                 Some(bound) => {
                     Self::stay(leavers);
-                    return Ok(self.refused_full(Refusal::Full { target: append.target, bound }));
+                    return Ok(self.refused_full(target.refusal(bound)));
                 }
             }
         }
@@ -323,10 +341,12 @@ impl Writer {
         mark: Mark,
     ) -> Result<Sequence, Failed> {
         let sequence = self.next_sequence(&target);
-        let (priority, key) = {
+        let (priority, key, expires_at) = {
             let settings = target.settings.load();
             let priority = if settings.priorities { priority } else { Priority::default() };
-            (priority, key.filter(|_| settings.ordered))
+            // A stream keeps when it was appended instead; who reads looks at the message's own expiry.
+            let expires_at = if settings.stream { Some(target.stamp(unix_now())) } else { expires_at };
+            (priority, key.filter(|_| settings.ordered), expires_at)
         };
         let add = Add {
             target: target.id.0,
@@ -470,7 +490,7 @@ fn minds(target: &Target, only: OnlyIf) -> Option<Refusal> {
     }
 }
 
-/// The key of a subscription: its session and its filter.
+/// The key of a subscription: its session and its filter. That of a cursor: its stream and its name.
 pub(super) fn subscription_key(session: TargetId, filter: &str) -> Vec<u8> {
     let mut key = Vec::with_capacity(4 + filter.len());
     key.extend_from_slice(&session.0.to_be_bytes());

@@ -19,8 +19,8 @@ use crate::engine::embedded::Embedded;
 use crate::engine::settings::EngineSettings;
 use crate::engine::{
     Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
-    Nack, Op, Outcome, Page, Pending, QueueSpec, Removed, Settled, Stored, SubscribeOptions, TargetStats,
-    Ticket, Usage, View,
+    Nack, Op, Outcome, Page, Pending, QueueSpec, Removed, Settled, Stored, StreamReader, StreamStats,
+    SubscribeOptions, TargetStats, Ticket, Usage, View,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{
@@ -363,6 +363,15 @@ impl Engine for Held {
     }
     fn consumer(&self, target: TargetId, options: ConsumerOptions) -> Result<Box<dyn Consumer>, EngineError> {
         self.inner.consumer(target, options)
+    }
+    fn stream_reader(&self, target: TargetId) -> Result<Box<dyn StreamReader>, EngineError> {
+        self.inner.stream_reader(target)
+    }
+    fn stream_stats(&self, target: TargetId) -> Result<StreamStats, EngineError> {
+        self.inner.stream_stats(target)
+    }
+    fn stream_at(&self, target: TargetId, time: UnixMillis) -> Result<Sequence, EngineError> {
+        self.inner.stream_at(target, time)
     }
     fn settle(&self, target: TargetId, leases: &[LeaseRef]) -> Result<Settled, EngineError> {
         self.inner.settle(target, leases)
