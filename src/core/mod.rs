@@ -38,7 +38,7 @@ use queues::Queues;
 use route::Routes;
 use token::TokenKey;
 
-pub use delivery::{Answers, CloseReason, Offer, Outbox};
+pub use delivery::{Answers, CloseReason, Offer, Outbox, TooLarge};
 pub use error::CoreError;
 pub use limits::Limits;
 pub use publisher::{Inbound, Published, Publisher, PublisherInfo, Receipt};
