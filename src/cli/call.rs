@@ -109,7 +109,7 @@ impl Call {
         let template = self.template.message()?;
         let mut client = calls(options).await?;
         self.payloads
-            .send(1, async |payloads| {
+            .send(1, false, async |payloads| {
                 for payload in payloads {
                     self.one(&mut client, options, v1::Message { payload, ..template.clone() }).await?;
                 }
@@ -162,7 +162,7 @@ pub(super) fn show(options: &ClientOptions, reply: Option<v1::Reply>) -> Result<
 
 /// A reply as one JSON object.
 pub(super) fn reply_json(reply: v1::Reply) -> Value {
-    let v1::Reply { responder_id, message, error, latency, part } = reply;
+    let v1::Reply { responder_id, message, error, latency, part, service } = reply;
     let mut object = match error {
         Some(error) => Map::from_iter([("error".to_owned(), json!(error.message))]),
         None => message_json(&message.unwrap_or_default(), None),
@@ -171,6 +171,9 @@ pub(super) fn reply_json(reply: v1::Reply) -> Value {
     object.insert("responder_id".to_owned(), json!(responder_id));
     if let Some(part) = part {
         object.insert("part".to_owned(), json!(part));
+    }
+    if !service.is_empty() {
+        object.insert("service".to_owned(), json!(service));
     }
     if let Some(latency) = latency {
         object.insert("latency".to_owned(), json!(show_duration(&latency)));

@@ -34,10 +34,11 @@ Examples:
   stafett gather lamps/status
   stafett gather lamps/status --quorum 2 --timeout 500ms
   stafett gather search/lines error --max 10 --json
+  stafett gather 'lamps/+/set' off
   stafett gather primes/count --part 0-999999 --part 1000000-1999999
   seq 0 9999 | stafett gather keys/try --parts - --max 1 --timeout 1h")]
 pub(super) struct Gather {
-    /// The service
+    /// The service, or a filter with + or #: everyone is asked whose service or topic it matches
     service: String,
     /// What is asked
     #[arg(default_value = "", hide_default_value = true, conflicts_with_all = ["part", "parts"])]
@@ -91,12 +92,12 @@ impl Gather {
             timeout: Some(duration(options.timeout)),
             parts_in_hand: self.parts_in_hand.unwrap_or_default(),
         };
-        let mut request = Request::new(v1::MulticastRequest {
-            service: self.service.clone(),
-            request,
-            policy: Some(policy),
-            parts,
-        });
+        let (service, filter) = match self.service.contains(['+', '#']) {
+            true => (String::new(), self.service.clone()),
+            false => (self.service.clone(), String::new()),
+        };
+        let mut request =
+            Request::new(v1::MulticastRequest { service, request, policy: Some(policy), parts, filter });
         request.set_timeout(options.timeout.saturating_add(GRACE));
         let mut client = calls(options).await?;
         let events = client.multicast(request).await;
@@ -176,7 +177,7 @@ fn summary_text(summary: &v1::GatherSummary) -> String {
 
 fn summary_json(summary: &v1::GatherSummary) -> serde_json::Value {
     let missing = summary.missing.iter().map(
-        |missing| json!({ "responder_id": missing.responder_id, "reason": reason_of(missing.reason()) }),
+        |missing| json!({ "responder_id": missing.responder_id, "service": missing.service, "reason": reason_of(missing.reason()) }),
     );
     let mut json = json!({
         "end": end_of(summary),

@@ -52,9 +52,14 @@ func Connect() *grpc.ClientConn {
 	return conn
 }
 
+// Timeout is --timeout.
+func Timeout() time.Duration {
+	return time.Duration(*timeout * float64(time.Second))
+}
+
 // Deadline is the context of one RPC: --timeout from now.
 func Deadline() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.Background(), time.Duration(*timeout*float64(time.Second)))
+	return context.WithTimeout(context.Background(), Timeout())
 }
 
 // Fail says what went wrong, with the broker's reason where it gives one, as NO_RESPONDERS; ends with code 1.

@@ -43,10 +43,15 @@ impl Client {
             .connect_lazy()
     }
 
+    /// `--timeout`.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs_f64(self.timeout)
+    }
+
     /// A request with `--timeout` as its deadline.
     pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.set_timeout(Duration::from_secs_f64(self.timeout));
+        request.set_timeout(self.timeout());
         request
     }
 

@@ -41,6 +41,7 @@ export function args(...names: string[]) {
   const as = [values.server, grpc.credentials.createInsecure(), options] as const;
   return {
     words: positionals,
+    timeout: Number(values.timeout),
     deadline: () => Date.now() + Number(values.timeout) * 1000,
     calls: () => new v1.CallService(...as),
     pubsub: () => new v1.PubSubService(...as),

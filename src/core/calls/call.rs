@@ -38,8 +38,8 @@ pub(super) struct Call {
 pub(super) enum To {
     /// Of one responder.
     One(Request),
-    /// Of many, each with a call of its own that is for it alone.
-    Many(Arc<Shared>),
+    /// Of many, each with a call of its own that is for it alone, what those of one service are asked.
+    Many(Arc<Shared>, Arc<Request>),
     /// Of one responder each, in parts: this is one of the parts of the job with this number.
     Part(Arc<Shared>, u64, Request),
 }
@@ -64,7 +64,8 @@ struct Slot {
 /// What the calls of one multicast take together.
 #[derive(Debug)]
 pub(super) struct Shared {
-    request: Request,
+    /// Of what is asked.
+    weight: usize,
     /// Of what was said and is not read, or is kept.
     bytes: AtomicUsize,
     /// Its parts wait until more of that is read.
@@ -75,10 +76,10 @@ pub(super) struct Shared {
 impl Shared {
     /// # Errors
     /// [`CoreError::Limit`].
-    pub(super) fn new(calls: &Arc<Calls>, request: Request) -> Result<Arc<Self>, CoreError> {
-        calls.reserve(request.message.weight())?;
+    pub(super) fn new(calls: &Arc<Calls>, weight: usize) -> Result<Arc<Self>, CoreError> {
+        calls.reserve(weight)?;
         let (bytes, held) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Ok(Arc::new(Self { request, bytes, held, calls: Arc::clone(calls) }))
+        Ok(Arc::new(Self { weight, bytes, held, calls: Arc::clone(calls) }))
     }
 
     /// Whether so much is not read that it may as well be read first. Who reads is then told by [`Self::is_freed`].
@@ -116,7 +117,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let weight = self.request.message.weight() + *self.bytes.get_mut();
+        let weight = self.weight + *self.bytes.get_mut();
         self.calls.counts.bytes.fetch_sub(weight, Ordering::Relaxed);
     }
 }
@@ -171,7 +172,7 @@ impl Call {
     pub(super) fn new(calls: &Arc<Calls>, to: To) -> Result<Self, CoreError> {
         let weight = match &to {
             To::One(request) | To::Part(_, _, request) => weight_of(&request.message),
-            To::Many(_) => OVERHEAD,
+            To::Many(..) => OVERHEAD,
         };
         calls.reserve(weight)?;
         let count = calls.counts.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
@@ -201,20 +202,20 @@ impl Call {
     pub(super) fn request(&self) -> &Request {
         match &self.to {
             To::One(request) | To::Part(_, _, request) => request,
-            To::Many(shared) => &shared.request,
+            To::Many(_, request) => request,
         }
     }
 
     fn shared(&self) -> Option<&Shared> {
         match &self.to {
             To::One(_) => None,
-            To::Many(shared) | To::Part(shared, ..) => Some(shared),
+            To::Many(shared, _) | To::Part(shared, ..) => Some(shared),
         }
     }
 
     /// Whether another responder may get it.
     pub(super) fn is_for_anyone(&self) -> bool {
-        !matches!(self.to, To::Many(_))
+        !matches!(self.to, To::Many(..))
     }
 
     /// The job that it is a part of.

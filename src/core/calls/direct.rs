@@ -14,7 +14,7 @@ use super::call::{Call, Place, Shared, To};
 use super::device::NotAsked;
 use super::service::Service;
 use super::state::{Door, State, Wakes};
-use super::{CallError, Calls, too_large};
+use super::{CallError, Calls, Request, too_large};
 use crate::core::{CoreError, TooLarge};
 
 /// Those of whom one is asked.
@@ -113,25 +113,25 @@ impl State {
 }
 
 impl Service {
-    /// Asks everyone, each with a call of its own. Returns the calls with the names of those asked; some may be over.
+    /// Asks everyone, at most `max`, each with a call of its own. Returns the calls with the names of those asked, none if
+    /// nobody serves; some may be over.
     ///
     /// # Errors
-    /// [`CoreError::NoResponders`], [`CoreError::Limit`]: nobody was asked.
+    /// [`CoreError::Limit`]: nobody was asked.
     pub(super) fn ask_all(
         &self,
         calls: &Arc<Calls>,
-        shared: &Arc<Shared>,
+        (shared, request): (&Arc<Shared>, &Arc<Request>),
+        max: usize,
     ) -> Result<Vec<(ByteString, Arc<Call>)>, CoreError> {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         let all = state.members();
-        let max = calls.bounds.gather_responders;
         if all.len() > max {
-            let what = format!("`{}` has too many responders to ask them all", self.name());
-            return Err(calls.refused(what, "gather_responders", max));
+            return Err(calls.too_many_to_ask());
         }
         let new = |members| {
-            let call = Call::new(calls, To::Many(Arc::clone(shared)))?;
+            let call = Call::new(calls, To::Many(Arc::clone(shared), Arc::clone(request)))?;
             Ok((members, Arc::new(call)))
         };
         let new: Vec<(Members, Arc<Call>)> = all.into_iter().map(new).collect::<Result<_, CoreError>>()?;
@@ -159,6 +159,13 @@ impl Service {
         }
         drop(state);
         wakes.run();
-        if asked.is_empty() { Err(calls.nobody(self.name())) } else { Ok(asked) }
+        Ok(asked)
+    }
+}
+
+impl Calls {
+    pub(super) fn too_many_to_ask(&self) -> CoreError {
+        let max = self.bounds.gather_responders;
+        self.refused("there are too many responders to ask them all", "gather_responders", max)
     }
 }

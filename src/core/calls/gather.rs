@@ -19,8 +19,10 @@ use super::parts::Begun;
 use super::service::Service;
 use super::{CallError, Calling, Calls, Counts, Reply, Request};
 use crate::core::{Broker, CoreError};
-use crate::types::Message;
+use crate::types::{Message, TopicFilter, TopicName};
 
+/// So many levels of topics are looked at for each responder that may be asked, to find those that a filter matches.
+const NODES: usize = 100;
 /// Longer than anyone waits.
 const EVER: Duration = Duration::from_secs(86_400 * 365);
 
@@ -89,9 +91,22 @@ pub struct Summary {
     /// How many have answered with an error, or are answered so.
     pub failed: usize,
     /// The other responders in the order in which they were asked, or the other parts with who had them last.
-    pub missing: Vec<(usize, ByteString, Missing)>,
+    pub missing: Vec<Absent>,
     /// Whether enough have replied.
     pub quorum_met: bool,
+}
+
+/// A responder that did not answer, or a part that is not answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Absent {
+    /// The how manieth of those asked it is, or which part; from 0.
+    pub at: usize,
+    /// Who it is, or had it last.
+    pub responder: ByteString,
+    /// What it was asked as; none for a part.
+    pub service: Option<TopicName>,
+    /// Why.
+    pub why: Missing,
 }
 
 /// What became of one responder, or of one part.
@@ -99,6 +114,8 @@ pub struct Summary {
 pub struct Gathered {
     /// Who it is.
     pub responder: ByteString,
+    /// What it was asked as; none for a part.
+    pub service: Option<TopicName>,
     /// Which part it had, from 0.
     pub part: Option<usize>,
     /// What it has said, or why it has not.
@@ -115,6 +132,8 @@ pub struct Gathering {
     job: Option<Job>,
     /// The names of those who have not replied, and why not; those of parts in the end.
     missing: BTreeMap<usize, (ByteString, Missing)>,
+    /// What each was asked as.
+    asked_as: Vec<TopicName>,
     asked: usize,
     parts: usize,
     replied: usize,
@@ -156,6 +175,7 @@ impl Gathering {
             shared,
             job: None,
             missing: BTreeMap::new(),
+            asked_as: Vec::new(),
             asked: awaited.len(),
             awaited,
             parts: 0,
@@ -255,7 +275,8 @@ impl Gathering {
         } else if max_replies > 0 && self.replied >= max_replies {
             self.finish(End::MaxReplies);
         }
-        Some(Gathered { responder, part: (self.parts > 0).then_some(at), said })
+        let service = self.asked_as.get(at).cloned();
+        Some(Gathered { responder, service, part: (self.parts > 0).then_some(at), said })
     }
 
     /// It is over: nobody need answer any more.
@@ -284,7 +305,10 @@ impl Gathering {
             (0, max) => max.min(all),
             (min, _) => min,
         };
-        let missing = std::mem::take(&mut self.missing).into_iter();
+        let missing = std::mem::take(&mut self.missing).into_iter().map(|(at, (responder, why))| {
+            let service = self.asked_as.get(at).cloned();
+            Absent { at, responder, service, why }
+        });
         Summary {
             end: self.end.unwrap_or(End::Deadline),
             asked: self.asked,
@@ -292,7 +316,7 @@ impl Gathering {
             replied: self.replied,
             failed: self.failed,
             quorum_met: self.replied >= enough,
-            missing: missing.map(|(at, (name, why))| (at, name, why)).collect(),
+            missing: missing.collect(),
         }
     }
 }
@@ -321,23 +345,33 @@ fn later(after: Option<Duration>) -> Instant {
 }
 
 impl Calls {
-    /// Asks everyone.
-    pub(crate) fn gather(self: &Arc<Self>, request: Request, policy: Policy) -> Result<Gathering, CoreError> {
-        let Some(service) = self.service(&request.message.topic) else {
-            return Err(self.nobody(&request.message.topic));
-        };
-        let shared = Shared::new(self, Request { takes_parts: false, ..request })?;
-        let all = service.ask_all(self, &shared)?;
-        Counts::add(&self.counts.multicasts);
-        let mut missing = BTreeMap::new();
-        let awaited = FuturesUnordered::new();
-        for (at, (name, call)) in all.into_iter().enumerate() {
-            Counts::add(&self.counts.begun);
-            missing.insert(at, (name, Missing::Silent));
-            awaited.push(Awaited { at, calling: Calling::new(Arc::clone(&service), call) });
+    /// Asks everyone who serves one of `names`, as each of them.
+    pub(super) fn gather(
+        self: &Arc<Self>,
+        names: &[TopicName],
+        request: &Request,
+        policy: Policy,
+    ) -> Result<Gathering, CoreError> {
+        let shared = Shared::new(self, request.message.weight())?;
+        let mut gathering = Gathering::new(shared, FuturesUnordered::new(), policy);
+        for service in names.iter().filter_map(|name| self.service(name)) {
+            let mut request = Request { takes_parts: false, ..request.clone() };
+            request.message.topic = service.name().clone();
+            let left = self.bounds.gather_responders - gathering.asked;
+            // One that is too many ends what was begun: who was asked is told that nobody waits.
+            for (name, call) in service.ask_all(self, (&gathering.shared, &Arc::new(request)), left)? {
+                Counts::add(&self.counts.begun);
+                let at = gathering.asked;
+                gathering.asked += 1;
+                gathering.asked_as.push(service.name().clone());
+                gathering.missing.insert(at, (name, Missing::Silent));
+                gathering.awaited.push(Awaited { at, calling: Calling::new(Arc::clone(&service), call) });
+            }
         }
-        let mut gathering = Gathering::new(shared, awaited, policy);
-        gathering.missing = missing;
+        if gathering.asked == 0 {
+            return Err(self.nobody(&request.message.topic));
+        }
+        Counts::add(&self.counts.multicasts);
         Ok(gathering)
     }
 
@@ -356,7 +390,7 @@ impl Calls {
             return Err(self.nobody(&request.message.topic));
         };
         let request = Request { takes_parts: false, ..request };
-        let shared = Shared::new(self, request.clone())?;
+        let shared = Shared::new(self, 0)?;
         let each = policy.parts_in_hand.max(1);
         let begun = service.begin_parts(self, (&shared, policy.keeps), (&request, parts), each)?;
         let Begun { service, number, parts, responders } = begun;
@@ -372,19 +406,47 @@ impl Calls {
 }
 
 impl Broker {
-    /// Asks everyone who serves: each stream, each subscriber of exactly the service's topic, and one member of each share
-    /// group. Each has the request, or waits for room for it, when this returns. Never waits. The request is within
+    /// Asks everyone who serves one of `names`, the first of which is the request's topic: each stream, each subscriber of
+    /// exactly that topic, and one member of each share group. Who is there for several is asked as each. Each has the
+    /// request, or waits for room for it, when this returns. Never waits. The request is within
     /// [`Limits`](crate::core::Limits), as the door has checked.
     ///
     /// # Errors
     /// [`CoreError::NoResponders`], [`CoreError::Limit`] when there are too many calls or responders,
-    /// [`CoreError::Draining`]. Nobody was asked then.
-    pub fn gather(&self, request: Request, policy: Policy) -> Result<Gathering, CoreError> {
+    /// [`CoreError::Draining`]. Nobody was asked then, or is told that nobody waits.
+    pub fn gather(
+        &self,
+        names: &[TopicName],
+        request: Request,
+        policy: Policy,
+    ) -> Result<Gathering, CoreError> {
         if self.draining.is_cancelled() {
             return Err(CoreError::Draining);
         }
-        self.find_devices(&request.message.topic).inspect_err(|_| Counts::add(&self.calls.counts.refused))?;
-        self.calls.gather(request, policy)
+        for name in names {
+            self.find_devices(name).inspect_err(|_| Counts::add(&self.calls.counts.refused))?;
+        }
+        self.calls.gather(names, &request, policy)
+    }
+
+    /// The names of services, and of topics that somebody subscribes to, which `filter` matches, at least one, in their order.
+    ///
+    /// # Errors
+    /// [`CoreError::NoResponders`]; [`CoreError::Limit`] when too many would have to be looked at.
+    pub fn services_matching(&self, filter: &TopicFilter) -> Result<Vec<TopicName>, CoreError> {
+        let most = self.limits.gather_responders.saturating_mul(NODES);
+        let mut names = self.calls.served(filter);
+        let whole = self.routes.now().names(filter, most, &mut |name| {
+            names.extend(TopicName::parse(ByteString::from(name)).ok());
+            true
+        });
+        if !whole {
+            return Err(self.calls.too_many_to_ask());
+        }
+        if names.is_empty() {
+            return Err(self.calls.nobody_named(filter.as_str()));
+        }
+        Ok(names.into_iter().collect())
     }
 
     /// Gives `parts` of a request, at least one, to those who serve: each to one of them, streams and subscribers alike, and

@@ -33,7 +33,7 @@ mod tests;
 mod topics;
 mod words;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -44,10 +44,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Broker, CoreError, Limits, TooLarge};
-use crate::types::TopicName;
+use crate::types::{TopicFilter, TopicName};
 
 pub use call::Calling;
-pub use gather::{End, Gathered, Gathering, Missing, Policy, Summary};
+pub use gather::{Absent, End, Gathered, Gathering, Missing, Policy, Summary};
 pub use responder::{Asked, Cancelled, Responder};
 pub use stored::ReplyTo;
 pub use topics::{NotAPair, TopicPair};
@@ -209,8 +209,12 @@ impl Calls {
 
     /// Nobody can answer a call.
     fn nobody(&self, service: &TopicName) -> CoreError {
+        self.nobody_named(service.as_str())
+    }
+
+    fn nobody_named(&self, service: &str) -> CoreError {
         Counts::add(&self.counts.no_responders);
-        CoreError::NoResponders { service: service.as_str().to_owned() }
+        CoreError::NoResponders { service: service.to_owned() }
     }
 
     /// Whoever could answer a call does not read.
@@ -228,6 +232,11 @@ impl Calls {
 
     fn service(&self, name: &TopicName) -> Option<Arc<Service>> {
         self.services.read().get(name).cloned()
+    }
+
+    /// The names of services that `filter` matches.
+    fn served(&self, filter: &TopicFilter) -> BTreeSet<TopicName> {
+        self.services.read().keys().filter(|name| filter.matches(name)).cloned().collect()
     }
 
     /// Does something with a service, which is made if there is none; nobody forgets it meanwhile.

@@ -392,8 +392,9 @@ mod tests {
         // Nobody is left: that is said of what nobody had in the summary alone.
         assert_eq!(heard(&mut job), 1);
         let summary = job.summary();
-        let missing = [(0, "two".into(), Missing::Lost), (3, "three".into(), Missing::Lost)];
-        assert_eq!((summary.asked, summary.replied, summary.missing), (3, 2, missing.to_vec()));
+        let missing: Vec<_> = summary.missing.iter().map(|it| (it.at, &*it.responder, it.why)).collect();
+        let lost = vec![(0, "two", Missing::Lost), (3, "three", Missing::Lost)];
+        assert_eq!((summary.asked, summary.replied, missing), (3, 2, lost));
     }
 
     #[tokio::test]
@@ -518,7 +519,7 @@ mod tests {
                 prop_assert!(job.next().now_or_never().is_some(), "it is not over");
                 let summary = job.summary();
                 prop_assert_eq!(summary.parts, summary.replied + summary.failed + summary.missing.len());
-                prop_assert!(summary.missing.iter().all(|(_, _, why)| *why != Missing::Silent));
+                prop_assert!(summary.missing.iter().all(|it| it.why != Missing::Silent));
             }
             drop((waiting, eager));
             let left = ["calls_in_flight", "call_bytes", "responders"].map(|name| calls.count(name));

@@ -33,6 +33,11 @@ impl Level {
         }
     }
 
+    /// As it was given.
+    pub(super) fn as_str(&self) -> Option<&str> {
+        str::from_utf8(self.as_bytes()).ok()
+    }
+
     fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Inline { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or_default(),

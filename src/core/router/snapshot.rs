@@ -106,6 +106,15 @@ impl<K: Clone + Ord + Hash, V: Clone> Snapshot<K, V> {
         self.root.for_each_match(topic, &self.hasher, out);
     }
 
+    /// Calls `out` with each topic that `filter` matches and that somebody subscribes to by its name, in no particular order
+    /// and once each, until it returns false. False if it did, or if more than `nodes` levels of topics would have to be
+    /// looked at.
+    ///
+    /// The cost depends on the topics below the filter's beginning without wildcards.
+    pub fn names(&self, filter: &TopicFilter, nodes: usize, out: &mut impl FnMut(&str) -> bool) -> bool {
+        self.root.for_each_name(filter, &self.hasher, nodes, out)
+    }
+
     /// The state after `changes`, in their order, and what each subscription was before. `None` for
     /// the state when nothing has changed.
     pub(super) fn after(

@@ -106,6 +106,32 @@ proptest! {
     }
 
     #[test]
+    fn names_agree_with_the_plain_reading(
+        filters in prop::collection::vec(filter(), 0..60),
+        topics in prop::collection::vec(topic(), 0..20),
+        wanted in filter(),
+    ) {
+        let router = Router::new();
+        let topics = topics.iter().map(|topic| topic.as_str().parse().unwrap());
+        let all: BTreeSet<TopicFilter> = filters.into_iter().chain(topics).collect();
+        router.apply((0..).zip(&all).map(|(key, filter)| insert(filter.as_str(), key, 0)).collect());
+        let mut names = Vec::new();
+        let mut every = |name: &str| { names.push(name.to_owned()); true };
+        prop_assert!(router.load().names(&wanted, usize::MAX, &mut every));
+        names.sort_unstable();
+        let concrete = all.iter().filter(|filter| !filter.is_wildcard()).map(|filter| filter.as_str());
+        let expected: Vec<&str> = concrete.filter(|text| wanted.matches(&name(text))).collect();
+        prop_assert_eq!(&names, &expected);
+        // Where it is to end it does.
+        let mut first = 0;
+        let whole = router.load().names(&wanted, usize::MAX, &mut |_| { first += 1; false });
+        prop_assert_eq!((whole, first), (names.is_empty(), names.len().min(1)));
+        let nodes = router.load().nodes();
+        prop_assert!(router.load().names(&wanted, nodes, &mut |_| true));
+        prop_assert!(names.is_empty() || !router.load().names(&wanted, 0, &mut |_| true));
+    }
+
+    #[test]
     fn changes_agree_with_a_model(
         batches in prop::collection::vec(prop::collection::vec(change(), 0..12), 0..24),
         topics in prop::collection::vec(topic(), 1..12),

@@ -86,6 +86,9 @@ impl<K, V> Drop for Node<K, V> {
     }
 }
 
+/// A node, its name, and what of a filter is left for what lies below it.
+type Named<'a, K, V> = (Arc<Node<K, V>>, String, Option<&'a str>);
+
 /// What a removal did.
 pub(super) struct Removed<V> {
     pub(super) value: V,
@@ -201,6 +204,61 @@ impl<K: Clone + Ord + Hash, V: Clone> Node<K, V> {
                 (node, rest) = (child, after);
             }
         }
+    }
+
+    /// Calls `out` with each topic that `filter` matches and that somebody subscribes to by its name, until it returns false,
+    /// or until so many nodes were looked at. Tells whether all were.
+    pub(super) fn for_each_name(
+        &self,
+        filter: &TopicFilter,
+        hasher: &RandomState,
+        nodes: usize,
+        out: &mut impl FnMut(&str) -> bool,
+    ) -> bool {
+        let mut looked = 0;
+        let mut aside: Vec<Named<'_, K, V>> = Vec::new();
+        let (first, rest) = split_level(filter.as_str());
+        self.named_below(first, rest, None, hasher, &mut aside);
+        while let Some((node, name, rest)) = aside.pop() {
+            looked += 1;
+            let ends = rest.is_none_or(|rest| rest == "#");
+            if looked > nodes || (ends && !node.exact.is_empty() && !out(&name)) {
+                return false;
+            }
+            if let Some(rest) = rest {
+                let (level, after) = split_level(rest);
+                node.named_below(level, after, Some(&name), hasher, &mut aside);
+            }
+        }
+        true
+    }
+
+    /// The children that a level of a filter matches, as in [`Self::for_each_name`].
+    fn named_below<'a>(
+        &self,
+        level: &str,
+        rest: Option<&'a str>,
+        name: Option<&str>,
+        hasher: &RandomState,
+        aside: &mut Vec<Named<'a, K, V>>,
+    ) {
+        let below = |level: &str| match name {
+            Some(name) => format!("{name}/{level}"),
+            None => level.to_owned(),
+        };
+        if !matches!(level, "+" | "#") {
+            let child = self.children.get(level.as_bytes(), hasher);
+            aside.extend(child.map(|child| (Arc::clone(child), below(level), rest)));
+            return;
+        }
+        let rest = if level == "#" { Some("#") } else { rest };
+        self.children.for_each(&mut |level: &Level, child| {
+            let Some(level) = level.as_str() else { return };
+            // [MQTT-4.7.2-1]
+            if name.is_some() || !level.starts_with('$') {
+                aside.push((Arc::clone(child), below(level), rest));
+            }
+        });
     }
 
     /// Whether the node is there for one child alone.

@@ -13,6 +13,7 @@ use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::multicast_response::Event;
 use crate::grpc::status::{of_call, of_status};
 use crate::grpc::stream::{Events, Served, run};
+use crate::types::TopicName;
 
 use super::{number, reply_of};
 
@@ -97,16 +98,21 @@ impl Served for Asking {
 }
 
 fn gathered_of(gathered: Gathered) -> v1::Reply {
-    let part = gathered.part.map(number);
+    let (part, service) = (gathered.part.map(number), named(gathered.service));
     match gathered.said {
-        Ok(reply) => v1::Reply { part, ..reply_of(reply) },
+        Ok(reply) => v1::Reply { part, service, ..reply_of(reply) },
         Err(error) => v1::Reply {
             responder_id: gathered.responder.into(),
             error: Some(of_status(&of_call(&error))),
             part,
+            service,
             ..Default::default()
         },
     }
+}
+
+fn named(service: Option<TopicName>) -> String {
+    service.map(|service| service.as_str().to_owned()).unwrap_or_default()
 }
 
 fn summary_of(summary: Summary) -> v1::GatherSummary {
@@ -119,7 +125,7 @@ fn summary_of(summary: Summary) -> v1::GatherSummary {
         calls::End::Error => v1::GatherEnd::Error,
     };
     let (mut missing, mut missing_parts) = (Vec::new(), Vec::new());
-    for (at, responder, why) in summary.missing {
+    for calls::Absent { at, responder, service, why } in summary.missing {
         let reason = match why {
             Missing::Lost => v1::MissingReason::Lost,
             Missing::Refused => v1::MissingReason::Refused,
@@ -128,7 +134,10 @@ fn summary_of(summary: Summary) -> v1::GatherSummary {
         };
         let (responder_id, reason) = (responder.into(), reason.into());
         match summary.parts {
-            0 => missing.push(v1::MissingResponder { responder_id, reason }),
+            0 => {
+                let service = named(service);
+                missing.push(v1::MissingResponder { responder_id, reason, service });
+            }
             _ => missing_parts.push(v1::MissingPart { part: number(at), reason, responder_id }),
         }
     }

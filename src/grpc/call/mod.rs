@@ -19,7 +19,7 @@ use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use crate::core::calls::{self, Caller, Calling, Gathering, Reply, ResponderFacts};
 use crate::core::{Broker, CoreError};
-use crate::types::{Message, TopicName, UnixMillis, clock};
+use crate::types::{Message, TopicFilter, TopicName, UnixMillis, clock};
 
 use super::bounds::{Answer, answer, intake, page_size};
 use super::convert::{Intake, at_most, content, duration_of};
@@ -44,14 +44,17 @@ impl CallService {
         Self { broker, streams }
     }
 
+    fn service(&self, name: String) -> Result<TopicName, CoreError> {
+        service_named(&self.broker, "service", name)
+    }
+
     /// What is asked, of one responder that answers at once, if the caller does not change that.
     fn asked(
         &self,
         (metadata, extensions): (&MetadataMap, &Extensions),
-        service: String,
+        service: TopicName,
         message: Option<v1::Message>,
     ) -> Result<calls::Request, CoreError> {
-        let service = service_named(&self.broker, "service", service)?;
         let message = said(intake(&self.broker, clock::unix_now()), message, &service);
         let address = extensions.get::<CallerAddress>().and_then(|CallerAddress(address)| address.clone());
         Ok(calls::Request {
@@ -72,31 +75,45 @@ impl CallService {
         message: Option<v1::Message>,
         (idempotent, takes_parts): (bool, bool),
     ) -> Result<Calling, CoreError> {
-        let asked = self.asked(from, service, message)?;
+        let asked = self.asked(from, self.service(service)?, message)?;
         self.broker.call(calls::Request { idempotent, takes_parts, ..asked })
     }
 
     fn ask_all(
         &self,
         from: (&MetadataMap, &Extensions),
-        service: String,
-        (message, parts): (Option<v1::Message>, Vec<v1::Message>),
-        policy: Option<v1::GatherPolicy>,
+        request: v1::GatherRequest,
         keeps: bool,
     ) -> Result<Gathering, CoreError> {
+        let v1::GatherRequest { service, request: message, policy, parts, filter } = request;
         let policy = gather::policy_of(policy, !parts.is_empty(), keeps)?;
         if message.is_some() && !parts.is_empty() {
             return Err(CoreError::invalid("request", "has no meaning beside parts"));
         }
-        let mut asked = self.asked(from, service, message)?;
+        let whom = if filter.is_empty() { service.clone() } else { filter.clone() };
+        let names = match filter {
+            filter if filter.is_empty() => vec![self.service(service)?],
+            _ if !service.is_empty() => {
+                return Err(CoreError::invalid("filter", "stands instead of a service"));
+            }
+            _ if !parts.is_empty() => {
+                return Err(CoreError::invalid("filter", "has no meaning beside parts"));
+            }
+            filter => self.broker.services_matching(&filter_named(&self.broker, filter)?)?,
+        };
+        let Some(first) = names.first() else { return Err(CoreError::invalid("service", "must be given")) };
+        let mut asked = self.asked(from, first.clone(), message)?;
         let ends = policy.timeout.map(|timeout| clock::unix_now().after(timeout));
         asked.deadline = asked.deadline.into_iter().chain(ends).min();
         if parts.is_empty() {
-            return self.broker.gather(asked, policy);
+            return self.broker.gather(&names, asked, policy).map_err(|error| match error {
+                CoreError::NoResponders { .. } => CoreError::NoResponders { service: whom },
+                other => other,
+            });
         }
         let intake = intake(&self.broker, clock::unix_now());
         let part = |(at, part)| {
-            let message = said(intake, Some(part), &asked.message.topic);
+            let message = said(intake, Some(part), first);
             message.map_err(|error| error.within(format_args!("parts[{at}]")))
         };
         let parts = parts.into_iter().enumerate().map(part).collect::<Result<_, _>>()?;
@@ -107,7 +124,7 @@ impl CallService {
         let size = page_size(request.page_size)?;
         let service = match request.service {
             service if service.is_empty() => None,
-            service => Some(service_named(&self.broker, "service", service)?),
+            service => Some(self.service(service)?),
         };
         let after = match request.page_token.as_str() {
             "" => 0,
@@ -153,7 +170,7 @@ impl v1::call_service_server::CallService for CallService {
             let v1::CallAsyncRequest { service, request, timeout, reply_to, idempotent } = request;
             let deadline = Some(clock::unix_now().after(later::timeout(timeout.as_ref())?));
             let reply_to = later::reply_to(&self.broker, reply_to)?;
-            let asked = self.asked((&metadata, &extensions), service, request)?;
+            let asked = self.asked((&metadata, &extensions), self.service(service)?, request)?;
             self.broker.call_async(calls::Request { deadline, idempotent, ..asked }, reply_to).await
         };
         answer(stored.await.map(|id| v1::CallAsyncResponse { request_id: id.to_string() }))
@@ -167,16 +184,16 @@ impl v1::call_service_server::CallService for CallService {
 
     async fn multicast(&self, request: Request<v1::MulticastRequest>) -> Answer<Self::MulticastStream> {
         let (metadata, extensions, request) = request.into_parts();
-        let v1::MulticastRequest { service, request, policy, parts } = request;
-        let gathering = self.ask_all((&metadata, &extensions), service, (request, parts), policy, false);
+        let v1::MulticastRequest { service, request, policy, parts, filter } = request;
+        let request = v1::GatherRequest { service, request, policy, parts, filter };
+        let gathering = self.ask_all((&metadata, &extensions), request, false);
         let gathering = gathering.map_err(|error| status(&error))?;
         Ok(Response::new(gather::serve(gathering, &extensions)))
     }
 
     async fn gather(&self, request: Request<v1::GatherRequest>) -> Answer<v1::GatherResponse> {
         let (metadata, extensions, request) = request.into_parts();
-        let v1::GatherRequest { service, request, policy, parts } = request;
-        let gathering = self.ask_all((&metadata, &extensions), service, (request, parts), policy, true);
+        let gathering = self.ask_all((&metadata, &extensions), request, true);
         let gathering = gathering.map_err(|error| status(&error))?;
         Ok(Response::new(gather::gather(gathering).await))
     }
@@ -209,6 +226,22 @@ fn service_named(broker: &Broker, field: &str, name: String) -> Result<TopicName
     }
     broker.limits().check_topic(field, &service)?;
     Ok(service)
+}
+
+/// Which services and topics a multicast is for.
+///
+/// # Errors
+/// [`CoreError::Invalid`] and [`CoreError::TooLarge`].
+fn filter_named(broker: &Broker, filter: String) -> Result<TopicFilter, CoreError> {
+    at_most("filter", filter.len(), broker.limits().max_topic_bytes)?;
+    let filter = TopicFilter::parse(ByteString::from(filter));
+    let filter = filter.map_err(|error| CoreError::topic("filter", &error))?;
+    if filter.as_str().starts_with('$') {
+        let what = format!("`{filter}`: names that begin with `$` are the server's");
+        return Err(CoreError::invalid("filter", what));
+    }
+    broker.limits().check_filter("filter", &filter)?;
+    Ok(filter)
 }
 
 /// The message of a request or a reply.
@@ -258,6 +291,7 @@ fn reply_of(reply: Reply) -> v1::Reply {
         message: Some(content(message)),
         error: None,
         part: None,
+        service: String::new(),
         latency: Some(duration_of(latency)),
     }
 }

@@ -139,6 +139,60 @@ def test_every_caller_reaches_every_responder(start):
         stopped(responder)
 
 
+DIVIDED = [language for language in LANGUAGES if language in ("Python", "Rust")]
+
+
+@pytest.mark.skipif(not DIVIDED, reason="neither Python nor Rust is wanted")
+def test_primes_are_counted_by_whoever_serves_whoever_is_lost(broker, start):
+    alone = start(DIVIDED[0], "sieve", "primes/one")
+    both = [start(language, "sieve", "primes/two") for language in DIVIDED]
+    for sieve in (alone, *both):
+        sieve.says("serving primes/")
+    for language in DIVIDED:
+        *lines, compared = start(language, "primes", "20000", "primes/one", "primes/two", "--runs", "3").ends()
+        counted = [line.split(", ")[:2] for line in lines]
+        assert counted[0] == ["primes/one: 2262 primes", "1 at work"], lines
+        assert counted[1][0] == "primes/two: 2262 primes", lines
+        assert compared.endswith(" of the time (medians of 3)"), compared
+    # One that is killed at work; there are as many primes all the same. A quick one might do all: then it was lost idle.
+    another = start(DIVIDED[0], "sieve", "primes/two")
+    another.says("serving primes/two")
+    counting = start(DIVIDED[-1], "primes", "200000", "primes/two")
+    another.says("part ")
+    another.process.kill()
+    (line,) = counting.ends()
+    assert line.startswith("primes/two: 17984 primes, "), line
+    (wrong,) = start(DIVIDED[0], "caller", "primes/two", "some").ends(1)
+    assert spelt("INVALID_ARGUMENT", wrong), wrong
+    for sieve in (alone, *both):
+        stopped(sieve)
+    (nobody,) = start(DIVIDED[0], "primes", "9", "primes/two").ends(1)
+    assert nobody == "NO_RESPONDERS: nobody serves `primes/two`"
+
+
+def test_a_call_outlives_who_made_it_and_the_broker(broker, start):
+    ids = {}
+    for language in LANGUAGES:
+        later = start(language, "later", "--timeout", "600", f"later/{language}", f"hello from {language}")
+        (stored,) = later.says("stored ")
+        ids[language] = stored.removeprefix("stored ")
+        later.process.kill()
+    broker.kill9()
+    broker.restart()
+    for language, responder in itertools.product(LANGUAGES, LANGUAGES[:1]):
+        serving = start(responder, "responder", f"later/{language}")
+        (answer,) = start(language, "later", ids[language]).ends()
+        assert answer.startswith(f"HELLO FROM {language.upper()} (from "), answer
+        # And who stays has it at once.
+        stored, answer = start(language, "later", f"later/{language}", "again").ends()
+        assert stored.startswith("stored ") and answer.startswith("AGAIN (from "), (stored, answer)
+        stopped(serving)
+        *_, late = start(language, "later", "--timeout", "0.2", f"later/{language}", "x").ends(1)
+        assert late == "the deadline of the call has passed", late
+        (unknown,) = start(language, "later", "0" * 26).ends(1)
+        assert spelt("NOT_FOUND", unknown), unknown
+
+
 def spelt(code, line):
     """Whether a line begins with a status code, which each language spells as it does."""
     return line.replace("_", "").lower().startswith(code.replace("_", "").lower())

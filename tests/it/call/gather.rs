@@ -371,3 +371,69 @@ async fn replies_that_are_not_read_are_bounded() {
     assert!(asking.summary().await.quorum_met);
     broker.counts("call_bytes", 0).await;
 }
+
+#[tokio::test]
+async fn a_filter_asks_the_services_that_it_matches() {
+    let (_directory, path) = crate::harness::config_file("[limits]\ngather_responders = 3\n");
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let mut calls = Calls::of(&broker).await;
+    let request = |filter: &str| v1::MulticastRequest {
+        filter: filter.to_owned(),
+        request: Some(message("x")),
+        ..Default::default()
+    };
+    let refused = async |calls: &mut Calls, request: v1::MulticastRequest| {
+        let v1::MulticastRequest { service, request: asked, policy, parts, filter } = request.clone();
+        let unary = v1::GatherRequest { service, request: asked, policy, parts, filter };
+        let stream = within("an answer", calls.0.multicast(request)).await.unwrap_err();
+        let unary = within("an answer", calls.0.gather(unary)).await.unwrap_err();
+        assert_eq!((stream.code(), stream.message()), (unary.code(), unary.message()));
+        stream
+    };
+    let mut one = Serving::open(&calls, named("text/upper", "one", 0)).await;
+    let mut two = Serving::open(&calls, named("text/lower", "two", 0)).await;
+    let mut deep = Serving::open(&calls, named("text/lower/all", "deep", 0)).await;
+    let nobody = refused(&mut calls, request("text/+/some")).await;
+    assert_eq!((nobody.code(), &*reason_of(&nobody)), (Code::Unavailable, "NO_RESPONDERS"));
+    assert_eq!(nobody.message(), "nobody serves `text/+/some`");
+    for (filter, asked) in [
+        ("text/+", [true, true, false]),
+        ("text/#", [true, true, true]),
+        ("text/upper", [true, false, false]),
+        ("+/lower/#", [false, true, true]),
+        ("#", [true, true, true]),
+    ] {
+        let all = asked.iter().map(|asked| u32::from(*asked)).sum();
+        let asking = Asking::begin(&calls, request(filter), all).await;
+        for (serving, _) in [&mut one, &mut two, &mut deep].into_iter().zip(asked).filter(|(_, asked)| *asked)
+        {
+            answers(serving).await;
+        }
+        heard_all(asking, all).await;
+    }
+    for (request, named) in [
+        (v1::MulticastRequest { service: "s".to_owned(), ..request("#") }, "filter"),
+        (v1::MulticastRequest { parts: vec![message("x")], request: None, ..request("#") }, "filter"),
+        (request("a/#/b"), "filter"),
+        (request("$SYS/#"), "filter"),
+        (request("$share/g/a"), "filter"),
+    ] {
+        let status = refused(&mut calls, request).await;
+        assert_eq!((status.code(), &*field(&status)), (Code::InvalidArgument, named), "{status:?}");
+    }
+    // One more than may be asked: those that were are told that nobody waits.
+    let _fourth = Serving::open(&calls, named("text/zip", "four", 0)).await;
+    let many = refused(&mut calls, request("text/#")).await;
+    assert_eq!((many.code(), &*reason_of(&many)), (Code::ResourceExhausted, "LIMIT_REACHED"));
+    assert!(many.message().contains("limits.gather_responders"), "{many:?}");
+    broker.counts("calls_in_flight", 0).await;
+    broker.counts("call_bytes", 0).await;
+}
+
+/// Takes so many replies, and the summary.
+async fn heard_all(mut asking: Asking, all: u32) {
+    for _ in 0..all {
+        asking.said().await;
+    }
+    assert!(asking.summary().await.quorum_met);
+}

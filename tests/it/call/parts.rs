@@ -306,6 +306,7 @@ async fn a_wrong_request_in_parts_names_what_is_wrong() {
             request: request.request.clone(),
             parts: request.parts.clone(),
             policy: request.policy,
+            ..Default::default()
         };
         let stream = within("an answer", calls.0.multicast(request)).await.unwrap_err();
         let unary = within("an answer", calls.0.gather(unary)).await.unwrap_err();

@@ -664,3 +664,59 @@ async fn devices_get_parts_and_are_told_which() {
     let summary = asking.summary().await;
     assert_eq!((summary.replied, summary.asked, summary.quorum_met), (3, 2, true));
 }
+
+#[tokio::test]
+async fn everyone_whose_topic_a_filter_matches_is_asked_on_it() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let listeners = [device(&broker, "all", "lamps/#").await, device(&broker, "set", "lamps/+/set").await];
+    let others =
+        [device(&broker, "get", "lamps/1/get").await, device(&broker, "deep", "lamps/1/2/set").await];
+    let mut old = Peer::clean(&broker, V311, "old").await;
+    old.subscribe("lamps/1/set", QOS1).await;
+    let mut one = device(&broker, "one", "lamps/1/set").await;
+    let mut two = device(&broker, "two", "lamps/2/set").await;
+    two.subscribe("lamps/4/set", QOS1).await;
+    let mut stream = Serving::open(&calls, named("lamps/3/set", "stream", 0)).await;
+    let mut member = device(&broker, "member", "$share/g/lamps/3/#").await;
+
+    let policy = v1::GatherPolicy {
+        timeout: crate::queue::seconds(20),
+        stall: crate::queue::seconds(1),
+        ..Default::default()
+    };
+    let request = |filter: &str, policy| v1::MulticastRequest {
+        filter: filter.to_owned(),
+        request: Some(crate::queue::message("off")),
+        policy: Some(policy),
+        ..Default::default()
+    };
+    let mut asking = Asking::begin(&calls, request("lamps/+/set", policy), 5).await;
+    let heard = one.receive().await;
+    assert_eq!(&*heard.topic, "lamps/1/set");
+    // Who is there for two topics is asked on both; the order is that of the topics.
+    let asked = [two.receive().await, two.receive().await];
+    assert_eq!(asked.each_ref().map(|heard| heard.topic.to_string()), ["lamps/2/set", "lamps/4/set"]);
+    // Only its own answer counts.
+    two.say_packet(answer(&heard, 9, "forged")).await;
+    one.say_packet(answer(&heard, 1, "dark")).await;
+    let said = asking.reply().await;
+    assert_eq!((&*said.responder_id, &*said.service), ("one", "lamps/1/set"));
+    assert_eq!(payload_of(said.message.as_ref()), "dark");
+    broker.counts("call_replies_forged_total", 1).await;
+    two.say_packet(answer(&asked[1], 2, "dark")).await;
+    assert_eq!(asking.reply().await.service, "lamps/4/set");
+    let request_3 = stream.one().await;
+    stream.reply(vec![reply(request_3.request_id, "dark")]).await;
+    assert_eq!(asking.said().await, ("stream".to_owned(), "dark".to_owned()));
+    assert_eq!(&*member.receive().await.topic, "lamps/3/set");
+    let summary = asking.summary().await;
+    assert_eq!((summary.end(), summary.replied, summary.quorum_met), (v1::GatherEnd::Stall, 3, false));
+    let missing: Vec<_> =
+        summary.missing.iter().map(|it| (&*it.responder_id, &*it.service, it.reason())).collect();
+    let silent = v1::MissingReason::Silent;
+    assert_eq!(missing, [("two", "lamps/2/set", silent), ("member", "lamps/3/set", silent)]);
+    for mut idle in listeners.into_iter().chain(others).chain([old]) {
+        idle.nothing_came().await;
+    }
+}
