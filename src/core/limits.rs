@@ -66,7 +66,8 @@ pub struct Limits {
     pub max_responders: usize,
     /// Requests that one subscriber has in hand, of one service; beyond it calls wait.
     pub device_calls: usize,
-    /// How long a call that is published waits for its answer when it does not say.
+    /// How long a call that is published waits for its answer when it does not say, and how long a subscriber may have an
+    /// asynchronous call.
     pub call_timeout: Duration,
     /// Asynchronous calls under way, and replies to them that are kept.
     pub async_calls: usize,

@@ -40,7 +40,7 @@ use route::Routes;
 use streams::Streams;
 use token::TokenKey;
 
-pub use delivery::{Answers, CloseReason, Offer, Outbox};
+pub use delivery::{Answers, CloseReason, Offer, Outbox, TooLarge};
 pub use error::CoreError;
 pub use limits::Limits;
 pub use publisher::{Inbound, Published, Publisher, PublisherInfo, Receipt};

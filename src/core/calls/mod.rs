@@ -5,7 +5,7 @@
 //!      Calling ◀─ parts, end ◀─────── Responder::reply ◀────── door
 //! ```
 //!
-//! `call` is one request with its answer, `service` and `state` decide who is asked, `direct` asks everyone, `gather` takes
+//! `call` is one request with its answer, `service`, `state` and `choice` decide who is asked, `direct` asks everyone, `gather` takes
 //! the replies of all, `parts` gives parts of a request to responders, `responder` is the handle of who answers, `device` a subscriber that answers, `line` what waits,
 //! `stored` asynchronous calls, `topics` where one of 3.1.1 answers, `owed` what it owes, `published` what of this comes and goes as a publish, `words`
 //! what is said.
@@ -16,6 +16,7 @@
 //! devices may be locked, and nothing else. None is held across an await.
 
 mod call;
+mod choice;
 mod device;
 mod direct;
 mod gather;
@@ -42,7 +43,7 @@ use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Broker, CoreError, Limits};
+use super::{Broker, CoreError, Limits, TooLarge};
 use crate::types::{TopicFilter, TopicName};
 
 pub use call::Calling;
@@ -92,6 +93,12 @@ struct Bounds {
     tries: usize,
     responders: usize,
     late: Duration,
+}
+
+/// A request that no device takes that could answer it.
+fn too_large(TooLarge { len, max }: TooLarge) -> CoreError {
+    let (len, max) = (len as u64, max as u64);
+    CoreError::TooLarge { field: "request".to_owned(), len, max, unit: "bytes as a packet" }
 }
 
 /// How a call is begun.
@@ -319,7 +326,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`CoreError::NoResponders`], [`CoreError::Limit`] when there are too many calls, or when who would answer is beyond
-    /// the bound of responders, [`CoreError::Unread`], [`CoreError::Draining`].
+    /// the bound of responders, [`CoreError::Unread`], [`CoreError::TooLarge`], [`CoreError::Draining`].
     pub fn call(&self, request: Request) -> Result<Calling, CoreError> {
         self.begin(request, FIRST).map(|(calling, _)| calling)
     }

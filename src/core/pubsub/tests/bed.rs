@@ -310,6 +310,7 @@ pub(in crate::core) fn texts(deliveries: &[SessionDelivery]) -> Vec<String> {
 pub(in crate::core) struct Held {
     inner: Embedded,
     holding: Mutex<Option<VecDeque<HeldTicket>>>,
+    pub(in crate::core) health: watch::Sender<Health>,
     /// Looking at messages fails, with this.
     pub(in crate::core) blind: Mutex<Option<EngineError>>,
     /// What is at this place cannot be looked at, in whatever target.
@@ -320,7 +321,13 @@ type HeldTicket = (Ticket, tokio::sync::oneshot::Sender<Result<Vec<Outcome>, Eng
 
 impl Held {
     fn new(inner: Embedded, damaged: Option<Sequence>) -> Self {
-        Self { inner, holding: Mutex::default(), blind: Mutex::default(), damaged: Mutex::new(damaged) }
+        Self {
+            inner,
+            holding: Mutex::default(),
+            health: watch::Sender::new(Health::Ok),
+            blind: Mutex::default(),
+            damaged: Mutex::new(damaged),
+        }
     }
 
     /// From now on tickets do not complete.
@@ -440,7 +447,7 @@ impl Engine for Held {
         self.inner.counters()
     }
     fn health(&self) -> watch::Receiver<Health> {
-        self.inner.health()
+        self.health.subscribe()
     }
     fn close(&self) -> Result<(), EngineError> {
         self.inner.close()
