@@ -20,6 +20,7 @@ mod serve;
 mod serve_with;
 mod session;
 mod store;
+mod stream;
 mod subscribe;
 mod taking;
 
@@ -52,6 +53,8 @@ Examples:
   stafett queue send orders 'hello'
   stafett queue receive orders --ack
   stafett session list
+  stafett stream create readings --filter 'sensors/#'
+  stafett stream read readings --follow
   stafett store check ./stafett-data";
 
 /// A message broker in one process.
@@ -121,6 +124,8 @@ enum Command {
     Queue(Box<queue::Queue>),
     /// See the sessions of clients, and end them
     Session(session::Session),
+    /// Make streams, append to them, read them again and again
+    Stream(Box<stream::Stream>),
     /// Give a user of MQTT a password, or take the user away
     Passwd(passwd::Passwd),
     /// Look after a store while no broker runs on it
@@ -176,6 +181,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::ServeWith(serve) => client::block_on(serve.run(&cli.client)),
         Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
         Command::Session(session) => client::block_on(session::run(&session, &cli.client)),
+        Command::Stream(stream) => client::block_on(stream::run(&stream, &cli.client)),
         Command::Passwd(passwd) => passwd::run(&passwd),
         Command::Store(store) => store::run(store, cli.client.json),
     }
