@@ -20,6 +20,7 @@ mod serve;
 mod serve_with;
 mod session;
 mod store;
+mod stream;
 mod subscribe;
 mod taking;
 
@@ -51,6 +52,8 @@ Examples:
   stafett queue create orders
   stafett queue send orders 'hello'
   stafett queue receive orders --ack
+  stafett stream create readings --filter 'sensors/#'
+  stafett stream read readings --follow
   stafett session list
   stafett store check ./stafett-data";
 
@@ -119,6 +122,8 @@ enum Command {
     ServeWith(serve_with::ServeWith),
     /// Make queues, put messages in, take them out, look after them
     Queue(Box<queue::Queue>),
+    /// Make streams, append to them, read them again and again
+    Stream(Box<stream::Stream>),
     /// See the sessions of clients, and end them
     Session(session::Session),
     /// Give a user of MQTT a password, or take the user away
@@ -175,6 +180,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Gather(gather) => client::block_on(gather.run(&cli.client)),
         Command::ServeWith(serve) => client::block_on(serve.run(&cli.client)),
         Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
+        Command::Stream(stream) => client::block_on(stream::run(&stream, &cli.client)),
         Command::Session(session) => client::block_on(session::run(&session, &cli.client)),
         Command::Passwd(passwd) => passwd::run(&passwd),
         Command::Store(store) => store::run(store, cli.client.json),

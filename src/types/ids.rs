@@ -62,6 +62,14 @@ fn check(
     }
 }
 
+/// A name that stands in topics and on command lines as it is.
+fn plain(what: &'static str, name: ByteString) -> Result<ByteString, NameError> {
+    check(what, &name, QueueName::MAX_BYTES, "letters, digits, '.', '_' and '-'", |c| {
+        c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+    })?;
+    Ok(name)
+}
+
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -114,11 +122,39 @@ impl QueueName {
     /// # Errors
     /// [`NameError`] if the name is empty, too long or holds another character.
     pub fn parse(name: impl Into<ByteString>) -> Result<Self, NameError> {
-        let name = name.into();
-        check("queue name", &name, Self::MAX_BYTES, "letters, digits, '.', '_' and '-'", |c| {
-            c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
-        })?;
-        Ok(Self(name))
+        plain("queue name", name.into()).map(Self)
+    }
+}
+
+name_type! {
+    /// The name of a stream: 1 to 128 of `A-Z a-z 0-9 . _ -`.
+    StreamName
+}
+
+impl StreamName {
+    /// The longest stream name, in bytes.
+    pub const MAX_BYTES: usize = QueueName::MAX_BYTES;
+
+    /// # Errors
+    /// [`NameError`] if the name is empty, too long or holds another character.
+    pub fn parse(name: impl Into<ByteString>) -> Result<Self, NameError> {
+        plain("stream name", name.into()).map(Self)
+    }
+}
+
+name_type! {
+    /// The name of a reader's place in a stream: 1 to 128 of `A-Z a-z 0-9 . _ -`.
+    CursorName
+}
+
+impl CursorName {
+    /// The longest cursor name, in bytes.
+    pub const MAX_BYTES: usize = QueueName::MAX_BYTES;
+
+    /// # Errors
+    /// [`NameError`] if the name is empty, too long or holds another character.
+    pub fn parse(name: impl Into<ByteString>) -> Result<Self, NameError> {
+        plain("cursor name", name.into()).map(Self)
     }
 }
 
@@ -159,6 +195,12 @@ impl MessageId {
     /// The id as text, without an allocation.
     pub fn write(self, to: &mut [u8; Self::TEXT_BYTES]) -> &str {
         ulid::Ulid(self.0).array_to_str(to)
+    }
+
+    /// An id that nobody can guess: 48 bits of time, 80 random ones. Who has it has a right.
+    #[must_use]
+    pub fn unguessable(at: UnixMillis) -> Self {
+        Self(ulid::Ulid::from_parts(at.0, ulid::Ulid::generate().random()).0)
     }
 
     /// The id of 26 characters.
@@ -258,5 +300,16 @@ mod tests {
         assert_eq!(a.to_string().len(), 26);
         assert_eq!(MessageId::parse(&a.to_string()), Some(a));
         assert_eq!(MessageId::parse("no id"), None);
+    }
+
+    #[test]
+    fn ids_that_nobody_can_guess_have_80_bits_by_chance() {
+        let at = UnixMillis(1_700_000_000_123);
+        let ids: Vec<_> = (0..200).map(|_| MessageId::unguessable(at)).collect();
+        assert!(ids.iter().all(|id| id.time() == at));
+        for bit in 0..80 {
+            let set = ids.iter().filter(|id| id.to_u128() >> bit & 1 == 1).count();
+            assert!((40..160).contains(&set), "bit {bit} is set in {set} of 200");
+        }
     }
 }

@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 
 use super::service::Service;
 use super::{Answer, Calls, Counts, Part, ReplyRefused, Request, Said, Serve};
-use crate::core::delivery::{Answers, Offer};
+use crate::core::delivery::{Answers, Offer, TooLarge};
 use crate::core::route::{Route, Routing};
 use crate::core::router::Epoch;
 use crate::core::session::{SessionEntry, SessionKey};
@@ -51,6 +51,8 @@ pub(super) enum NotAsked {
     Left,
     /// Too much waits for it, or its connection is about to end.
     Full,
+    /// It takes no packet as large as the request.
+    TooLarge(TooLarge),
 }
 
 impl Device {
@@ -99,11 +101,10 @@ impl Device {
             publisher: request.caller.client_id.as_ref(),
         };
         // What it does not take another may get: that is no loss of its session.
-        match self.session.attached.load().as_ref().map(|attached| attached.outbox.offer(&[offer])) {
-            Some(0) => Ok(()),
-            Some(_) => Err(NotAsked::Full),
-            None => Err(NotAsked::Left),
-        }
+        let attached = self.session.attached.load();
+        let Some(attached) = attached.as_ref() else { return Err(NotAsked::Left) };
+        attached.outbox.takes(&offer).map_err(NotAsked::TooLarge)?;
+        if attached.outbox.offer(&[offer]) == 0 { Ok(()) } else { Err(NotAsked::Full) }
     }
 }
 
@@ -288,7 +289,7 @@ impl Broker {
                     add(session, &group.spec, named.clone());
                 }
             }
-            Route::Queue(_) => {}
+            Route::Queue(_) | Route::Stream(_) => {}
         });
         // One session may be there on several ways; it is one responder, and its own subscription counts before those in
         // groups: it is asked in any case, then.

@@ -5,7 +5,7 @@
 //!      Calling ◀─ parts, end ◀─────── Responder::reply ◀────── door
 //! ```
 //!
-//! `call` is one request with its answer, `service` and `state` decide who is asked, `direct` asks everyone, `gather` takes
+//! `call` is one request with its answer, `service`, `state` and `choice` decide who is asked, `direct` asks everyone, `gather` takes
 //! the replies of all, `parts` gives parts of a request to responders, `responder` is the handle of who answers, `device` a subscriber that answers, `line` what waits,
 //! `stored` asynchronous calls, `topics` where one of 3.1.1 answers, `owed` what it owes, `published` what of this comes and goes as a publish, `words`
 //! what is said.
@@ -16,6 +16,7 @@
 //! devices may be locked, and nothing else. None is held across an await.
 
 mod call;
+mod choice;
 mod device;
 mod direct;
 mod gather;
@@ -42,7 +43,7 @@ use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Broker, CoreError, Limits};
+use super::{Broker, CoreError, Limits, TooLarge};
 use crate::types::{TopicFilter, TopicName};
 
 pub use call::Calling;
@@ -93,6 +94,23 @@ struct Bounds {
     responders: usize,
     late: Duration,
 }
+
+/// A request that no device takes that could answer it.
+fn too_large(TooLarge { len, max }: TooLarge) -> CoreError {
+    let (len, max) = (len as u64, max as u64);
+    CoreError::TooLarge { field: "request".to_owned(), len, max, unit: "bytes as a packet" }
+}
+
+/// How a call is begun.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    /// So many responders have seen the request before.
+    tries: usize,
+    /// Whether it waits when nobody has room.
+    waits: bool,
+}
+
+const FIRST: How = How { tries: 0, waits: true };
 
 /// What is counted.
 #[derive(Debug, Default)]
@@ -150,15 +168,17 @@ impl Calls {
         })
     }
 
-    /// Hands a request to a responder, or lets it wait for one.
-    pub(crate) fn call(self: &Arc<Self>, request: Request) -> Result<Calling, CoreError> {
+    /// Hands a request to a responder. Whether one has it or, if it may, it waits for one.
+    fn begin(self: &Arc<Self>, request: Request, how: How) -> Result<(Calling, bool), CoreError> {
         let Some(service) = self.service(&request.message.topic) else {
             return Err(self.nobody(&request.message.topic));
         };
-        let call = Arc::new(Call::new(self, call::To::One(request))?);
-        service.take_in(&call)?;
-        Counts::add(&self.counts.begun);
-        Ok(Calling::new(service, call))
+        let call = Arc::new(Call::new(self, call::To::One(request))?.tried(how.tries));
+        let taken = service.take_in(&call, how.waits)?;
+        if taken {
+            Counts::add(&self.counts.begun);
+        }
+        Ok((Calling::new(service, call), taken))
     }
 
     /// Adds a responder.
@@ -306,14 +326,18 @@ impl Broker {
     ///
     /// # Errors
     /// [`CoreError::NoResponders`], [`CoreError::Limit`] when there are too many calls, or when who would answer is beyond
-    /// the bound of responders, [`CoreError::Unread`], [`CoreError::Draining`].
+    /// the bound of responders, [`CoreError::Unread`], [`CoreError::TooLarge`], [`CoreError::Draining`].
     pub fn call(&self, request: Request) -> Result<Calling, CoreError> {
+        self.begin(request, FIRST).map(|(calling, _)| calling)
+    }
+
+    fn begin(&self, request: Request, how: How) -> Result<(Calling, bool), CoreError> {
         if self.draining.is_cancelled() {
             return Err(CoreError::Draining);
         }
         let found = self.find_devices(&request.message.topic);
-        match (self.calls.call(request), found) {
-            (Err(CoreError::NoResponders { .. }), Err(full)) => {
+        match (self.calls.begin(request, how), found) {
+            (Err(CoreError::NoResponders { .. }) | Ok((_, false)), Err(full)) => {
                 Counts::add(&self.calls.counts.refused);
                 Err(full)
             }

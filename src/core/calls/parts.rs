@@ -181,7 +181,7 @@ impl State {
         while !order.is_empty() {
             order.retain(|&(_, at)| match self.give(at, number, wakes) {
                 Fed::Yes => true,
-                Fed::No | Fed::Not(NotAsked::Full) => false,
+                Fed::No | Fed::Not(NotAsked::Full | NotAsked::TooLarge(_)) => false,
                 Fed::Not(NotAsked::Left) => {
                     self.stop(at, wakes);
                     false

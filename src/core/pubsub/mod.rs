@@ -88,6 +88,7 @@ impl Broker {
         counters.extend([
             ("queues", self.queues.count() as u64),
             ("queues_expired_total", self.queues.expired()),
+            ("streams", self.streams.count() as u64),
             ("sessions", self.session_count() as u64),
             ("subscriptions", self.routes.count() as u64),
             ("sessions_connected", load(&self.pubsub.connected)),
@@ -142,4 +143,4 @@ impl Broker {
 }
 
 #[cfg(all(test, feature = "embedded"))]
-mod tests;
+pub(in crate::core) mod tests;

@@ -19,6 +19,7 @@ mod queues;
 mod rumqtt;
 mod sessions;
 mod shares;
+mod streams;
 mod wills;
 
 use std::collections::VecDeque;

@@ -129,7 +129,7 @@ impl Machine {
         tasks.spawn(caller(13).await?.redrive());
         tasks.spawn(caller(14).await?.finish_pipeline());
         tasks.spawn(caller(15).await?.call());
-        tasks.spawn(caller(16).await?.serve());
+        tasks.spawn(caller(16).await?.serve(true));
         tasks.spawn(caller(17).await?.enqueue_once());
         tasks.spawn(caller(18).await?.receive(ONCE));
         tasks.spawn(caller(19).await?.enqueue_whole());
@@ -167,6 +167,12 @@ impl Machine {
                 return Err(Fault::Other("a session did not end".to_owned()));
             };
             self.history.check_sessions().map_err(Fault::Promise)?;
+            let caller = async |of| Caller::new(broker.grpc().await, &self.history, of);
+            if let Err(Gone) = caller(0).await.finish_calls(caller(1).await).await {
+                return Err(Fault::Other("stored calls are not answered".to_owned()));
+            }
+            let found = caller(2).await.find().await.map_err(|status| Fault::Other(status.to_string()))?;
+            self.history.check(&found).map_err(Fault::Promise)?;
         }
         let ended = broker.terminate().await;
         if ended.code == Some(0) { Ok(()) } else { Err(Fault::Other(format!("it stopped with {ended:?}"))) }
