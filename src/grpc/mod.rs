@@ -185,8 +185,8 @@ impl Door {
         };
         let pubsub = PubSubService::new(Arc::clone(&broker), streams);
         let calls = CallService::new(Arc::clone(&broker), streams);
-        let admin = Admin { service: admin, broker: Arc::clone(&broker) };
         let logs = LogService::new(Arc::clone(&broker), streams);
+        let admin = Admin { service: admin, broker: Arc::clone(&broker) };
         let routes = self.early.clone();
         let routes = routes
             .add_service(tuned!(AdminServiceServer, admin, settings))
