@@ -53,7 +53,7 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 89] = [
+pub static ENTRIES: [Entry; 90] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -147,6 +147,9 @@ pub static ENTRIES: [Entry; 89] = [
     entry("limits.session_bytes", |s| Slot::bytes(&mut s.limits.core.session_bytes, 64 * KIB..=1024 * GIB)),
     entry("limits.max_session_expiry", |s| {
         Slot::Duration(&mut s.limits.core.max_session_expiry, SECOND..=3650 * DAY)
+    }),
+    entry("limits.release_within", |s| {
+        Slot::Duration(&mut s.limits.core.release_within, Duration::from_millis(100)..=60 * SECOND)
     }),
     entry("limits.max_calls", |s| Slot::count(&mut s.limits.core.max_calls, 1..=100_000_000)),
     entry("limits.call_bytes", |s| Slot::bytes(&mut s.limits.core.call_bytes, MIB..=1024 * GIB)),
