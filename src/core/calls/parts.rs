@@ -4,9 +4,11 @@
 //! Whatever gives a responder room feeds it; jobs take turns, and every second time calls that wait are before them.
 //!
 //! Invariants: of one job a responder has no more in hand than the job says; a part waits only while no responder may have one
-//! more, or while what was answered is not read; when nobody takes requests, no part waits.
+//! more that was not full when it was asked last, or while what was answered is to be read first; when nobody takes requests, no
+//! part waits.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytestring::ByteString;
@@ -25,16 +27,27 @@ use crate::types::Message;
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
     all: FxHashMap<u64, Job>,
-    /// Those of them that have parts that wait, the next one first; and some that have none any more.
-    turn: VecDeque<u64>,
+    /// Those of them that have parts that wait, by their turn; and some that have none any more.
+    turn: BTreeMap<u64, u64>,
+    /// How many turns there were.
+    turns: u64,
+    /// Places of those who were full when they were asked last. Nobody says when they are not any more.
+    full: BTreeSet<usize>,
+    /// Which of these was asked again last.
+    again: usize,
     /// Calls that waited had their turn.
     called: bool,
+    /// How often a job was looked at.
+    #[cfg(test)]
+    looks: usize,
 }
 
 /// See the module.
 #[derive(Debug)]
 struct Job {
     todo: Line,
+    /// When it is its turn.
+    turn: Option<u64>,
     /// How many one responder has in hand at the most.
     each: usize,
     /// How many each has, by its key.
@@ -45,13 +58,15 @@ struct Job {
     unread: Option<Arc<Shared>>,
 }
 
-/// What became of the attempt to give a responder a part.
+/// What has become of the attempt to give a responder parts.
+#[derive(Debug, PartialEq, Eq)]
 enum Fed {
+    /// It has all that it takes, or may have.
     Yes,
-    /// It has as many as it may, or nothing waits.
-    No,
-    /// It takes nothing now, or never.
-    Not(NotAsked),
+    /// Too much waits for it to read.
+    Full,
+    /// It takes none any more.
+    Gone,
 }
 
 impl Jobs {
@@ -83,13 +98,6 @@ impl Jobs {
         }
     }
 
-    /// A responder is not there any more.
-    pub(super) fn left(&mut self, responder: u64) {
-        for job in self.all.values_mut() {
-            job.in_hand.remove(&responder);
-        }
-    }
-
     /// Puts a part before all others of its job.
     pub(super) fn put_first(&mut self, number: u64, part: Arc<Call>) {
         let Some(job) = self.all.get_mut(&number) else {
@@ -98,9 +106,40 @@ impl Jobs {
         };
         part.put(Place::Waiting);
         job.todo.push_first(part);
-        if !self.turn.contains(&number) {
-            self.turn.push_back(number);
+        self.line_up(number);
+    }
+
+    /// Has a job wait for its turn, if it does not.
+    fn line_up(&mut self, number: u64) {
+        if let Some(job) = self.all.get_mut(&number).filter(|job| job.turn.is_none()) {
+            self.turns += 1;
+            job.turn = Some(self.turns);
+            self.turn.insert(self.turns, number);
         }
+    }
+
+    /// The job whose turn it is. Its next one is after those of all others.
+    fn next(&mut self) -> Option<u64> {
+        while let Some((_, number)) = self.turn.pop_first() {
+            #[cfg(test)]
+            {
+                self.looks += 1;
+            }
+            let Some(job) = self.all.get_mut(&number) else { continue };
+            job.turn = None;
+            if !job.todo.is_empty() {
+                self.line_up(number);
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    /// The next one of those who were full.
+    fn next_full(&mut self) -> Option<usize> {
+        let after = (Bound::Excluded(self.again), Bound::Unbounded);
+        self.again = self.full.range(after).next().or_else(|| self.full.first()).copied()?;
+        Some(self.again)
     }
 
     /// A part that waited is over.
@@ -114,61 +153,75 @@ impl Jobs {
 impl Job {
     /// Whether the responder may have one more.
     fn feeds(&self, responder: u64) -> bool {
-        let has = self.in_hand.get(&responder).copied().unwrap_or_default();
-        has < self.each && !self.unread.as_ref().is_some_and(|shared| shared.holds())
+        self.in_hand.get(&responder).copied().unwrap_or_default() < self.each
+    }
+
+    /// Whether more is to be read first. Whoever reads goes on with it.
+    fn rests(&self) -> bool {
+        self.unread.as_ref().is_some_and(|shared| shared.holds())
+    }
+
+    /// Whether parts wait and nobody has one.
+    fn is_idle(&self) -> bool {
+        !self.todo.is_empty() && self.in_hand.is_empty()
     }
 }
 
 impl State {
-    /// Gives parts to the responder in this place, or to everyone.
+    /// Gives parts to the responder in this place and to one that was full, or to everyone.
     pub(super) fn feed(&mut self, at: Option<usize>, wakes: &mut Wakes) {
         if self.jobs.turn.is_empty() {
             return;
         }
         match at {
-            Some(at) => self.feed_one(at, wakes),
-            None => (0..self.places.len()).for_each(|at| self.feed_one(at, wakes)),
+            Some(at) => {
+                let again = self.jobs.next_full().filter(|again| *again != at);
+                let full = [Some(at), again].into_iter().flatten().map(|at| self.feed_one(at, wakes));
+                if full.fold(false, |full, fed| full | (fed == Fed::Full)) {
+                    self.look_who_reads(wakes);
+                }
+            }
+            None => self.feed_all(wakes),
         }
-        self.give_up_unread(wakes);
     }
 
     /// Gives a responder parts of each job in turn, as many as it takes.
-    fn feed_one(&mut self, at: usize, wakes: &mut Wakes) {
+    fn feed_one(&mut self, at: usize, wakes: &mut Wakes) -> Fed {
         let mut passed = 0;
-        while passed < self.jobs.turn.len()
-            && let Some(number) = self.jobs.turn.pop_front()
-        {
-            if self.jobs.all.get(&number).is_none_or(|job| job.todo.is_empty()) {
-                continue;
+        let fed = loop {
+            let Some(entry) = self.entry(at).filter(|entry| !entry.draining) else { break Fed::Gone };
+            if !entry.has_room() || passed >= self.jobs.turn.len() {
+                break Fed::Yes;
             }
-            self.jobs.turn.push_back(number);
+            let Some(number) = self.jobs.next() else { break Fed::Yes };
             match self.give(at, number, wakes) {
-                Fed::Yes => passed = 0,
-                Fed::No => passed += 1,
-                Fed::Not(why) => {
-                    if let NotAsked::Left = why {
-                        self.stop(at, wakes);
-                    }
-                    return;
-                }
+                Ok(true) => passed = 0,
+                Ok(false) => passed += 1,
+                Err(NotAsked::Full) => break Fed::Full,
+                Err(NotAsked::Left) => self.stop(at, wakes),
             }
+        };
+        if fed != Fed::Full {
+            self.jobs.full.remove(&at);
         }
+        fed
     }
 
-    /// Gives a responder one part of a job.
-    fn give(&mut self, at: usize, number: u64, wakes: &mut Wakes) -> Fed {
+    /// Gives a responder one part of a job, if it may have one.
+    fn give(&mut self, at: usize, number: u64, wakes: &mut Wakes) -> Result<bool, NotAsked> {
         let Some(key) = self.entry(at).filter(|entry| entry.has_room()).map(|entry| entry.key) else {
-            return Fed::No;
+            return Ok(false);
         };
-        let job = self.jobs.all.get_mut(&number).filter(|job| job.feeds(key));
-        let Some(part) = job.and_then(|job| job.todo.pop()) else { return Fed::No };
-        match self.assign(at, &part, wakes) {
-            Ok(()) => Fed::Yes,
-            Err(why) => {
-                self.jobs.put_first(number, part);
-                Fed::Not(why)
+        let job = self.jobs.all.get_mut(&number).filter(|job| job.feeds(key) && !job.rests());
+        let Some(part) = job.and_then(|job| job.todo.pop()) else { return Ok(false) };
+        let given = self.assign(at, &part, wakes);
+        if let Err(why) = &given {
+            self.jobs.put_first(number, part);
+            if let NotAsked::Full = why {
+                self.jobs.full.insert(at);
             }
         }
+        given.map(|()| true)
     }
 
     /// Gives everyone one part of a new job, those first who have the least in hand, and then one more as long as they take it.
@@ -178,32 +231,44 @@ impl State {
         };
         let mut order: Vec<(usize, usize)> = self.places.iter().enumerate().filter_map(load).collect();
         order.sort_unstable();
+        let mut full = false;
         while !order.is_empty() {
             order.retain(|&(_, at)| match self.give(at, number, wakes) {
-                Fed::Yes => true,
-                Fed::No | Fed::Not(NotAsked::Full) => false,
-                Fed::Not(NotAsked::Left) => {
+                Ok(given) => given,
+                Err(NotAsked::Full) => {
+                    full = true;
+                    false
+                }
+                Err(NotAsked::Left) => {
                     self.stop(at, wakes);
                     false
                 }
             });
         }
-        self.give_up_unread(wakes);
+        if full {
+            self.look_who_reads(wakes);
+        }
     }
 
-    /// Parts of a job that nobody has a part of wait for nothing when all who could take one do not read.
-    fn give_up_unread(&mut self, wakes: &mut Wakes) {
-        let busy = |entry: &Entry| !entry.draining && !entry.has_room();
-        let idle = |job: &Job| {
-            let held = job.unread.as_ref().is_some_and(|shared| shared.holds());
-            !job.todo.is_empty() && job.in_hand.is_empty() && !held
-        };
-        let jobs = &mut self.jobs;
-        let stuck = jobs.turn.iter().any(|number| jobs.all.get(number).is_some_and(idle));
-        if !stuck || self.takers == 0 || self.places.iter().flatten().any(busy) {
+    /// One was full: where nobody has a part of a job, nobody may ever ask for one.
+    fn look_who_reads(&mut self, wakes: &mut Wakes) {
+        let Jobs { all, turn, .. } = &self.jobs;
+        if turn.values().any(|number| all.get(number).is_some_and(Job::is_idle)) {
+            self.feed_all(wakes);
+        }
+    }
+
+    /// Gives parts to everyone. When all who take requests are full in this one look, parts of a job that nobody has a part of
+    /// wait for nothing.
+    fn feed_all(&mut self, wakes: &mut Wakes) {
+        let mut one_reads = false;
+        for at in 0..self.places.len() {
+            one_reads |= self.feed_one(at, wakes) == Fed::Yes;
+        }
+        if one_reads || self.takers == 0 {
             return;
         }
-        for job in jobs.all.values_mut().filter(|job| idle(job)) {
+        for job in self.jobs.all.values_mut().filter(|job| job.is_idle() && !job.rests()) {
             while let Some(part) = job.todo.pop() {
                 wakes.callers.extend(part.unread());
             }
@@ -217,6 +282,7 @@ impl State {
         }
         self.jobs.turn.clear();
         for job in self.jobs.all.values_mut() {
+            job.turn = None;
             while let Some(part) = job.todo.pop() {
                 let service = part.request().message.topic.as_str().to_owned();
                 wakes.callers.extend(part.fail(CallError::Broker(CoreError::NoResponders { service })));
@@ -259,6 +325,7 @@ impl Service {
         let all: Vec<Arc<Call>> = parts.into_iter().enumerate().map(new).collect::<Result<_, _>>()?;
         let mut job = Job {
             todo: Line::default(),
+            turn: None,
             each,
             in_hand: FxHashMap::default(),
             asked: FxHashSet::default(),
@@ -275,7 +342,7 @@ impl Service {
             job.todo.push(Arc::clone(part));
         }
         state.jobs.all.insert(number, job);
-        state.jobs.turn.push_back(number);
+        state.jobs.line_up(number);
         state.deal(number, &mut wakes);
         state.end_parts_for_nobody(&mut wakes);
         drop(state);
@@ -300,8 +367,10 @@ impl Service {
         let calls = self.calls.upgrade();
         let job = {
             let mut state = self.state.lock();
-            state.jobs.turn.retain(|other| *other != number);
             let mut job = state.jobs.all.remove(&number);
+            if let Some(turn) = job.as_ref().and_then(|job| job.turn) {
+                state.jobs.turn.remove(&turn);
+            }
             while let Some(part) = job.as_mut().and_then(|job| job.todo.pop()) {
                 part.put(Place::Over);
                 if let Some(calls) = &calls {
@@ -415,6 +484,54 @@ mod tests {
         assert!(kinds[..9].windows(2).all(|two| two.contains(&None)), "{kinds:?}");
         assert!(kinds[8..].windows(2).all(|two| two[0] != two[1]), "{kinds:?}");
         drop((jobs, waiting));
+    }
+
+    #[tokio::test]
+    async fn one_who_has_no_room_is_not_offered_every_job() {
+        let calls = bed(|_| {});
+        let one = calls.responder("one", "", 1);
+        let jobs: Vec<_> = (0..1000).map(|_| job(&calls, 2, 1)).collect();
+        let service = calls.service(&one.serve().service).unwrap();
+        let looks = || service.state.lock().jobs.looks;
+        let before = looks();
+        for _ in 0..100 {
+            let (number, _) = parts(&one)[0];
+            done(&one, number);
+        }
+        assert_eq!(looks() - before, 100);
+        drop(jobs);
+        assert!(service.state.lock().jobs.turn.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_rests_while_its_replies_are_read_is_not_given_up() {
+        let calls = bed(|limits| limits.gather_bytes = 1000);
+        let one = calls.responder("one", "", 9);
+        let two = vec![message("0"), message("1")];
+        let mut job = calls.gather_parts(request(""), two, Policy::default()).unwrap();
+        assert_eq!(parts(&one), [(1, 0)]);
+        assert_eq!(answer(&one, 1, Said::Last(message(&"x".repeat(400)))), None);
+        assert_eq!(parts(&one), []);
+        let service = calls.service(&one.serve().service).unwrap();
+        let timers = tokio::runtime::Handle::current();
+        std::thread::scope(|threads| {
+            let before = calls.count("call_bytes");
+            let mut state = service.state.lock();
+            let reading = threads.spawn(|| {
+                let _timers = timers.enter();
+                heard(&mut job)
+            });
+            // Its reply is read, and nobody has gone on yet, when something else moves.
+            while calls.count("call_bytes") == before {
+                std::thread::yield_now();
+            }
+            let mut wakes = Wakes::default();
+            state.hand_out(Some(usize::MAX), &mut wakes);
+            drop(state);
+            wakes.run();
+            assert_eq!(reading.join().unwrap(), 1);
+        });
+        assert_eq!(parts(&one), [(2, 1)]);
     }
 
     #[derive(Debug, Clone)]

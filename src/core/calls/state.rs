@@ -245,7 +245,9 @@ impl State {
     /// A responder has left its place.
     pub(super) fn forget(&mut self, entry: &Entry) {
         self.takers -= usize::from(!entry.draining);
-        self.jobs.left(entry.key);
+        for job in entry.in_hand.values().filter_map(|held| held.call.job()) {
+            self.jobs.gave(job, entry.key);
+        }
         if let Some(group) = self.groups.get_mut(entry.group) {
             group.members -= 1;
             group.in_hand -= entry.in_hand.len();
