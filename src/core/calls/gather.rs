@@ -15,11 +15,11 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep_until};
 
 use super::call::Shared;
-use super::parts::Begun;
+use super::parts::{Begun, Terms};
 use super::service::Service;
 use super::{CallError, Calling, Calls, Counts, Reply, Request};
 use crate::core::{Broker, CoreError};
-use crate::types::{Message, TopicFilter, TopicName};
+use crate::types::{Message, TopicFilter, TopicName, clock};
 
 /// So many levels of topics are looked at for each responder that may be asked, to find those that a filter matches.
 const NODES: usize = 100;
@@ -39,7 +39,7 @@ pub struct Policy {
     pub stop_on_error: bool,
     /// It ends when so long nothing has come.
     pub stall: Option<Duration>,
-    /// It ends so long after it began.
+    /// It ends so long after it began: what is there then is passed on, and no part is handed out any more.
     pub timeout: Option<Duration>,
     /// Replies are kept for who asks: they take room to the end.
     pub keeps: bool,
@@ -391,8 +391,13 @@ impl Calls {
         };
         let request = Request { takes_parts: false, ..request };
         let shared = Shared::new(self, 0)?;
-        let each = policy.parts_in_hand.max(1);
-        let begun = service.begin_parts(self, (&shared, policy.keeps), (&request, parts), each)?;
+        let left = request.deadline.map(|deadline| deadline.since(clock::unix_now()));
+        let terms = Terms {
+            each: policy.parts_in_hand.max(1),
+            keeps: policy.keeps,
+            ends: later(policy.timeout).min(later(left)),
+        };
+        let begun = service.begin_parts(self, &shared, (&request, parts), terms)?;
         let Begun { service, number, parts, responders } = begun;
         Counts::add(&self.counts.multicasts);
         self.counts.begun.fetch_add(parts.len() as u64, std::sync::atomic::Ordering::Relaxed);

@@ -4,8 +4,8 @@
 //! Whatever gives a responder room feeds it; jobs take turns, and every second time calls that wait are before them.
 //!
 //! Invariants: of one job a responder has no more in hand than the job says; a part waits only while no responder may have one
-//! more that was not full when it was asked last, or while what was answered is to be read first; when nobody takes requests, no
-//! part waits.
+//! more that was not full when it was asked last, while what was answered is to be read first, or when the job's time is over;
+//! when nobody takes requests, no part waits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 use rustc_hash::{FxHashMap, FxHashSet};
+use tokio::time::Instant;
 
 use super::call::{Call, Place, Shared, To};
 use super::device::NotAsked;
@@ -48,14 +49,23 @@ struct Job {
     todo: Line,
     /// When it is its turn.
     turn: Option<u64>,
-    /// How many one responder has in hand at the most.
-    each: usize,
+    terms: Terms,
     /// How many each has, by its key.
     in_hand: FxHashMap<u64, usize>,
     /// Keys of those who have had one.
     asked: FxHashSet<u64>,
-    /// Of which the replies are to be read; none if they are kept.
-    unread: Option<Arc<Shared>>,
+    shared: Arc<Shared>,
+}
+
+/// How the parts of a job are handed out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    /// How many one responder has in hand at the most.
+    pub(super) each: usize,
+    /// The replies are kept: nobody reads them before the end.
+    pub(super) keeps: bool,
+    /// Nobody waits for what would be handed out from then on.
+    pub(super) ends: Instant,
 }
 
 /// What has become of the attempt to give a responder parts.
@@ -153,12 +163,12 @@ impl Jobs {
 impl Job {
     /// Whether the responder may have one more.
     fn feeds(&self, responder: u64) -> bool {
-        self.in_hand.get(&responder).copied().unwrap_or_default() < self.each
+        self.in_hand.get(&responder).copied().unwrap_or_default() < self.terms.each
     }
 
-    /// Whether more is to be read first. Whoever reads goes on with it.
+    /// Whether nobody gets more of it now: its time is over, or more is to be read first, and whoever reads goes on with it.
     fn rests(&self) -> bool {
-        self.unread.as_ref().is_some_and(|shared| shared.holds())
+        Instant::now() >= self.terms.ends || !self.terms.keeps && self.shared.holds()
     }
 
     /// Whether parts wait and nobody has one.
@@ -303,16 +313,16 @@ pub(super) struct Begun {
 }
 
 impl Service {
-    /// Begins a job; a responder has `each` of its parts in hand at the most.
+    /// Begins a job.
     ///
     /// # Errors
     /// [`CoreError::NoResponders`], [`CoreError::Limit`]: nobody was asked.
     pub(super) fn begin_parts(
         self: &Arc<Self>,
         calls: &Arc<Calls>,
-        (shared, keeps): (&Arc<Shared>, bool),
+        shared: &Arc<Shared>,
         (request, parts): (&Request, Vec<Message>),
-        each: usize,
+        terms: Terms,
     ) -> Result<Begun, CoreError> {
         let count = parts.len();
         let number = calls.next_job();
@@ -326,10 +336,10 @@ impl Service {
         let mut job = Job {
             todo: Line::default(),
             turn: None,
-            each,
+            terms,
             in_hand: FxHashMap::default(),
             asked: FxHashSet::default(),
-            unread: (!keeps).then(|| Arc::clone(shared)),
+            shared: Arc::clone(shared),
         };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
@@ -392,12 +402,15 @@ impl Calling {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_util::FutureExt;
     use proptest::prelude::*;
 
     use super::*;
     use crate::core::calls::tests::{ALL, answer, bed, heard, message, request};
-    use crate::core::calls::{Gathering, Missing, Policy, Responder, Said};
+    use crate::core::calls::{End, Gathering, Missing, Policy, Responder, Said};
+    use crate::types::clock;
 
     fn policy(parts_in_hand: usize) -> Policy {
         Policy { parts_in_hand, keeps: true, ..Policy::default() }
@@ -532,6 +545,30 @@ mod tests {
             assert_eq!(reading.join().unwrap(), 1);
         });
         assert_eq!(parts(&one), [(2, 1)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_handed_out_when_its_time_is_over_however_slowly_its_caller_reads() {
+        const TIME: Duration = Duration::from_secs(10);
+        let by_policy = (None, Some(TIME));
+        let by_rpc = (Some(clock::unix_now().after(TIME)), None);
+        for (deadline, timeout) in [by_policy, by_rpc] {
+            let (request, policy) =
+                (Request { deadline, ..request("") }, Policy { timeout, ..Policy::default() });
+            let calls = bed(|_| {});
+            let one = calls.responder("one", "", 9);
+            let three = ["0", "1", "2"].map(message).to_vec();
+            let mut job = calls.gather_parts(request, three, policy).unwrap();
+            assert_eq!(parts(&one), [(1, 0)]);
+            done(&one, 1);
+            assert_eq!(parts(&one), [(2, 1)]);
+            tokio::time::advance(TIME).await;
+            done(&one, 2);
+            assert_eq!((parts(&one), heard(&mut job)), (vec![], 2));
+            let summary = job.summary();
+            let missing: Vec<_> = summary.missing.iter().map(|it| it.why).collect();
+            assert_eq!((summary.end, missing), (End::Deadline, vec![Missing::NotAsked]));
+        }
     }
 
     #[derive(Debug, Clone)]
