@@ -13,7 +13,7 @@ use bytestring::ByteString;
 use parking_lot::Mutex;
 
 use super::service::Service;
-use super::{CallError, Calls, Counts, Fault, Reply, Request, Serve};
+use super::{CallError, Calls, Counts, Fault, Reply, Request, Said, Serve};
 use crate::core::CoreError;
 use crate::types::{Message, TopicName, clock};
 
@@ -22,6 +22,7 @@ const OVERHEAD: usize = 256;
 /// Beyond the bound of their number, and of their bytes.
 pub(super) const TOO_MANY: &str = "too many calls in flight";
 const TOO_LARGE: &str = "too many bytes of calls in flight";
+const UNREAD: &str = "too many bytes of replies are kept, or not read by the caller";
 
 /// See the module.
 #[derive(Debug)]
@@ -82,15 +83,37 @@ impl Shared {
         Ok(Arc::new(Self { weight, bytes, held, calls: Arc::clone(calls) }))
     }
 
-    /// Whether so much is not read that it may as well be read first. Who reads is then told by [`Self::is_freed`].
-    pub(super) fn holds(&self) -> bool {
-        let full = || self.bytes.load(Ordering::SeqCst) > self.calls.bounds.gather_bytes / 2;
+    /// Whether so much is not read, or would not be with `out` replies that are awaited and one more of `each` bytes, that it may
+    /// as well be read first. Who reads is then told by [`Self::is_freed`]. One reply alone always has room.
+    pub(super) fn holds(&self, out: usize, each: usize) -> bool {
+        let max = self.calls.bounds.gather_bytes;
+        let full = || {
+            let unread = self.bytes.load(Ordering::SeqCst);
+            let will_be = unread.saturating_add(each.saturating_mul(out + 1));
+            unread > max / 2 || (unread > 0 || out > 0) && will_be > max
+        };
         if !full() {
             return false;
         }
         // Said before it is looked at again: what is read from now on finds it.
         self.held.store(true, Ordering::SeqCst);
         full()
+    }
+
+    /// Whether a reply finds room. One alone is within the bound of a payload, and may be larger than this bound.
+    pub(super) fn has_room(&self, weight: usize) -> bool {
+        let unread = self.bytes.load(Ordering::SeqCst);
+        unread == 0 || unread + weight <= self.calls.bounds.gather_bytes
+    }
+
+    /// Whether more than half of what may be kept is.
+    pub(super) fn is_half_full(&self) -> bool {
+        self.bytes.load(Ordering::SeqCst) > self.calls.bounds.gather_bytes / 2
+    }
+
+    /// A reply finds no room.
+    pub(super) fn no_room(&self) -> CoreError {
+        self.calls.refused(UNREAD, "gather_bytes", self.calls.bounds.gather_bytes)
     }
 
     /// Whether parts may have waited for what was read.
@@ -124,6 +147,15 @@ impl Drop for Shared {
 
 fn weight_of(message: &Message) -> usize {
     message.weight() + OVERHEAD
+}
+
+/// What an answer takes; none if it is not kept.
+pub(super) fn weight_of_said(said: &Said) -> Option<usize> {
+    match said {
+        Said::Last(message) => Some(weight_of(message)),
+        Said::Fault(fault) => Some(weight_of_fault(fault)),
+        Said::Part(_) | Said::Wrong(_) => None,
+    }
 }
 
 fn weight_of_fault(fault: &Fault) -> usize {
@@ -249,6 +281,15 @@ impl Call {
         self.is_for_anyone() && self.request().idempotent && !slot.answered && slot.tries < tries
     }
 
+    /// Whether its part may be carried out again for an answer that finds no room. That is counted.
+    pub(super) fn begins_anew(&self) -> bool {
+        let again = self.may_retry(self.calls.bounds.tries);
+        if again {
+            Counts::add(&self.calls.counts.retried);
+        }
+        again
+    }
+
     /// A part. The waker is to be called when no lock is held.
     ///
     /// # Errors
@@ -273,15 +314,13 @@ impl Call {
 
     /// Takes room for what is said until it is read.
     fn keep(&self, slot: &mut Slot, weight: usize) -> Result<(), CoreError> {
-        let bounds = &self.calls.bounds;
-        let (unread, max, setting) = match self.shared() {
-            Some(shared) => (shared.bytes.load(Ordering::Relaxed), bounds.gather_bytes, "gather_bytes"),
-            None => (slot.bytes, bounds.reply_bytes, "call_reply_bytes"),
-        };
-        // One alone is within the bound of a payload, and may be larger than this bound.
-        if unread > 0 && unread + weight > max {
-            let what = "too many bytes of replies are kept, or not read by the caller";
-            return Err(self.calls.refused(what, setting, max));
+        let max = self.calls.bounds.reply_bytes;
+        match self.shared() {
+            Some(shared) if !shared.has_room(weight) => return Err(shared.no_room()),
+            None if slot.bytes > 0 && slot.bytes + weight > max => {
+                return Err(self.calls.refused(UNREAD, "call_reply_bytes", max));
+            }
+            _ => {}
         }
         self.calls.reserve(weight)?;
         match self.shared() {

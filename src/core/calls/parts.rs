@@ -15,12 +15,12 @@ use bytestring::ByteString;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::time::Instant;
 
-use super::call::{Call, Place, Shared, To};
+use super::call::{Call, Place, Shared, To, weight_of_said};
 use super::device::NotAsked;
 use super::line::Line;
 use super::service::Service;
 use super::state::{Entry, State, Wakes};
-use super::{CallError, Calling, Calls, Counts, Part, Request};
+use super::{CallError, Calling, Calls, Counts, Part, Request, Said};
 use crate::core::CoreError;
 use crate::types::Message;
 
@@ -52,8 +52,13 @@ struct Job {
     terms: Terms,
     /// How many each has, by its key.
     in_hand: FxHashMap<u64, usize>,
+    /// All that is in hand.
+    out: usize,
     /// Keys of those who have had one.
     asked: FxHashSet<u64>,
+    /// How many were answered, and what that takes: of all, or since one was larger than the others and found no room.
+    answers: usize,
+    weight: usize,
     shared: Arc<Shared>,
 }
 
@@ -93,6 +98,7 @@ impl Jobs {
     pub(super) fn took(&mut self, job: u64, responder: u64) {
         if let Some(job) = self.all.get_mut(&job) {
             *job.in_hand.entry(responder).or_default() += 1;
+            job.out += 1;
             job.asked.insert(responder);
         }
     }
@@ -102,6 +108,7 @@ impl Jobs {
         let Some(job) = self.all.get_mut(&job) else { return };
         if let Some(count) = job.in_hand.get_mut(&responder) {
             *count -= 1;
+            job.out -= 1;
             if *count == 0 {
                 job.in_hand.remove(&responder);
             }
@@ -152,6 +159,41 @@ impl Jobs {
         Some(self.again)
     }
 
+    /// A part was answered. Where that finds no room, the part waits again if it may, until more is read: true. Where replies
+    /// are kept, nothing is read before the end, and parts that wait are not carried out for nothing.
+    pub(super) fn waits_again(
+        &mut self,
+        number: u64,
+        part: &Arc<Call>,
+        said: &Said,
+        wakes: &mut Wakes,
+    ) -> bool {
+        let (Some(job), Some(weight)) = (self.all.get_mut(&number), weight_of_said(said)) else {
+            return false;
+        };
+        job.answers += 1;
+        job.weight += weight;
+        if job.shared.has_room(weight) {
+            return false;
+        }
+        if job.terms.keeps {
+            while job.shared.is_half_full()
+                && let Some(part) = job.todo.pop()
+            {
+                wakes.callers.extend(part.fail(CallError::Broker(job.shared.no_room())));
+            }
+            return false;
+        }
+        if weight > job.mean() {
+            (job.answers, job.weight) = (1, weight);
+        }
+        let again = part.begins_anew();
+        if again {
+            self.put_first(number, Arc::clone(part));
+        }
+        again
+    }
+
     /// A part that waited is over.
     pub(super) fn died(&mut self, job: u64) {
         if let Some(job) = self.all.get_mut(&job) {
@@ -168,7 +210,12 @@ impl Job {
 
     /// Whether nobody gets more of it now: its time is over, or more is to be read first, and whoever reads goes on with it.
     fn rests(&self) -> bool {
-        Instant::now() >= self.terms.ends || !self.terms.keeps && self.shared.holds()
+        Instant::now() >= self.terms.ends || !self.terms.keeps && self.shared.holds(self.out, self.mean())
+    }
+
+    /// What an answer takes.
+    fn mean(&self) -> usize {
+        self.weight.checked_div(self.answers).unwrap_or_default()
     }
 
     /// Whether parts wait and nobody has one.
@@ -338,7 +385,10 @@ impl Service {
             turn: None,
             terms,
             in_hand: FxHashMap::default(),
+            out: 0,
             asked: FxHashSet::default(),
+            answers: 0,
+            weight: 0,
             shared: Arc::clone(shared),
         };
         let mut wakes = Wakes::default();
@@ -409,7 +459,7 @@ mod tests {
 
     use super::*;
     use crate::core::calls::tests::{ALL, answer, bed, heard, message, request};
-    use crate::core::calls::{End, Gathering, Missing, Policy, Responder, Said};
+    use crate::core::calls::{End, Gathering, Missing, Policy, Responder};
     use crate::types::clock;
 
     fn policy(parts_in_hand: usize) -> Policy {
@@ -569,6 +619,51 @@ mod tests {
             let missing: Vec<_> = summary.missing.iter().map(|it| it.why).collect();
             assert_eq!((summary.end, missing), (End::Deadline, vec![Missing::NotAsked]));
         }
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_is_carried_out_again_and_no_more_is_than_finds_room() {
+        let large = message(&"x".repeat(700));
+        let calls = bed(|limits| limits.gather_bytes = 10_000);
+        let all: Vec<_> = (0..20).map(|n| calls.responder(&n.to_string(), "", 9)).collect();
+        let hundred = vec![message(""); 100];
+        let mut job = calls.gather_parts(request(""), hundred, Policy::default()).unwrap();
+        let mut carried_out = 0;
+        for rounds in 0.. {
+            // All of them answer before anything is read.
+            for responder in &all {
+                for (number, _) in parts(responder) {
+                    carried_out += 1;
+                    assert_eq!(answer(responder, number, Said::Last(large.clone())), None);
+                }
+            }
+            if heard(&mut job) == 0 {
+                assert!(rounds > 9);
+                break;
+            }
+        }
+        // What the first round was to teach.
+        assert!((101..=111).contains(&carried_out), "{carried_out}");
+        let summary = job.summary();
+        assert_eq!((summary.end, summary.replied, summary.failed), (End::Complete, 100, 0));
+        assert_eq!(calls.count("calls_retried_total"), carried_out - 100);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_carried_out_whose_reply_could_not_be_kept() {
+        let calls = bed(|limits| limits.gather_bytes = 10_000);
+        let one = calls.responder("one", "", 9);
+        let mut job = job(&calls, 100, 1);
+        let mut carried_out = 0;
+        while let [(number, _)] = parts(&one)[..] {
+            carried_out += 1;
+            assert_eq!(answer(&one, number, Said::Last(message(&"x".repeat(700)))), None);
+        }
+        assert!(carried_out < 12, "{carried_out}");
+        assert_eq!(heard(&mut job), 100);
+        let summary = job.summary();
+        assert_eq!((summary.end, summary.replied), (End::Complete, carried_out - 1));
+        assert!(summary.missing.iter().all(|it| it.why == Missing::Refused));
     }
 
     #[derive(Debug, Clone)]

@@ -458,6 +458,11 @@ impl State {
             entry.errors += u64::from(!matches!(said, Said::Last(_)));
             entry.busy += clock::now().saturating_duration_since(since);
         }
+        if let Some(job) = call.job()
+            && self.jobs.waits_again(job, &call, &said, wakes)
+        {
+            return Ok(());
+        }
         let mut refused = Ok(());
         let ended = match said {
             Said::Part(_) => None,
