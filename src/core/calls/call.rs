@@ -13,7 +13,7 @@ use bytestring::ByteString;
 use parking_lot::Mutex;
 
 use super::service::Service;
-use super::{CallError, Calls, Counts, Fault, Reply, Request, Said, Serve};
+use super::{CallError, Calls, Counts, Fault, Missing, Reply, Request, Said, Serve};
 use crate::core::CoreError;
 use crate::types::{Message, TopicName, clock};
 
@@ -53,6 +53,8 @@ struct Slot {
     tries: usize,
     /// Who had it last; of a part alone.
     holder: Option<ByteString>,
+    /// Why it would be missing if all were over now.
+    missing: Missing,
     said: VecDeque<Reply>,
     /// Of what was said.
     bytes: usize,
@@ -195,6 +197,7 @@ impl Call {
             To::One(request) | To::Part(_, _, request) => weight_of(&request.message),
             To::Many(..) => OVERHEAD,
         };
+        let missing = if let To::Part(..) = to { Missing::NotAsked } else { Missing::Silent };
         calls.reserve(weight)?;
         let count = calls.counts.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         // From here on its drop gives back what it has taken.
@@ -207,6 +210,7 @@ impl Call {
                 place: Place::Over,
                 tries: 0,
                 holder: None,
+                missing,
                 said: VecDeque::new(),
                 bytes: 0,
                 answered: false,
@@ -249,7 +253,18 @@ impl Call {
 
     /// Who has it now; of a part.
     pub(super) fn held_by(&self, responder: &ByteString) {
-        self.slot.lock().holder = Some(responder.clone());
+        let mut slot = self.slot.lock();
+        (slot.holder, slot.missing) = (Some(responder.clone()), Missing::Silent);
+    }
+
+    /// Why it is missing now.
+    pub(super) fn missing(&self) -> Missing {
+        self.slot.lock().missing
+    }
+
+    /// It waits again; who had it is to blame.
+    pub(super) fn missed(&self, why: Missing) {
+        self.slot.lock().missing = why;
     }
 
     /// Who had it last; of a part.
@@ -347,6 +362,13 @@ impl Call {
     pub(super) fn fail(&self, error: CallError) -> Option<Waker> {
         let mut slot = self.slot.lock();
         slot.place = Place::Over;
+        slot.missing = match &error {
+            CallError::Broker(CoreError::ResponderLost { .. }) => Missing::Lost,
+            // Who had it before, if anybody, is to blame.
+            CallError::Broker(CoreError::NoResponders { .. } | CoreError::Draining) => slot.missing,
+            CallError::Broker(_) => Missing::Refused,
+            CallError::Responder(_) => Missing::Silent,
+        };
         slot.end.get_or_insert(Err(error));
         slot.waker.take()
     }
@@ -362,6 +384,16 @@ impl Call {
     /// Whoever could answer does not read.
     pub(super) fn unread(&self) -> Option<Waker> {
         self.fail(CallError::Broker(self.calls.unread(self.service())))
+    }
+
+    /// Nobody takes parts any more: that is said in the end, of all of them.
+    pub(super) fn left_over(&self) -> Option<Waker> {
+        let service = self.service().as_str().to_owned();
+        let stops = self.calls.draining.is_cancelled();
+        self.fail(CallError::Broker(match stops {
+            true => CoreError::Draining,
+            false => CoreError::NoResponders { service },
+        }))
     }
 
     /// There is nobody any more who could answer.

@@ -62,6 +62,8 @@ pub enum End {
     Stall,
     /// One has failed.
     Error,
+    /// The broker stops, and hands no part out any more.
+    Stopped,
 }
 
 /// Why a responder did not answer.
@@ -71,7 +73,7 @@ pub enum Missing {
     Lost,
     /// It took no more requests, or what it said could not be passed on.
     Refused,
-    /// It has said nothing.
+    /// It has said nothing that was passed on.
     Silent,
     /// Nobody has had the part.
     NotAsked,
@@ -138,6 +140,8 @@ pub struct Gathering {
     parts: usize,
     replied: usize,
     failed: usize,
+    /// The broker stops: parts were left that nobody had.
+    stopped: bool,
     ends: Instant,
     stalls: Instant,
     end: Option<End>,
@@ -156,16 +160,28 @@ struct Awaited {
     calling: Calling,
 }
 
+/// What has become of one of them.
+#[derive(Debug)]
+struct Ended {
+    at: usize,
+    /// Who had it last; of a part alone.
+    holder: Option<ByteString>,
+    /// Why, if it is not answered.
+    missing: Missing,
+    said: Result<Reply, CallError>,
+}
+
 impl Future for Awaited {
-    type Output = (usize, Option<ByteString>, Result<Reply, CallError>);
+    type Output = Ended;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let at = self.at;
         // Without parts there is one answer, or an error.
         let nothing = || CallError::Broker(CoreError::invalid("call", "was answered before"));
-        self.calling
-            .poll(cx)
-            .map(|said| (at, self.calling.call().holder(), said.unwrap_or_else(|| Err(nothing()))))
+        self.calling.poll(cx).map(|said| {
+            let (holder, missing) = (self.calling.call().holder(), self.calling.call().missing());
+            Ended { at, holder, missing, said: said.unwrap_or_else(|| Err(nothing())) }
+        })
     }
 }
 
@@ -181,6 +197,7 @@ impl Gathering {
             parts: 0,
             replied: 0,
             failed: 0,
+            stopped: false,
             ends: later(policy.timeout),
             stalls: later(policy.stall),
             end: None,
@@ -213,11 +230,11 @@ impl Gathering {
             tokio::select! {
                 biased;
                 next = self.awaited.next() => match next {
-                    Some((at, holder, said)) => match self.gather(at, holder, said) {
+                    Some(ended) => match self.gather(ended) {
                         None => {}
                         gathered => return gathered,
                     },
-                    None => self.finish(End::Complete),
+                    None => self.finish_all(),
                 },
                 () = sleep_until(due) => self.finish(if self.ends <= due { End::Deadline } else { End::Stall }),
             }
@@ -225,17 +242,15 @@ impl Gathering {
         None
     }
 
-    /// None for a part that is left when nobody serves any more: nobody has said anything.
-    fn gather(
-        &mut self,
-        at: usize,
-        holder: Option<ByteString>,
-        said: Result<Reply, CallError>,
-    ) -> Option<Gathered> {
-        if let (Some(_), Err(CallError::Broker(CoreError::NoResponders { .. }))) = (&self.job, &said) {
-            self.missing.insert(at, nowhere(holder));
+    /// None for a part that is left when nobody serves any more, or the broker stops: nobody has said anything.
+    fn gather(&mut self, Ended { at, holder, missing, said }: Ended) -> Option<Gathered> {
+        if let Err(CallError::Broker(why @ (CoreError::NoResponders { .. } | CoreError::Draining))) = &said
+            && self.job.is_some()
+        {
+            self.stopped |= *why == CoreError::Draining;
+            self.missing.insert(at, (holder.unwrap_or_default(), missing));
             if self.awaited.is_empty() {
-                self.finish(End::Complete);
+                self.finish_all();
             }
             return None;
         }
@@ -257,19 +272,13 @@ impl Gathering {
                 self.failed += 1;
                 self.missing.remove(&at);
             }
-            Err(CallError::Broker(error)) => {
-                let why = match error {
-                    CoreError::ResponderLost { .. } => Missing::Lost,
-                    _ => Missing::Refused,
-                };
-                self.missing.insert(at, (responder.clone(), why));
-            }
+            Err(CallError::Broker(_)) => drop(self.missing.insert(at, (responder.clone(), missing))),
         }
         let Policy { min_replies, max_replies, wait_for_all, stop_on_error, .. } = self.policy;
         if said.is_err() && stop_on_error {
             self.finish(End::Error);
         } else if self.awaited.is_empty() {
-            self.finish(End::Complete);
+            self.finish_all();
         } else if min_replies > 0 && self.replied >= min_replies && !wait_for_all {
             self.finish(End::Quorum);
         } else if max_replies > 0 && self.replied >= max_replies {
@@ -279,17 +288,22 @@ impl Gathering {
         Some(Gathered { responder, service, part: (self.parts > 0).then_some(at), said })
     }
 
+    /// Nobody is awaited any more.
+    fn finish_all(&mut self) {
+        self.finish(if self.stopped { End::Stopped } else { End::Complete });
+    }
+
     /// It is over: nobody need answer any more.
     fn finish(&mut self, end: End) {
         self.end = Some(end);
-        if let Some(Job { service, number }) = self.job.take() {
-            for Awaited { at, calling } in &self.awaited {
-                let missing = match calling.whereabouts() {
-                    (Some(holder), true) => (holder, Missing::Silent),
-                    (holder, _) => nowhere(holder),
-                };
-                self.missing.insert(*at, missing);
+        for Awaited { at, calling } in &self.awaited {
+            let (name, missing) = self.missing.entry(*at).or_insert((ByteString::new(), Missing::NotAsked));
+            *missing = calling.call().missing();
+            if let Some(holder) = calling.call().holder() {
+                *name = holder;
             }
+        }
+        if let Some(Job { service, number }) = self.job.take() {
             self.asked = service.end_parts(number);
         }
         self.awaited.clear();
@@ -329,14 +343,6 @@ impl Drop for Gathering {
         }
         self.awaited.clear();
         self.shared.forget();
-    }
-}
-
-/// Why nobody has a part, and who had it last.
-fn nowhere(holder: Option<ByteString>) -> (ByteString, Missing) {
-    match holder {
-        Some(holder) => (holder, Missing::Lost),
-        None => (ByteString::new(), Missing::NotAsked),
     }
 }
 

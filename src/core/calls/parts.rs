@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use bytestring::ByteString;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::time::Instant;
 
@@ -20,7 +19,7 @@ use super::device::NotAsked;
 use super::line::Line;
 use super::service::Service;
 use super::state::{Entry, State, Wakes};
-use super::{CallError, Calling, Calls, Counts, Part, Request, Said};
+use super::{CallError, Calling, Calls, Counts, Missing, Part, Request, Said};
 use crate::core::CoreError;
 use crate::types::Message;
 
@@ -189,6 +188,7 @@ impl Jobs {
         }
         let again = part.begins_anew();
         if again {
+            part.missed(Missing::Refused);
             self.put_first(number, Arc::clone(part));
         }
         again
@@ -341,8 +341,7 @@ impl State {
         for job in self.jobs.all.values_mut() {
             job.turn = None;
             while let Some(part) = job.todo.pop() {
-                let service = part.request().message.topic.as_str().to_owned();
-                wakes.callers.extend(part.fail(CallError::Broker(CoreError::NoResponders { service })));
+                wakes.callers.extend(part.left_over());
             }
         }
     }
@@ -443,13 +442,6 @@ impl Service {
     }
 }
 
-impl Calling {
-    /// Who had it last, and whether it has it still.
-    pub(super) fn whereabouts(&self) -> (Option<ByteString>, bool) {
-        (self.call().holder(), self.call().place() != Place::Waiting)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -459,7 +451,7 @@ mod tests {
 
     use super::*;
     use crate::core::calls::tests::{ALL, answer, bed, heard, message, request};
-    use crate::core::calls::{End, Gathering, Missing, Policy, Responder};
+    use crate::core::calls::{End, Gathering, Policy, Responder};
     use crate::types::clock;
 
     fn policy(parts_in_hand: usize) -> Policy {
@@ -664,6 +656,38 @@ mod tests {
         let summary = job.summary();
         assert_eq!((summary.end, summary.replied), (End::Complete, carried_out - 1));
         assert!(summary.missing.iter().all(|it| it.why == Missing::Refused));
+    }
+
+    #[tokio::test]
+    async fn what_is_over_and_was_not_passed_on_says_why() {
+        let calls = bed(|limits| limits.call_tries = 1);
+        let one = calls.responder("one", "", 9);
+        let four = vec![message(""); 4];
+        let first = Policy { stop_on_error: true, parts_in_hand: 3, ..Policy::default() };
+        let mut job = calls.gather_parts(request(""), four, first).unwrap();
+        assert_eq!(parts(&one).len(), 3);
+        drop(one);
+        assert_eq!(heard(&mut job), 1);
+        let summary = job.summary();
+        let missing: Vec<_> = summary.missing.iter().map(|it| (&*it.responder, it.why)).collect();
+        let lost = ("one", Missing::Lost);
+        assert_eq!((summary.end, missing), (End::Error, vec![lost, lost, lost, ("", Missing::NotAsked)]));
+    }
+
+    #[tokio::test]
+    async fn the_end_says_that_the_broker_stops() {
+        let calls = bed(|_| {});
+        let one = calls.responder("one", "", 9);
+        let mut job = job(&calls, 3, 1);
+        assert_eq!(parts(&one), [(1, 0)]);
+        calls.draining.cancel();
+        one.drain();
+        assert_eq!(heard(&mut job), 0);
+        done(&one, 1);
+        assert_eq!(heard(&mut job), 1);
+        let summary = job.summary();
+        let missing: Vec<_> = summary.missing.iter().map(|it| it.why).collect();
+        assert_eq!((summary.end, missing), (End::Stopped, vec![Missing::NotAsked; 2]));
     }
 
     #[derive(Debug, Clone)]
