@@ -194,8 +194,8 @@ impl Call {
     /// [`CoreError::Limit`].
     pub(super) fn new(calls: &Arc<Calls>, to: To) -> Result<Self, CoreError> {
         let weight = match &to {
-            To::One(request) | To::Part(_, _, request) => weight_of(&request.message),
-            To::Many(..) => OVERHEAD,
+            To::One(request) => weight_of(&request.message),
+            To::Many(..) | To::Part(..) => OVERHEAD,
         };
         let missing = if let To::Part(..) = to { Missing::NotAsked } else { Missing::Silent };
         calls.reserve(weight)?;

@@ -388,15 +388,12 @@ impl Calls {
         parts: Vec<Message>,
         policy: Policy,
     ) -> Result<Gathering, CoreError> {
-        let max = self.bounds.gather_parts;
-        if parts.len() > max {
-            return Err(self.refused("the request has too many parts", "gather_parts", max));
-        }
         let Some(service) = self.service(&request.message.topic) else {
             return Err(self.nobody(&request.message.topic));
         };
         let request = Request { takes_parts: false, ..request };
-        let shared = Shared::new(self, 0)?;
+        // What is left of them keeps all of them in memory: they came in one frame.
+        let shared = Shared::new(self, parts.iter().map(Message::weight).sum())?;
         let left = request.deadline.map(|deadline| deadline.since(clock::unix_now()));
         let terms = Terms {
             each: policy.parts_in_hand.max(1),
@@ -460,13 +457,25 @@ impl Broker {
         Ok(names.into_iter().collect())
     }
 
-    /// Gives `parts` of a request, at least one, to those who serve: each to one of them, streams and subscribers alike, and
+    /// Checks whether a request may have so many parts.
+    ///
+    /// # Errors
+    /// [`CoreError::Limit`].
+    pub fn check_parts(&self, count: usize) -> Result<(), CoreError> {
+        let max = self.limits.gather_parts;
+        match count <= max {
+            true => Ok(()),
+            false => Err(self.calls.refused("the request has too many parts", "gather_parts", max)),
+        }
+    }
+
+    /// Gives `parts` of a request, at least one and as many as [`Self::check_parts`] allows, to those who serve: each to one of them, streams and subscribers alike, and
     /// who has answered one gets the next. A part whose responder is lost goes to another, up to
     /// [`Limits::call_tries`](crate::core::Limits) of them; what a responder says, an error too, is the part's answer. Who
     /// comes to serve later gets parts too. Never waits. `request` is what they have in common; its payload is not sent.
     ///
     /// # Errors
-    /// As [`Self::gather`], and [`CoreError::Limit`] when there are too many parts.
+    /// As [`Self::gather`], and [`CoreError::Limit`] when too many parts wait for the service.
     pub fn gather_parts(
         &self,
         request: Request,

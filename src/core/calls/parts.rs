@@ -29,6 +29,8 @@ pub(super) struct Jobs {
     all: FxHashMap<u64, Job>,
     /// Those of them that have parts that wait, by their turn; and some that have none any more.
     turn: BTreeMap<u64, u64>,
+    /// How many parts wait, of all of them.
+    waiting: usize,
     /// How many turns there were.
     turns: u64,
     /// Places of those who were full when they were asked last. Nobody says when they are not any more.
@@ -122,7 +124,32 @@ impl Jobs {
         };
         part.put(Place::Waiting);
         job.todo.push_first(part);
+        self.waiting += 1;
         self.line_up(number);
+    }
+
+    /// The next part of a job.
+    fn pop(&mut self, number: u64) -> Option<Arc<Call>> {
+        let part = self.all.get_mut(&number)?.todo.pop()?;
+        self.waiting -= 1;
+        Some(part)
+    }
+
+    /// Adds a job with the parts that wait.
+    fn begin(&mut self, number: u64, job: Job) {
+        self.waiting += job.todo.len();
+        self.all.insert(number, job);
+        self.line_up(number);
+    }
+
+    /// Takes a job away with the parts that wait.
+    fn end(&mut self, number: u64) -> Option<Job> {
+        let job = self.all.remove(&number)?;
+        self.waiting -= job.todo.len();
+        if let Some(turn) = job.turn {
+            self.turn.remove(&turn);
+        }
+        Some(job)
     }
 
     /// Has a job wait for its turn, if it does not.
@@ -176,10 +203,11 @@ impl Jobs {
             return false;
         }
         if job.terms.keeps {
-            while job.shared.is_half_full()
-                && let Some(part) = job.todo.pop()
+            let shared = Arc::clone(&job.shared);
+            while shared.is_half_full()
+                && let Some(part) = self.pop(number)
             {
-                wakes.callers.extend(part.fail(CallError::Broker(job.shared.no_room())));
+                wakes.callers.extend(part.fail(CallError::Broker(shared.no_room())));
             }
             return false;
         }
@@ -198,6 +226,7 @@ impl Jobs {
     pub(super) fn died(&mut self, job: u64) {
         if let Some(job) = self.all.get_mut(&job) {
             job.todo.died();
+            self.waiting -= 1;
         }
     }
 }
@@ -269,8 +298,8 @@ impl State {
         let Some(key) = self.entry(at).filter(|entry| entry.has_room()).map(|entry| entry.key) else {
             return Ok(false);
         };
-        let job = self.jobs.all.get_mut(&number).filter(|job| job.feeds(key) && !job.rests());
-        let Some(part) = job.and_then(|job| job.todo.pop()) else { return Ok(false) };
+        let feeds = self.jobs.all.get(&number).is_some_and(|job| job.feeds(key) && !job.rests());
+        let Some(part) = feeds.then(|| self.jobs.pop(number)).flatten() else { return Ok(false) };
         let given = self.assign(at, &part, wakes);
         if let Err(why) = &given {
             self.jobs.put_first(number, part);
@@ -325,7 +354,9 @@ impl State {
         if one_reads || self.takers == 0 {
             return;
         }
-        for job in self.jobs.all.values_mut().filter(|job| job.is_idle() && !job.rests()) {
+        let Jobs { all, waiting, .. } = &mut self.jobs;
+        for job in all.values_mut().filter(|job| job.is_idle() && !job.rests()) {
+            *waiting -= job.todo.len();
             while let Some(part) = job.todo.pop() {
                 wakes.callers.extend(part.unread());
             }
@@ -338,6 +369,7 @@ impl State {
             return;
         }
         self.jobs.turn.clear();
+        self.jobs.waiting = 0;
         for job in self.jobs.all.values_mut() {
             job.turn = None;
             while let Some(part) = job.todo.pop() {
@@ -396,12 +428,16 @@ impl Service {
         if responders == 0 {
             return Err(calls.nobody(self.name()));
         }
+        let max = calls.bounds.parts_waiting;
+        if state.jobs.waiting + count > max {
+            let what = format!("too many parts wait for a responder of `{}`", self.name());
+            return Err(calls.refused(what, "parts_waiting", max));
+        }
         for part in &all {
             part.put(Place::Waiting);
             job.todo.push(Arc::clone(part));
         }
-        state.jobs.all.insert(number, job);
-        state.jobs.line_up(number);
+        state.jobs.begin(number, job);
         state.deal(number, &mut wakes);
         state.end_parts_for_nobody(&mut wakes);
         drop(state);
@@ -426,10 +462,7 @@ impl Service {
         let calls = self.calls.upgrade();
         let job = {
             let mut state = self.state.lock();
-            let mut job = state.jobs.all.remove(&number);
-            if let Some(turn) = job.as_ref().and_then(|job| job.turn) {
-                state.jobs.turn.remove(&turn);
-            }
+            let mut job = state.jobs.end(number);
             while let Some(part) = job.as_mut().and_then(|job| job.todo.pop()) {
                 part.put(Place::Over);
                 if let Some(calls) = &calls {
@@ -451,7 +484,7 @@ mod tests {
 
     use super::*;
     use crate::core::calls::tests::{ALL, answer, bed, heard, message, request};
-    use crate::core::calls::{End, Gathering, Policy, Responder};
+    use crate::core::calls::{Asked, End, Gathering, Policy, Responder};
     use crate::types::clock;
 
     fn policy(parts_in_hand: usize) -> Policy {
@@ -690,6 +723,41 @@ mod tests {
         assert_eq!((summary.end, missing), (End::Stopped, vec![Missing::NotAsked; 2]));
     }
 
+    #[tokio::test]
+    async fn what_is_left_of_a_request_counts_as_all_of_it() {
+        let calls = bed(|_| {});
+        let one = calls.responder("one", "", 9);
+        let large = message(&"x".repeat(100_000));
+        let mut job =
+            calls.gather_parts(request(""), vec![large.clone(), large, message("")], policy(1)).unwrap();
+        for number in [1, 2] {
+            assert_eq!(parts(&one).len(), 1);
+            done(&one, number);
+        }
+        assert_eq!(heard(&mut job), 2);
+        assert!(calls.count("call_bytes") > 200_000);
+        drop(job);
+        assert_eq!(parts(&one), []);
+        assert_eq!(calls.count("call_bytes"), 0);
+    }
+
+    #[tokio::test]
+    async fn parts_that_wait_at_one_service_leave_room_for_others() {
+        let calls = bed(|limits| limits.parts_waiting = 10);
+        let one = calls.responder("one", "", 1);
+        let first = job(&calls, 9, 1);
+        let many = |count| calls.gather_parts(request(""), vec![message(""); count], policy(1));
+        let what = "too many parts wait for a responder of `s` (limits.parts_waiting)".to_owned();
+        assert_eq!(many(3).unwrap_err(), CoreError::Limit { what, max: 10 });
+        let second = many(2).unwrap();
+        let waiting = || calls.service(&one.serve().service).unwrap().state.lock().jobs.waiting;
+        assert_eq!(waiting(), 10);
+        done(&one, parts(&one)[0].0);
+        assert_eq!(waiting(), 9);
+        drop((first, second));
+        assert_eq!((waiting(), calls.count("calls_in_flight")), (0, 0));
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Join(usize),
@@ -698,12 +766,13 @@ mod tests {
         Take(usize),
         Answer(usize, usize),
         Call,
-        Begin(usize, usize),
+        Begin(usize, usize, bool),
+        Read(usize),
         End(usize),
     }
 
-    /// Numbers of requests, and the jobs they are of.
-    type InHand = Vec<(u64, Option<u64>)>;
+    /// Numbers of requests, and which part of which job they are.
+    type InHand = Vec<(u64, Option<(u64, usize)>)>;
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let at = 0..8_usize;
@@ -714,7 +783,8 @@ mod tests {
             6 => at.clone().prop_map(Step::Take),
             8 => (at.clone(), 0..4_usize).prop_map(|(at, which)| Step::Answer(at, which)),
             1 => Just(Step::Call),
-            2 => (1..9_usize, 1..4_usize).prop_map(|(parts, each)| Step::Begin(parts, each)),
+            2 => (1..9_usize, 1..4_usize, any::<bool>()).prop_map(|(parts, each, keeps)| Step::Begin(parts, each, keeps)),
+            6 => at.clone().prop_map(Step::Read),
             1 => at.prop_map(Step::End),
         ];
         proptest::collection::vec(step, 0..80)
@@ -723,11 +793,11 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
-        /// Whatever happens: nobody has more parts of a job in hand than it may; every part is accounted for; and while there is
-        /// one who answers, every job comes to its end.
+        /// Whatever happens: nobody has more parts of a job in hand than it may, and no two the same part; every part is accounted
+        /// for; and while there is one who answers, and its replies are read, every job comes to its end.
         #[test]
         fn every_part_ends_once(steps in steps()) {
-            let calls = bed(|_| {});
+            let calls = bed(|limits| limits.gather_bytes = 2000);
             let timers = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             let _timers = timers.enter();
             let mut jobs: Vec<(Gathering, usize)> = Vec::new();
@@ -739,11 +809,16 @@ mod tests {
                     Step::Leave(at) if !responders.is_empty() => drop(responders.remove(at % responders.len())),
                     Step::Drain(at) if !responders.is_empty() => responders[at % responders.len()].0.drain(),
                     Step::Call => waiting.extend(calls.call(request("x"))),
-                    Step::Begin(count, each) => {
+                    Step::Begin(count, each, keeps) => {
                         let parts = (0..count).map(|_| message("p")).collect();
-                        if let Ok(job) = calls.gather_parts(request(""), parts, policy(each)) {
+                        let policy = Policy { keeps, ..policy(each) };
+                        if let Ok(job) = calls.gather_parts(request(""), parts, policy) {
                             jobs.push((job, each));
                         }
+                    }
+                    Step::Read(at) if !jobs.is_empty() => {
+                        let at = at % jobs.len();
+                        heard(&mut jobs[at].0);
                     }
                     Step::End(at) if !jobs.is_empty() => {
                         let (mut job, _) = jobs.remove(at % jobs.len());
@@ -752,14 +827,21 @@ mod tests {
                     }
                     Step::Take(at) if !responders.is_empty() => {
                         let at = at % responders.len();
+                        let (asked, cancelled) = responders[at].0.take(ALL);
+                        let part = |asked: &Asked| Some((asked.call_of().job()?, asked.request().part?.index));
+                        for asked in &asked {
+                            let taken = part(asked).is_some()
+                                && responders.iter().any(|(_, has)| has.iter().any(|(_, of)| *of == part(asked)));
+                            prop_assert!(!taken, "two have {:?}", part(asked));
+                        }
                         let (responder, in_hand) = &mut responders[at];
-                        let (asked, cancelled) = responder.take(ALL);
                         in_hand.retain(|(number, _)| !cancelled.contains(number));
-                        in_hand.extend(asked.iter().map(|asked| (asked.number, asked.call_of().job())));
+                        in_hand.extend(asked.iter().map(|asked| (asked.number, part(asked))));
                         prop_assert!(in_hand.len() <= responder.serve().credit);
                         for (job, each) in &jobs {
                             let job = job.number();
-                            let has = in_hand.iter().filter(|(_, of)| job.is_some() && *of == job).count();
+                            let has = in_hand.iter().filter(|(_, of)| job.is_some() && of.map(|(job, _)| job) == job);
+                            let has = has.count();
                             prop_assert!(has <= *each);
                         }
                     }
@@ -773,8 +855,9 @@ mod tests {
                     }
                     _ => {}
                 }
-                for (job, _) in &mut jobs {
-                    heard(job);
+                if let Some(service) = calls.service(&message("").topic) {
+                    let jobs = &service.state.lock().jobs;
+                    prop_assert_eq!(jobs.waiting, jobs.all.values().map(|job| job.todo.len()).sum::<usize>());
                 }
             }
             // One that answers whatever it is asked, when all others are gone.
@@ -782,10 +865,10 @@ mod tests {
             drop(responders);
             loop {
                 let (asked, _) = eager.take(ALL);
-                if asked.is_empty() {
+                asked.iter().for_each(|asked| done(&eager, asked.number));
+                if jobs.iter_mut().map(|(job, _)| heard(job)).sum::<u64>() == 0 && asked.is_empty() {
                     break;
                 }
-                asked.iter().for_each(|asked| done(&eager, asked.number));
             }
             for (mut job, _) in jobs {
                 heard(&mut job);
