@@ -15,11 +15,11 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep_until};
 
 use super::call::Shared;
-use super::parts::Begun;
+use super::parts::{Begun, Terms};
 use super::service::Service;
 use super::{CallError, Calling, Calls, Counts, Reply, Request};
 use crate::core::{Broker, CoreError};
-use crate::types::{Message, TopicFilter, TopicName};
+use crate::types::{Message, TopicFilter, TopicName, clock};
 
 /// So many levels of topics are looked at for each responder that may be asked, to find those that a filter matches.
 const NODES: usize = 100;
@@ -39,7 +39,7 @@ pub struct Policy {
     pub stop_on_error: bool,
     /// It ends when so long nothing has come.
     pub stall: Option<Duration>,
-    /// It ends so long after it began.
+    /// It ends so long after it began: what is there then is passed on, and no part is handed out any more.
     pub timeout: Option<Duration>,
     /// Replies are kept for who asks: they take room to the end.
     pub keeps: bool,
@@ -62,6 +62,8 @@ pub enum End {
     Stall,
     /// One has failed.
     Error,
+    /// The broker stops, and hands no part out any more.
+    Stopped,
 }
 
 /// Why a responder did not answer.
@@ -71,7 +73,7 @@ pub enum Missing {
     Lost,
     /// It took no more requests, or what it said could not be passed on.
     Refused,
-    /// It has said nothing.
+    /// It has said nothing that was passed on.
     Silent,
     /// Nobody has had the part.
     NotAsked,
@@ -138,6 +140,8 @@ pub struct Gathering {
     parts: usize,
     replied: usize,
     failed: usize,
+    /// The broker stops: parts were left that nobody had.
+    stopped: bool,
     ends: Instant,
     stalls: Instant,
     end: Option<End>,
@@ -156,16 +160,28 @@ struct Awaited {
     calling: Calling,
 }
 
+/// What has become of one of them.
+#[derive(Debug)]
+struct Ended {
+    at: usize,
+    /// Who had it last; of a part alone.
+    holder: Option<ByteString>,
+    /// Why, if it is not answered.
+    missing: Missing,
+    said: Result<Reply, CallError>,
+}
+
 impl Future for Awaited {
-    type Output = (usize, Option<ByteString>, Result<Reply, CallError>);
+    type Output = Ended;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let at = self.at;
         // Without parts there is one answer, or an error.
         let nothing = || CallError::Broker(CoreError::invalid("call", "was answered before"));
-        self.calling
-            .poll(cx)
-            .map(|said| (at, self.calling.call().holder(), said.unwrap_or_else(|| Err(nothing()))))
+        self.calling.poll(cx).map(|said| {
+            let (holder, missing) = (self.calling.call().holder(), self.calling.call().missing());
+            Ended { at, holder, missing, said: said.unwrap_or_else(|| Err(nothing())) }
+        })
     }
 }
 
@@ -181,6 +197,7 @@ impl Gathering {
             parts: 0,
             replied: 0,
             failed: 0,
+            stopped: false,
             ends: later(policy.timeout),
             stalls: later(policy.stall),
             end: None,
@@ -213,11 +230,11 @@ impl Gathering {
             tokio::select! {
                 biased;
                 next = self.awaited.next() => match next {
-                    Some((at, holder, said)) => match self.gather(at, holder, said) {
+                    Some(ended) => match self.gather(ended) {
                         None => {}
                         gathered => return gathered,
                     },
-                    None => self.finish(End::Complete),
+                    None => self.finish_all(),
                 },
                 () = sleep_until(due) => self.finish(if self.ends <= due { End::Deadline } else { End::Stall }),
             }
@@ -225,17 +242,15 @@ impl Gathering {
         None
     }
 
-    /// None for a part that is left when nobody serves any more: nobody has said anything.
-    fn gather(
-        &mut self,
-        at: usize,
-        holder: Option<ByteString>,
-        said: Result<Reply, CallError>,
-    ) -> Option<Gathered> {
-        if let (Some(_), Err(CallError::Broker(CoreError::NoResponders { .. }))) = (&self.job, &said) {
-            self.missing.insert(at, nowhere(holder));
+    /// None for a part that is left when nobody serves any more, or the broker stops: nobody has said anything.
+    fn gather(&mut self, Ended { at, holder, missing, said }: Ended) -> Option<Gathered> {
+        if let Err(CallError::Broker(why @ (CoreError::NoResponders { .. } | CoreError::Draining))) = &said
+            && self.job.is_some()
+        {
+            self.stopped |= *why == CoreError::Draining;
+            self.missing.insert(at, (holder.unwrap_or_default(), missing));
             if self.awaited.is_empty() {
-                self.finish(End::Complete);
+                self.finish_all();
             }
             return None;
         }
@@ -257,19 +272,13 @@ impl Gathering {
                 self.failed += 1;
                 self.missing.remove(&at);
             }
-            Err(CallError::Broker(error)) => {
-                let why = match error {
-                    CoreError::ResponderLost { .. } => Missing::Lost,
-                    _ => Missing::Refused,
-                };
-                self.missing.insert(at, (responder.clone(), why));
-            }
+            Err(CallError::Broker(_)) => drop(self.missing.insert(at, (responder.clone(), missing))),
         }
         let Policy { min_replies, max_replies, wait_for_all, stop_on_error, .. } = self.policy;
         if said.is_err() && stop_on_error {
             self.finish(End::Error);
         } else if self.awaited.is_empty() {
-            self.finish(End::Complete);
+            self.finish_all();
         } else if min_replies > 0 && self.replied >= min_replies && !wait_for_all {
             self.finish(End::Quorum);
         } else if max_replies > 0 && self.replied >= max_replies {
@@ -279,17 +288,22 @@ impl Gathering {
         Some(Gathered { responder, service, part: (self.parts > 0).then_some(at), said })
     }
 
+    /// Nobody is awaited any more.
+    fn finish_all(&mut self) {
+        self.finish(if self.stopped { End::Stopped } else { End::Complete });
+    }
+
     /// It is over: nobody need answer any more.
     fn finish(&mut self, end: End) {
         self.end = Some(end);
-        if let Some(Job { service, number }) = self.job.take() {
-            for Awaited { at, calling } in &self.awaited {
-                let missing = match calling.whereabouts() {
-                    (Some(holder), true) => (holder, Missing::Silent),
-                    (holder, _) => nowhere(holder),
-                };
-                self.missing.insert(*at, missing);
+        for Awaited { at, calling } in &self.awaited {
+            let (name, missing) = self.missing.entry(*at).or_insert((ByteString::new(), Missing::NotAsked));
+            *missing = calling.call().missing();
+            if let Some(holder) = calling.call().holder() {
+                *name = holder;
             }
+        }
+        if let Some(Job { service, number }) = self.job.take() {
             self.asked = service.end_parts(number);
         }
         self.awaited.clear();
@@ -329,14 +343,6 @@ impl Drop for Gathering {
         }
         self.awaited.clear();
         self.shared.forget();
-    }
-}
-
-/// Why nobody has a part, and who had it last.
-fn nowhere(holder: Option<ByteString>) -> (ByteString, Missing) {
-    match holder {
-        Some(holder) => (holder, Missing::Lost),
-        None => (ByteString::new(), Missing::NotAsked),
     }
 }
 
@@ -382,17 +388,19 @@ impl Calls {
         parts: Vec<Message>,
         policy: Policy,
     ) -> Result<Gathering, CoreError> {
-        let max = self.bounds.gather_parts;
-        if parts.len() > max {
-            return Err(self.refused("the request has too many parts", "gather_parts", max));
-        }
         let Some(service) = self.service(&request.message.topic) else {
             return Err(self.nobody(&request.message.topic));
         };
         let request = Request { takes_parts: false, ..request };
-        let shared = Shared::new(self, 0)?;
-        let each = policy.parts_in_hand.max(1);
-        let begun = service.begin_parts(self, (&shared, policy.keeps), (&request, parts), each)?;
+        // What is left of them keeps all of them in memory: they came in one frame.
+        let shared = Shared::new(self, parts.iter().map(Message::weight).sum())?;
+        let left = request.deadline.map(|deadline| deadline.since(clock::unix_now()));
+        let terms = Terms {
+            each: policy.parts_in_hand.max(1),
+            keeps: policy.keeps,
+            ends: later(policy.timeout).min(later(left)),
+        };
+        let begun = service.begin_parts(self, &shared, (&request, parts), terms)?;
         let Begun { service, number, parts, responders } = begun;
         Counts::add(&self.counts.multicasts);
         self.counts.begun.fetch_add(parts.len() as u64, std::sync::atomic::Ordering::Relaxed);
@@ -449,13 +457,25 @@ impl Broker {
         Ok(names.into_iter().collect())
     }
 
-    /// Gives `parts` of a request, at least one, to those who serve: each to one of them, streams and subscribers alike, and
+    /// Checks whether a request may have so many parts.
+    ///
+    /// # Errors
+    /// [`CoreError::Limit`].
+    pub fn check_parts(&self, count: usize) -> Result<(), CoreError> {
+        let max = self.limits.gather_parts;
+        match count <= max {
+            true => Ok(()),
+            false => Err(self.calls.refused("the request has too many parts", "gather_parts", max)),
+        }
+    }
+
+    /// Gives `parts` of a request, at least one and as many as [`Self::check_parts`] allows, to those who serve: each to one of them, streams and subscribers alike, and
     /// who has answered one gets the next. A part whose responder is lost goes to another, up to
     /// [`Limits::call_tries`](crate::core::Limits) of them; what a responder says, an error too, is the part's answer. Who
     /// comes to serve later gets parts too. Never waits. `request` is what they have in common; its payload is not sent.
     ///
     /// # Errors
-    /// As [`Self::gather`], and [`CoreError::Limit`] when there are too many parts.
+    /// As [`Self::gather`], and [`CoreError::Limit`] when too many parts wait for the service.
     pub fn gather_parts(
         &self,
         request: Request,

@@ -16,7 +16,7 @@ use super::device::{Candidate, Seen};
 use super::responder::Responder;
 use super::state::{Door, Entry, Held, State, Wakes};
 use super::stored::Watch;
-use super::{Answer, Calls, Counts, ReplyRefused, ResponderFacts, Serve, too_large};
+use super::{Answer, Calls, Counts, Missing, ReplyRefused, ResponderFacts, Serve, too_large};
 use crate::core::CoreError;
 use crate::core::session::SessionKey;
 use crate::types::{TopicName, clock};
@@ -279,7 +279,10 @@ impl Service {
                 Counts::add(&calls.counts.retried);
                 call.put(Place::Waiting);
                 match call.job() {
-                    Some(job) => state.jobs.put_first(job, call),
+                    Some(job) => {
+                        call.missed(Missing::Lost);
+                        state.jobs.put_first(job, call);
+                    }
                     None => state.waiting.push_first(call),
                 }
             } else {

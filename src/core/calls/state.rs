@@ -249,7 +249,9 @@ impl State {
     /// A responder has left its place.
     pub(super) fn forget(&mut self, entry: &Entry) {
         self.takers -= usize::from(!entry.draining);
-        self.jobs.left(entry.key);
+        for job in entry.in_hand.values().filter_map(|held| held.call.job()) {
+            self.jobs.gave(job, entry.key);
+        }
         if let Some(group) = self.groups.get_mut(entry.group) {
             group.members -= 1;
             group.in_hand -= entry.in_hand.len();
@@ -418,6 +420,11 @@ impl State {
             entry.served += 1;
             entry.errors += u64::from(!matches!(said, Said::Last(_)));
             entry.busy += clock::now().saturating_duration_since(since);
+        }
+        if let Some(job) = call.job()
+            && self.jobs.waits_again(job, &call, &said, wakes)
+        {
+            return Ok(());
         }
         let mut refused = Ok(());
         let ended = match said {

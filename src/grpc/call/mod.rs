@@ -111,6 +111,7 @@ impl CallService {
                 other => other,
             });
         }
+        self.broker.check_parts(parts.len())?;
         let intake = intake(&self.broker, clock::unix_now());
         let part = |(at, part)| {
             let message = said(intake, Some(part), first);

@@ -319,6 +319,10 @@ async fn a_wrong_request_in_parts_names_what_is_wrong() {
     let many = refused(&mut calls, divided(4, GatherPolicy::default())).await;
     assert_eq!((many.code(), &*reason_of(&many)), (Code::ResourceExhausted, "LIMIT_REACHED"));
     assert!(many.message().contains("limits.gather_parts"), "{many:?}");
+    // That is looked at before any of them is.
+    let wrong = v1::Message { topic: "t".to_owned(), ..Default::default() };
+    let wrong = v1::MulticastRequest { parts: vec![wrong; 4], ..divided(0, GatherPolicy::default()) };
+    assert_eq!(refused(&mut calls, wrong).await.message(), many.message());
     let both = v1::MulticastRequest { request: Some(message("x")), ..divided(1, GatherPolicy::default()) };
     let in_hand = GatherPolicy { parts_in_hand: 1, ..Default::default() };
     let without = v1::MulticastRequest { parts: vec![], ..divided(0, in_hand) };

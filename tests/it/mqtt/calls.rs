@@ -14,7 +14,7 @@ use crate::call::{
 };
 
 /// The answer to a request, as a device gives it.
-fn answer(request: &Publish, packet_id: u16, payload: &str) -> Publish {
+pub(super) fn answer(request: &Publish, packet_id: u16, payload: &str) -> Publish {
     let asked = properties_of(request);
     let properties = PublishProperties { correlation_data: asked.correlation_data, ..Default::default() };
     let to = asked.response_topic.unwrap();
@@ -43,7 +43,7 @@ fn property(key: &str, value: &str) -> (ByteString, ByteString) {
 }
 
 /// A device that serves `filter`.
-async fn device(broker: &Broker, client_id: &str, filter: &str) -> Peer {
+pub(super) async fn device(broker: &Broker, client_id: &str, filter: &str) -> Peer {
     let mut device = Peer::clean(broker, V5, client_id).await;
     device.subscribe(filter, QOS1).await;
     device
