@@ -680,11 +680,8 @@ async fn everyone_whose_topic_a_filter_matches_is_asked_on_it() {
     let mut stream = Serving::open(&calls, named("lamps/3/set", "stream", 0)).await;
     let mut member = device(&broker, "member", "$share/g/lamps/3/#").await;
 
-    let policy = v1::GatherPolicy {
-        timeout: crate::queue::seconds(20),
-        stall: crate::queue::seconds(1),
-        ..Default::default()
-    };
+    let policy =
+        v1::GatherPolicy { timeout: crate::queue::seconds(20), max_replies: 3, ..Default::default() };
     let request = |filter: &str, policy| v1::MulticastRequest {
         filter: filter.to_owned(),
         request: Some(crate::queue::message("off")),
@@ -711,7 +708,7 @@ async fn everyone_whose_topic_a_filter_matches_is_asked_on_it() {
     assert_eq!(asking.said().await, ("stream".to_owned(), "dark".to_owned()));
     assert_eq!(&*member.receive().await.topic, "lamps/3/set");
     let summary = asking.summary().await;
-    assert_eq!((summary.end(), summary.replied, summary.quorum_met), (v1::GatherEnd::Stall, 3, false));
+    assert_eq!((summary.end(), summary.replied, summary.quorum_met), (v1::GatherEnd::MaxReplies, 3, true));
     let missing: Vec<_> =
         summary.missing.iter().map(|it| (&*it.responder_id, &*it.service, it.reason())).collect();
     let silent = v1::MissingReason::Silent;
