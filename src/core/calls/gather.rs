@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use super::call::Shared;
 use super::parts::Begun;
 use super::service::Service;
-use super::{CallError, Calling, Calls, Counts, Reply, Request};
+use super::{Audience, CallError, Calling, Calls, Counts, Reply, Request};
 use crate::core::{Broker, CoreError};
 use crate::types::{Message, TopicFilter, TopicName};
 
@@ -43,6 +43,8 @@ pub struct Policy {
     pub timeout: Option<Duration>,
     /// Replies are kept for who asks: they take room to the end.
     pub keeps: bool,
+    /// Those are asked too who only listen to the topic.
+    pub listeners: bool,
     /// So many parts a responder has in hand at the most; 0: one.
     pub parts_in_hand: usize,
 }
@@ -354,7 +356,9 @@ impl Calls {
     ) -> Result<Gathering, CoreError> {
         let shared = Shared::new(self, request.message.weight())?;
         let mut gathering = Gathering::new(shared, FuturesUnordered::new(), policy);
-        for service in names.iter().filter_map(|name| self.service(name)) {
+        let listening = |name| self.service_of(Audience::Listening, name).filter(|_| policy.listeners);
+        let services = names.iter().flat_map(|name| [self.service(name), listening(name)]);
+        for service in services.flatten() {
             let mut request = Request { takes_parts: false, ..request.clone() };
             request.message.topic = service.name().clone();
             let left = self.bounds.gather_responders - gathering.asked;
@@ -407,7 +411,7 @@ impl Calls {
 
 impl Broker {
     /// Asks everyone who serves one of `names`, the first of which is the request's topic: each stream, each subscriber of
-    /// exactly that topic, and one member of each share group. Who is there for several is asked as each. Each has the
+    /// exactly that topic, if wanted of one with a wildcard too, and one member of each share group. Who is there for several is asked as each. Each has the
     /// request, or waits for room for it, when this returns. Never waits. The request is within
     /// [`Limits`](crate::core::Limits), as the door has checked.
     ///
@@ -424,7 +428,11 @@ impl Broker {
             return Err(CoreError::Draining);
         }
         for name in names {
-            self.find_devices(name).inspect_err(|_| Counts::add(&self.calls.counts.refused))?;
+            let refused = |_: &CoreError| Counts::add(&self.calls.counts.refused);
+            self.find_devices(name).inspect_err(refused)?;
+            if policy.listeners {
+                self.find_listeners(name).inspect_err(refused)?;
+            }
         }
         self.calls.gather(names, &request, policy)
     }

@@ -14,7 +14,7 @@ use super::device::{Candidate, Seen};
 use super::responder::Responder;
 use super::state::{Door, Entry, Handed, Held, State, Wakes};
 use super::stored::Watch;
-use super::{Answer, Calls, Counts, ReplyRefused, ResponderFacts, Serve};
+use super::{Answer, Audience, Calls, Counts, ReplyRefused, ResponderFacts, Serve};
 use crate::core::CoreError;
 use crate::core::session::SessionKey;
 use crate::types::TopicName;
@@ -23,17 +23,22 @@ use crate::types::TopicName;
 #[derive(Debug)]
 pub(super) struct Service {
     name: TopicName,
+    audience: Audience,
     pub(super) calls: Weak<Calls>,
     pub(super) state: Mutex<State>,
 }
 
 impl Service {
-    pub(super) fn new(calls: &Arc<Calls>, name: TopicName) -> Arc<Self> {
-        Arc::new(Self { name, calls: Arc::downgrade(calls), state: Mutex::default() })
+    pub(super) fn new(calls: &Arc<Calls>, audience: Audience, name: TopicName) -> Arc<Self> {
+        Arc::new(Self { name, audience, calls: Arc::downgrade(calls), state: Mutex::default() })
     }
 
     pub(super) fn name(&self) -> &TopicName {
         &self.name
+    }
+
+    pub(super) fn audience(&self) -> Audience {
+        self.audience
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -717,3 +717,54 @@ async fn everyone_whose_topic_a_filter_matches_is_asked_on_it() {
         idle.nothing_came().await;
     }
 }
+
+#[tokio::test]
+async fn who_listens_with_a_wildcard_is_asked_where_that_is_wanted() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let mut exact = device(&broker, "exact", "lamps/1").await;
+    exact.subscribe("lamps/#", QOS1).await;
+    let mut listener = device(&broker, "listener", "lamps/+").await;
+    listener.subscribe("#", QOS1).await;
+    let mut leaves = device(&broker, "leaves", "lamps/#").await;
+    let mut other = device(&broker, "other", "lamps/1/+").await;
+    let policy = || v1::GatherPolicy { timeout: crate::queue::seconds(20), ..Default::default() };
+    let request = |listeners| v1::MulticastRequest { listeners, ..everyone("lamps/1", "state", policy()) };
+
+    let mut all = Asking::begin(&calls, request(true), 3).await;
+    for (device, name) in [(&mut exact, "exact"), (&mut listener, "listener")] {
+        let heard = device.receive().await;
+        device.say_packet(answer(&heard, 1, "on")).await;
+        assert_eq!(all.said().await, (name.to_owned(), "on".to_owned()));
+    }
+    leaves.receive().await;
+    leaves.vanish();
+    assert_eq!(all.reply().await.responder_id, "leaves");
+    let summary = all.summary().await;
+    assert_eq!((missing(&summary), summary.replied), (vec![("leaves", v1::MissingReason::Lost)], 2));
+
+    // They are nobody whom a call, or who did not ask for them, finds.
+    let mut one = Asking::begin(&calls, request(false), 1).await;
+    let heard = exact.receive().await;
+    exact.say_packet(answer(&heard, 2, "on")).await;
+    assert_eq!(one.said().await.0, "exact");
+    one.summary().await;
+    exact.vanish();
+    broker.counts("responders", 1).await;
+    let status = failed(calls.begin(asking("lamps/1", ""))).await;
+    assert_eq!(reason_of(&status), "NO_RESPONDERS");
+    assert!(calls.clone().responders("lamps/1").await.is_empty());
+
+    // Whoever ends its subscription is asked no more, and one that is left is there for the topic all the same.
+    listener.unsubscribe("lamps/+").await;
+    let mut all = Asking::begin(&calls, request(true), 1).await;
+    let heard = listener.receive().await;
+    listener.say_packet(answer(&heard, 2, "on")).await;
+    assert_eq!(all.said().await.0, "listener");
+    all.summary().await;
+    listener.unsubscribe("#").await;
+    let mut client = calls.0.clone();
+    let status = within("an answer", client.multicast(request(true))).await.unwrap_err();
+    assert_eq!(reason_of(&status), "NO_RESPONDERS");
+    other.nothing_came().await;
+}
