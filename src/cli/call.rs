@@ -109,7 +109,7 @@ impl Call {
         let template = self.template.message()?;
         let mut client = calls(options).await?;
         self.payloads
-            .send(1, async |payloads| {
+            .send(1, false, async |payloads| {
                 for payload in payloads {
                     self.one(&mut client, options, v1::Message { payload, ..template.clone() }).await?;
                 }

@@ -27,6 +27,12 @@ pub(super) struct MessageOptions {
     /// Deliver not before this has passed
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     delay: Option<Duration>,
+    /// Deliver it after those with the same key, for queues that are ordered by key
+    #[arg(long, value_name = "KEY")]
+    ordering_key: Option<String>,
+    /// Names the message, for queues with a dedup window: sent again it is not stored again
+    #[arg(long, value_name = "ID")]
+    dedup_id: Option<String>,
     /// 0 (last) to 9 (first), for queues with priorities
     #[arg(long, value_name = "LEVEL")]
     priority: Option<u32>,
@@ -50,6 +56,8 @@ impl MessageOptions {
             properties: properties.collect::<anyhow::Result<_>>()?,
             content_type: self.content_type.clone().unwrap_or_default(),
             ttl: self.ttl.map(duration),
+            ordering_key: self.ordering_key.clone().unwrap_or_default(),
+            dedup_id: self.dedup_id.clone().unwrap_or_default(),
             priority: self.priority,
             reply_to: self.reply_to.clone().unwrap_or_default(),
             correlation_data: self.correlation.clone().unwrap_or_default().into(),
@@ -120,7 +128,12 @@ pub(super) fn message_json(message: &v1::Message, origin: Option<&v1::Origin>) -
         let pairs: Vec<_> = message.properties.iter().map(|p| json!([p.key, p.value])).collect();
         put("properties", json!(pairs));
     }
-    for (name, text) in [("content_type", &message.content_type), ("reply_to", &message.reply_to)] {
+    for (name, text) in [
+        ("content_type", &message.content_type),
+        ("reply_to", &message.reply_to),
+        ("ordering_key", &message.ordering_key),
+        ("dedup_id", &message.dedup_id),
+    ] {
         if !text.is_empty() {
             put(name, json!(text));
         }

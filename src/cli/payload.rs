@@ -10,6 +10,8 @@ use super::exit::{Exit, Failure};
 
 /// Messages of one call, when there are many.
 const BATCH_MESSAGES: usize = 500;
+/// Messages that the broker takes together.
+const TOGETHER_MESSAGES: usize = 10_000;
 /// No more after so many bytes.
 const BATCH_BYTES: usize = 1 << 20;
 
@@ -31,13 +33,14 @@ pub(super) struct PayloadOptions {
 }
 
 impl PayloadOptions {
-    /// Hands all payloads, each `repeat` times, to `send`, in batches; tells whether all went well.
+    /// Hands all payloads, each `repeat` times, to `send`, in batches, or in one if `together`; tells whether all went well.
     pub(super) async fn send(
         &self,
         repeat: u64,
+        together: bool,
         mut send: impl AsyncFnMut(Vec<Bytes>) -> Result<Exit, Failure>,
     ) -> Result<Exit, Failure> {
-        let mut batches = Batches { ready: Vec::new(), bytes: 0, repeat, exit: Exit::Done };
+        let mut batches = Batches { ready: Vec::new(), bytes: 0, repeat, together, exit: Exit::Done };
         if self.lines {
             let mut lines = BufReader::new(stdin()).lines();
             while let Some(text) = lines.next_line().await.map_err(Failure::failed)? {
@@ -70,6 +73,7 @@ struct Batches {
     ready: Vec<Bytes>,
     bytes: usize,
     repeat: u64,
+    together: bool,
     exit: Exit,
 }
 
@@ -82,8 +86,13 @@ impl Batches {
         for _ in 0..self.repeat {
             self.bytes += payload.len();
             self.ready.push(payload.clone());
-            if self.ready.len() >= BATCH_MESSAGES || self.bytes >= BATCH_BYTES {
-                self.flush(send).await?;
+            if !self.together {
+                if self.ready.len() >= BATCH_MESSAGES || self.bytes >= BATCH_BYTES {
+                    self.flush(send).await?;
+                }
+            } else if self.ready.len() > TOGETHER_MESSAGES {
+                let what = format!("at most {TOGETHER_MESSAGES} messages can be sent together");
+                return Err(Failure::usage(anyhow::anyhow!(what)));
             }
         }
         Ok(())

@@ -76,7 +76,7 @@ impl Publish {
         let mut client =
             PubSubServiceClient::new(connect(options).await?).max_encoding_message_size(usize::MAX);
         self.payloads
-            .send(self.count, async |payloads| {
+            .send(self.count, false, async |payloads| {
                 let with = |payload: Bytes| v1::Message { payload, ..template.clone() };
                 batch(&mut client, options, payloads.into_iter().map(with).collect()).await
             })
@@ -95,12 +95,15 @@ async fn batch(
     for result in answer.into_inner().results {
         match result.outcome {
             Some(Outcome::Ok(done)) => {
-                let v1::PublishResponse { message_id, matched_subscribers, matched_queues, .. } = done;
+                let v1::PublishResponse {
+                    message_id, matched_subscribers, matched_queues, duplicate, ..
+                } = done;
                 if options.json {
                     line(json!({
                         "message_id": message_id,
                         "matched_subscribers": matched_subscribers,
                         "matched_queues": matched_queues,
+                        "duplicate": duplicate,
                     }))?;
                 } else {
                     line(format_args!(

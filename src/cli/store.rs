@@ -273,7 +273,9 @@ fn queue_json(queue: &QueueSpec) -> Value {
             Overflow::DeadLetter => "dead-letter",
         },
         "priorities": queue.priorities,
+        "ordered_by_key": queue.ordered_by_key,
         "single_active_consumer": queue.single_active_consumer,
+        "dedup_window_seconds": queue.dedup_window.and_then(seconds),
         "expires_after_seconds": queue.expires_after.and_then(seconds),
         "paused": queue.paused,
         "labels": queue.labels,
@@ -368,6 +370,8 @@ fn message_json(value: &mut Value, message: &Message) {
     set(value, "content_type", extras.content_type.as_ref().map(ToString::to_string));
     set(value, "reply_to", extras.reply_to.as_ref().map(ToString::to_string));
     set(value, "correlation_data_base64", extras.correlation_data.as_ref().map(|data| STANDARD.encode(data)));
+    set(value, "ordering_key", extras.ordering_key.as_ref().map(ToString::to_string));
+    set(value, "dedup_id", extras.dedup_id.as_ref().map(ToString::to_string));
     set(value, "publisher", extras.publisher.as_ref().map(ToString::to_string));
     set(value, "dead_letter", dead_letter);
 }

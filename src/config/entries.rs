@@ -53,12 +53,13 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 83] = [
+pub static ENTRIES: [Entry; 84] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
         Slot::Duration(&mut s.store.sync_interval, Duration::from_millis(1)..=10 * SECOND)
     }),
+    entry("store.max_dedup_ids", |s| Slot::count(&mut s.store.max_dedup_ids, 1..=100_000_000)),
     entry("store.body_cache", |s| Slot::bytes(&mut s.store.body_cache_bytes, MIB..=1024 * GIB)),
     entry("store.watermark_free_bytes", |s| {
         Slot::bytes(&mut s.store.watermark_free_bytes, 16 * MIB..=1024 * GIB)

@@ -9,7 +9,7 @@ use crate::types::topic::TopicError;
 /// A caller decides from the variant: mend the request ([`Invalid`](Self::Invalid), [`TooLarge`](Self::TooLarge),
 /// [`Unsupported`](Self::Unsupported)), mend the state ([`NotFound`](Self::NotFound),
 /// [`AlreadyExists`](Self::AlreadyExists), [`Precondition`](Self::Precondition), [`Lease`](Self::Lease)),
-/// wait ([`Full`](Self::Full), [`Limit`](Self::Limit), [`LowDisk`](Self::LowDisk), [`NoResponders`](Self::NoResponders),
+/// of several mend one ([`Item`](Self::Item)), wait ([`Full`](Self::Full), [`Limit`](Self::Limit), [`LowDisk`](Self::LowDisk), [`NoResponders`](Self::NoResponders),
 /// [`Unread`](Self::Unread), [`Draining`](Self::Draining)), find out what has happened ([`ResponderLost`](Self::ResponderLost),
 /// [`BadReply`](Self::BadReply)), or give up ([`Engine`](Self::Engine)).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,6 +77,14 @@ pub enum CoreError {
         queue: String,
         /// Which bound it has reached.
         bound: String,
+    },
+    /// The first of several that were to be stored together: none is.
+    #[error("messages[{index}]: {error}")]
+    Item {
+        /// Its place.
+        index: usize,
+        /// Why.
+        error: Box<CoreError>,
     },
     /// A bound of the server or of this client is reached.
     #[error("{what}: at most {max} are allowed")]
@@ -160,10 +168,20 @@ impl CoreError {
         }
     }
 
+    /// The same error of one of several messages that were to be stored together; one that names its place stays as it is.
+    #[must_use]
+    pub fn of_item(self, index: usize) -> Self {
+        match self {
+            Self::Invalid { .. } | Self::TooLarge { .. } => self,
+            error => Self::Item { index, error: Box::new(error) },
+        }
+    }
+
     /// A refusal of the engine; `queue` names its target.
     pub fn refused(refusal: Refusal, queue: impl FnOnce(crate::types::TargetId) -> String) -> Self {
         match refusal {
             Refusal::Full { target, bound } => Self::Full { queue: queue(target), bound },
+            Refusal::Item { index, refusal } => Self::refused(*refusal, queue).of_item(index),
             Refusal::Gone(target) => Self::NotFound { kind: "queue", name: queue(target) },
             Refusal::LowDisk { free_bytes, watermark_bytes } => Self::LowDisk { free_bytes, watermark_bytes },
             Refusal::NotLeased => Self::Lease(LeaseError::Expired),

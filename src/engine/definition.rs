@@ -50,8 +50,12 @@ pub struct QueueSpec {
     pub overflow: Overflow,
     /// Whether a higher priority is delivered first.
     pub priorities: bool,
+    /// Whether messages with the same ordering key come one at a time, in their order.
+    pub ordered_by_key: bool,
     /// One of its consumers gets messages, until it ends.
     pub single_active_consumer: bool,
+    /// How long it remembers the deduplication ids of what it took; none: not at all.
+    pub dedup_window: Option<Duration>,
     /// For people and their tools.
     pub labels: BTreeMap<String, String>,
     /// Its consumers get nothing.

@@ -32,7 +32,7 @@ use tokio::sync::watch;
 use crate::bell::Bell;
 
 use crate::types::topic::FilterSpec;
-use crate::types::{Message, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis};
+use crate::types::{Message, MessageId, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis};
 
 pub use definition::{
     BacklogSpec, Definition, GroupSpec, Levels, Overflow, QueueSpec, RetainHandling, SessionSpec, Stored,
@@ -71,6 +71,8 @@ pub struct Capabilities {
 pub enum Op {
     /// Store a message for its targets, and what goes with it.
     Publish(Publish),
+    /// Store messages, each for one target, all or none. None is handed out before all are stored.
+    AppendAll(Vec<(Message, Append)>),
     /// Take a message out of one queue and put it, as given, into another. A queue that is full refuses it.
     Move {
         /// Where it is.
@@ -181,9 +183,20 @@ impl Append {
 pub enum Outcome {
     /// Done.
     Done,
-    /// A publish is stored, or what was forwarded. The sequence numbers stand in the order of its targets or messages; none:
-    /// that target is full and drops what is new.
+    /// A publish is stored, or what was moved. The sequence numbers stand in the order of its targets; none: that target is
+    /// full and drops what is new. One that has the message already, by its deduplication id, tells where it
+    /// came to lie then.
     Published(SmallVec<[Option<Sequence>; 2]>),
+    /// Every target has the message already, by its deduplication id: nothing is stored, the first is durable. It may be
+    /// settled since. Of several targets the first one's.
+    Duplicate {
+        /// The message that was stored.
+        id: MessageId,
+        /// Its place.
+        sequence: Sequence,
+    },
+    /// What became of each message of [`Op::AppendAll`] or [`Op::Forward`], in their order: published or a duplicate.
+    All(Vec<Outcome>),
     /// Nothing of the operation was done.
     Refused(Refusal),
 }
@@ -199,6 +212,14 @@ pub enum Refusal {
         target: TargetId,
         /// `max_messages 100` or `max_bytes 1000`.
         bound: String,
+    },
+    /// One of [`Op::AppendAll`], the first that could not be stored.
+    #[error("message {index}: {refusal}")]
+    Item {
+        /// Its place.
+        index: usize,
+        /// Why.
+        refusal: Box<Refusal>,
     },
     /// It was deleted meanwhile.
     #[error("the target is gone")]

@@ -55,6 +55,9 @@ pub struct EngineSettings {
     /// A caller of [`commit_alone`](super::Engine::commit_alone) may wait for the disk while a sync takes no longer than
     /// this; never when it is zero. For where others are served by other threads meanwhile.
     pub callers_wait: Duration,
+    /// Deduplication ids that one queue remembers; beyond it what would be one more is refused. Each takes 100 to 200
+    /// bytes of memory and about as much of the store.
+    pub max_dedup_ids: usize,
     /// Memory for message bodies, in bytes; beyond it bodies are read back from disk.
     pub body_cache_bytes: u64,
     /// New messages are refused when the file system has fewer bytes free.
@@ -70,6 +73,7 @@ impl Default for EngineSettings {
             durability: Durability::default(),
             sync_interval: Duration::from_millis(100),
             callers_wait: Duration::ZERO,
+            max_dedup_ids: 1_000_000,
             body_cache_bytes: 256 << 20,
             watermark_free_bytes: 512 << 20,
             ballast_bytes: 64 << 20,

@@ -15,6 +15,10 @@ use super::proto::v1;
 
 /// Text and opaque bytes that MQTT carries behind a two-byte length.
 const SHORT_BYTES: usize = 65_535;
+/// What messages are ordered by.
+const ORDERING_KEY_BYTES: usize = 256;
+/// What names a message for its producer.
+const DEDUP_ID_BYTES: usize = 128;
 /// The largest `ttl`: what MQTT carries in four bytes.
 const MAX_TTL: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -60,7 +64,16 @@ impl Intake<'_> {
             }
         };
         let extras = Self::extras(&message)?;
-        let v1::Message { topic: own, payload, properties, content_type, correlation_data, .. } = message;
+        let v1::Message {
+            topic: own,
+            payload,
+            properties,
+            content_type,
+            correlation_data,
+            ordering_key,
+            dedup_id,
+            ..
+        } = message;
         let topic = match topic {
             Some(topic) if own.is_empty() => topic.clone(),
             _ => match self.recent.filter(|recent| recent.as_str() == own) {
@@ -83,6 +96,8 @@ impl Intake<'_> {
         let extras = extras.map(|mut extras| {
             extras.content_type = some_text(content_type);
             extras.correlation_data = Some(correlation_data).filter(|data| !data.is_empty());
+            extras.ordering_key = some_text(ordering_key);
+            extras.dedup_id = some_text(dedup_id);
             extras.properties = properties.into_iter().map(|p| (p.key.into(), p.value.into())).collect();
             extras
         });
@@ -94,12 +109,22 @@ impl Intake<'_> {
 
     /// The rare parts, checked; those that are moved out of the message come later.
     fn extras(message: &v1::Message) -> Result<Option<Box<Extras>>, CoreError> {
-        let v1::Message { properties, content_type, reply_to, correlation_data, payload_is_utf8, .. } =
-            message;
+        let v1::Message {
+            properties,
+            content_type,
+            reply_to,
+            correlation_data,
+            ordering_key,
+            dedup_id,
+            payload_is_utf8,
+            ..
+        } = message;
         let usual = properties.is_empty()
             && content_type.is_empty()
             && reply_to.is_empty()
             && correlation_data.is_empty()
+            && ordering_key.is_empty()
+            && dedup_id.is_empty()
             && !payload_is_utf8;
         if usual {
             return Ok(None);
@@ -112,6 +137,10 @@ impl Intake<'_> {
         }
         check_text(content_type).map_err(|what| CoreError::invalid("content_type", what))?;
         at_most("correlation_data", correlation_data.len(), SHORT_BYTES)?;
+        at_most("ordering_key", ordering_key.len(), ORDERING_KEY_BYTES)?;
+        check_text(ordering_key).map_err(|what| CoreError::invalid("ordering_key", what))?;
+        at_most("dedup_id", dedup_id.len(), DEDUP_ID_BYTES)?;
+        check_text(dedup_id).map_err(|what| CoreError::invalid("dedup_id", what))?;
         let reply_to = match reply_to.as_str() {
             "" => None,
             name => {
@@ -237,8 +266,16 @@ pub(super) fn message(message: Message, qos: Qos, now: UnixMillis) -> v1::Messag
 
 /// What a message says, without where it was published and how.
 pub(super) fn content(message: Message) -> v1::Message {
-    let Extras { payload_is_utf8, content_type, reply_to, correlation_data, properties, .. } =
-        message.extras.map_or_else(Extras::default, |extras| *extras);
+    let Extras {
+        payload_is_utf8,
+        content_type,
+        reply_to,
+        correlation_data,
+        ordering_key,
+        dedup_id,
+        properties,
+        ..
+    } = message.extras.map_or_else(Extras::default, |extras| *extras);
     let text = |text: Option<ByteString>| text.map(String::from).unwrap_or_default();
     v1::Message {
         payload: message.payload,
@@ -250,6 +287,8 @@ pub(super) fn content(message: Message) -> v1::Message {
         payload_is_utf8,
         reply_to: reply_to.map(|topic| topic.as_str().to_owned()).unwrap_or_default(),
         correlation_data: correlation_data.unwrap_or_else(Bytes::new),
+        ordering_key: text(ordering_key),
+        dedup_id: text(dedup_id),
         ..v1::Message::default()
     }
 }
@@ -261,6 +300,7 @@ pub(super) fn published(published: &Published) -> v1::PublishResponse {
         publish_time: Some(timestamp(published.id.time())),
         matched_subscribers: published.subscribers,
         matched_queues: published.queues,
+        duplicate: published.duplicate,
     }
 }
 
@@ -320,6 +360,10 @@ mod tests {
         assert_eq!(wrong_field(|m| m.content_type = "a\0".to_owned()), "content_type");
         assert_eq!(wrong_field(|m| m.reply_to = "+".to_owned()), "reply_to");
         assert_eq!(wrong_field(|m| m.correlation_data = vec![0; 65_536].into()), "correlation_data");
+        assert_eq!(wrong_field(|m| m.ordering_key = "x".repeat(257)), "ordering_key");
+        assert_eq!(wrong_field(|m| m.ordering_key = "\0".to_owned()), "ordering_key");
+        assert_eq!(wrong_field(|m| m.dedup_id = "x".repeat(129)), "dedup_id");
+        assert_eq!(wrong_field(|m| m.dedup_id = "\0".to_owned()), "dedup_id");
         assert_eq!(wrong_field(|m| m.qos = v1::Qos::ExactlyOnce.into()), "qos");
         assert_eq!(wrong_field(|m| m.priority = Some(10)), "priority");
         assert_eq!(wrong_field(|m| m.ttl = seconds(0)), "ttl");
@@ -345,6 +389,8 @@ mod tests {
             ttl: seconds(9),
             reply_to: "r".to_owned(),
             correlation_data: Bytes::from_static(b"c"),
+            ordering_key: "o".to_owned(),
+            dedup_id: "d".to_owned(),
             ..Default::default()
         };
         let taken = take(|message| *message = given.clone()).unwrap();

@@ -296,6 +296,8 @@ mod tests {
             content_type: Some("text/plain".into()),
             reply_to: Some("r".parse().unwrap()),
             correlation_data: Some(Bytes::from_static(b"c")),
+            ordering_key: Some("key".into()),
+            dedup_id: Some("once".into()),
             properties: vec![("k".into(), "1".into()), ("k".into(), "2".into())],
             publisher: Some(ClientId::parse("me").unwrap()),
             dead_letter: None,

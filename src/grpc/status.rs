@@ -115,6 +115,14 @@ fn code_and_details(error: &CoreError) -> (Code, ErrorDetails) {
             info(&mut details, "QUEUE_FULL", [("queue", queue)]);
             Code::ResourceExhausted
         }
+        CoreError::Item { index, error } => {
+            let (code, mut details) = code_and_details(error);
+            if let Some(mut info) = details.error_info().cloned() {
+                info.metadata.insert("index".to_owned(), index.to_string());
+                details.set_error_info(info.reason, info.domain, info.metadata);
+            }
+            return (code, details);
+        }
         CoreError::Limit { what, max } => {
             details.add_quota_failure_violation(what, format!("at most {max}"));
             info(&mut details, "LIMIT_REACHED", []);
@@ -189,6 +197,7 @@ mod tests {
             (CoreError::Denied("no".to_owned()), Code::PermissionDenied, Some("DENIED")),
             (CoreError::Lease(LeaseError::Expired), Code::FailedPrecondition, Some("LEASE_EXPIRED")),
             (CoreError::Lease(LeaseError::Unknown), Code::FailedPrecondition, Some("LEASE_EXPIRED")),
+            (full.clone().of_item(3), Code::ResourceExhausted, Some("QUEUE_FULL")),
             (full, Code::ResourceExhausted, Some("QUEUE_FULL")),
             (
                 CoreError::Limit { what: "too many queues".to_owned(), max: 1 },

@@ -1,12 +1,14 @@
 //! Between the packets and the core's messages and subscriptions.
 //!
-//! User properties pass through unchanged and in order. Two of them mean something in a PUBLISH to `$queue/<name>`, as
+//! User properties pass through unchanged and in order. Four of them mean something in a PUBLISH to `$queue/<name>`, as
 //! 5.0 has no field for it:
 //!
 //! | user property | value |
 //! |---|---|
 //! | `stafett-priority` | 0 (lowest) to 9, in queues with priorities; without it 4 |
 //! | `stafett-delay` | milliseconds until the message may be delivered |
+//! | `stafett-ordering-key` | 1 to 256 bytes: messages with the same come one at a time, in their order |
+//! | `stafett-dedup-id` | 1 to 128 bytes: sent again within the window of the queue it is not stored again |
 //!
 //! 3.1.1 has no user properties: a PUBLISH to `$delayed/<seconds>/<topic>` is one to `<topic>`, due so many seconds later.
 //! Only what goes to queues alone can be delayed.
@@ -28,6 +30,10 @@ use crate::engine::{RetainHandling, SubscribeOptions};
 use crate::types::topic::FilterSpec;
 use crate::types::{Extras, Message, MessageId, Priority, Qos, TopicName, UnixMillis};
 
+/// The longest key that messages are ordered by.
+const ORDERING_KEY_BYTES: usize = 256;
+/// The longest name that a producer gives a message.
+const DEDUP_ID_BYTES: usize = 128;
 /// What begins the topic of a message that goes straight into a queue.
 const QUEUE_PREFIX: &str = "$queue/";
 /// What begins the topic of a message that is delayed.
@@ -36,6 +42,10 @@ const DELAYED_PREFIX: &str = "$delayed/";
 const PRIORITY: &str = "stafett-priority";
 /// The user property that delays a message.
 const DELAY: &str = "stafett-delay";
+/// The user property by which messages are ordered.
+const ORDERING_KEY: &str = "stafett-ordering-key";
+/// The user property by which queues know a message when it comes again.
+const DEDUP_ID: &str = "stafett-dedup-id";
 
 /// The core's word for a quality of service.
 pub(super) const fn qos(qos: codec::Qos) -> Qos {
@@ -203,12 +213,13 @@ pub(super) fn delayed(topic: TopicName) -> Result<(TopicName, Option<Duration>),
     Ok((rest.map_err(|error| CoreError::topic("topic", &error))?, Some(Duration::from_secs(seconds))))
 }
 
-/// What `message` asks for: `delay` by its topic, the rest by user properties if it goes straight into a queue.
+/// What `message` asks for: `delay` by its topic, the rest by user properties if it goes straight into a queue. What it
+/// asks for to keep it is put where the core looks for it.
 ///
 /// # Errors
 /// [`CoreError::Invalid`] naming the user property, or the topic.
 pub(super) fn wishes(
-    message: &Message,
+    message: &mut Message,
     delay: Option<Duration>,
     max_delay: Duration,
     now: UnixMillis,
@@ -225,11 +236,12 @@ pub(super) fn wishes(
     if let Some(delay) = delay {
         wait("topic", delay)?;
     }
-    let Some(extras) = &message.extras else { return Ok(wishes) };
+    let Some(extras) = &mut message.extras else { return Ok(wishes) };
     if !message.topic.as_str().starts_with(QUEUE_PREFIX) {
         return Ok(wishes);
     }
-    for (name, value) in &extras.properties {
+    let Extras { properties, ordering_key, dedup_id, .. } = &mut **extras;
+    for (name, value) in properties {
         match &**name {
             PRIORITY => {
                 let level = value.parse().ok().and_then(Priority::new);
@@ -239,10 +251,20 @@ pub(super) fn wishes(
                 let delay = value.parse().map_err(|_| CoreError::invalid(DELAY, "must be milliseconds"))?;
                 wait(DELAY, Duration::from_millis(delay))?;
             }
+            ORDERING_KEY => *ordering_key = Some(word(ORDERING_KEY, value, ORDERING_KEY_BYTES)?),
+            DEDUP_ID => *dedup_id = Some(word(DEDUP_ID, value, DEDUP_ID_BYTES)?),
             _ => {}
         }
     }
     Ok(wishes)
+}
+
+/// A text that is not empty.
+fn word(field: &str, value: &ByteString, max: usize) -> Result<ByteString, CoreError> {
+    if value.is_empty() || value.len() > max {
+        return Err(CoreError::invalid(field, format!("must have 1 to {max} bytes")));
+    }
+    Ok(value.clone())
 }
 
 /// A filter of SUBSCRIBE with its options and the packet's identifier.
@@ -398,16 +420,23 @@ mod tests {
         let asked = |topic: &str, name: &str, value: &str| {
             let user_properties = vec![(name.into(), value.into())];
             let properties = PublishProperties { user_properties, ..PublishProperties::default() };
-            let message = parsed(publish(topic, properties), UnixMillis(0));
-            let wishes = wishes(&message, None, Duration::from_secs(10), UnixMillis(1000))?;
+            let mut message = parsed(publish(topic, properties), UnixMillis(0));
+            let wishes = wishes(&mut message, None, Duration::from_secs(10), UnixMillis(1000))?;
             Ok::<_, CoreError>((wishes.priority.level(), wishes.not_before))
         };
         assert_eq!(asked("$queue/q", PRIORITY, "9").unwrap(), (9, None));
         assert_eq!(asked("$queue/q", DELAY, "1500").unwrap(), (4, Some(UnixMillis(2500))));
         assert_eq!(asked("$queue/q", "other", "x").unwrap(), (4, None));
-        for (name, value) in
-            [(PRIORITY, "10"), (PRIORITY, ""), (DELAY, "1s"), (DELAY, "-1"), (DELAY, "10001")]
-        {
+        let wrong = [
+            (PRIORITY, "10"),
+            (PRIORITY, ""),
+            (DELAY, "1s"),
+            (DELAY, "-1"),
+            (DELAY, "10001"),
+            (DEDUP_ID, ""),
+            (ORDERING_KEY, ""),
+        ];
+        for (name, value) in wrong {
             assert!(asked("$queue/q", name, value).unwrap_err().to_string().starts_with(name));
         }
         // Elsewhere they are a publisher's own business.

@@ -155,6 +155,7 @@ pub(super) fn refusal(error: &CoreError, packet: PacketType) -> ReasonCode {
         }
         CoreError::Precondition { .. } => R::UnspecifiedError,
         CoreError::Denied(_) => R::NotAuthorized,
+        CoreError::Item { error, .. } => return refusal(error, packet),
         CoreError::Full { .. }
         | CoreError::Limit { .. }
         | CoreError::LowDisk { .. }
@@ -187,6 +188,7 @@ pub(super) fn consequence(error: &CoreError) -> Consequence {
     match error {
         CoreError::Draining => Consequence::Closed(ReasonCode::ServerShuttingDown),
         CoreError::Engine(_) => Consequence::Closed(ReasonCode::UnspecifiedError),
+        CoreError::Item { error, .. } => consequence(error),
         CoreError::Full { .. } | CoreError::Limit { .. } | CoreError::LowDisk { .. } => {
             Consequence::Told(PATIENCE)
         }
@@ -247,6 +249,7 @@ mod tests {
             (CoreError::Lease(LeaseError::Expired), [0x80; 4], 'n'),
             (CoreError::Lease(LeaseError::Unknown), [0x80; 4], 'n'),
             (CoreError::Full { queue: text(), bound: text() }, [0x97, 0x97, 0x80, 0x97], 'l'),
+            (CoreError::Denied(text()).of_item(2), [0x87; 4], 'n'),
             (CoreError::Limit { what: text(), max: 1 }, [0x97, 0x97, 0x80, 0x97], 'l'),
             (CoreError::LowDisk { free_bytes: 1, watermark_bytes: 2 }, [0x97, 0x97, 0x80, 0x97], 'l'),
             (CoreError::NoResponders { service: text() }, [0x83; 4], 'n'),

@@ -92,6 +92,10 @@ pub struct Extras {
     pub reply_to: Option<TopicName>,
     /// Returned with the answer.
     pub correlation_data: Option<Bytes>,
+    /// Messages with the same one come one at a time from queues that keep order by key.
+    pub ordering_key: Option<ByteString>,
+    /// Its producer's name for it, by which queues know it when it comes again.
+    pub dedup_id: Option<ByteString>,
     /// Key and value, in order, keys may repeat (MQTT 5: user properties).
     pub properties: Vec<(ByteString, ByteString)>,
     /// The client that published, where it has a name.
@@ -124,6 +128,8 @@ impl Message {
                 + extras.content_type.as_ref().map_or(0, |t| t.len())
                 + extras.reply_to.as_ref().map_or(0, |t| t.as_str().len())
                 + extras.correlation_data.as_ref().map_or(0, Bytes::len)
+                + extras.ordering_key.as_ref().map_or(0, |key| key.len())
+                + extras.dedup_id.as_ref().map_or(0, |id| id.len())
         });
         self.topic.as_str().len() + self.payload.len() + extras
     }
@@ -138,6 +144,8 @@ impl Message {
                 content_type: extras.content_type.as_ref().map(text),
                 reply_to: extras.reply_to.as_ref().map(TopicName::detached),
                 correlation_data: extras.correlation_data.as_deref().map(Bytes::copy_from_slice),
+                ordering_key: extras.ordering_key.as_ref().map(text),
+                dedup_id: extras.dedup_id.as_ref().map(text),
                 properties: extras.properties.iter().map(|(key, value)| (text(key), text(value))).collect(),
                 publisher: extras.publisher.clone(),
                 dead_letter: extras.dead_letter.clone(),

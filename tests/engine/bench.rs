@@ -85,6 +85,15 @@ impl Bench {
         Self { dir, engine, ids: MessageIds::new(), durability: Durability::Memory }
     }
 
+    /// With other settings, until it is opened again.
+    pub(crate) fn with_settings(change: impl FnOnce(&mut EngineSettings)) -> Self {
+        let dir = Arc::new(TempDir::new().unwrap());
+        let mut settings = settings(dir.path(), Durability::Fsync);
+        change(&mut settings);
+        let engine = Arc::new(Embedded::open(settings).unwrap());
+        Self { dir, engine, ids: MessageIds::new(), durability: Durability::Fsync }
+    }
+
     pub(crate) fn message(&self, topic: &str, payload: impl Into<Bytes>) -> Message {
         Message {
             id: self.ids.next_now(),
@@ -189,7 +198,9 @@ pub(crate) fn spec(name: &str) -> QueueSpec {
         max_bytes: u64::MAX,
         overflow: Overflow::Reject,
         priorities: false,
+        ordered_by_key: false,
         single_active_consumer: false,
+        dedup_window: None,
         labels: Default::default(),
         paused: false,
         created_at: UnixMillis(1),
@@ -209,6 +220,18 @@ pub(crate) fn with_dead_letters(name: &str, max_deliveries: u32, dead_letter: &s
 pub(crate) fn publish(message: Message, targets: impl IntoIterator<Item = Append>) -> Op {
     let targets = targets.into_iter().collect();
     Op::Publish(Publish { message, targets, retain: false, newest_only: false, incoming: None })
+}
+
+/// A message that its producer names.
+pub(crate) fn with_dedup_id(mut message: Message, id: &str) -> Message {
+    message.extras_mut().dedup_id = Some(id.to_owned().into());
+    message
+}
+
+/// A message that comes after those with the same key.
+pub(crate) fn with_key(mut message: Message, key: &str) -> Message {
+    message.extras_mut().ordering_key = Some(key.to_owned().into());
+    message
 }
 
 pub(crate) fn retain(message: Message) -> Op {

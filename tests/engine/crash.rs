@@ -3,7 +3,8 @@
 //!
 //! The child says what it did, a line each: `E n` message n is stored, `T n` it is about to settle n, `S n` n is
 //! settled, `A n` n was stored by its caller's own commit. Lost is what was stored and nobody was about to settle;
-//! resurrected is what was settled and comes again. Every other child has many writers, the others one that waits for each
+//! resurrected is what was settled and comes again. `B n` is said before [`TOGETHER`] messages from n on are handed in
+//! together: they are there whole or not at all. Every other child has many writers, the others one that waits for each
 //! of its messages.
 //!
 //! `STAFETT_KILLS` and `STAFETT_SEED` make it longer or repeat a run.
@@ -32,6 +33,8 @@ const DURABILITY: &str = "STAFETT_CRASH_DURABILITY";
 const QUEUE: TargetId = TargetId(1);
 const OTHER: TargetId = TargetId(2);
 const PASSING: TargetId = TargetId(3);
+/// Messages that one writer hands in together: more than the journal takes of one commit.
+const TOGETHER: u64 = 300;
 
 pub(crate) fn message(ids: &MessageIds, n: u64) -> Message {
     // Sizes from a few bytes to several parts.
@@ -91,11 +94,20 @@ async fn work(directory: &Path, first: u64, durability: Durability, alone: bool)
         let (engine, next, ids) = (engine.clone(), next.clone(), ids.clone());
         tasks.spawn(async move {
             for round in 0_u64.. {
-                let count = if writer == 0 { 1 } else { 20 };
+                let count = match writer {
+                    0 => 1,
+                    1 => TOGETHER,
+                    _ => 20,
+                };
                 let from = next.fetch_add(count, Ordering::Relaxed);
-                let ops = (from..from + count)
-                    .map(|n| publish(message(&ids, n), [Append::to(QUEUE), Append::to(OTHER)]))
-                    .collect();
+                let numbers = from..from + count;
+                let ops = if count == TOGETHER {
+                    say('B', [from]);
+                    vec![Op::AppendAll(numbers.map(|n| (message(&ids, n), Append::to(QUEUE))).collect())]
+                } else {
+                    let targets = [Append::to(QUEUE), Append::to(OTHER)];
+                    numbers.map(|n| publish(message(&ids, n), targets)).collect()
+                };
                 engine.commit(ops).await.unwrap();
                 say('E', from..from + count);
                 if count == 1 && round % 8 == 0 {
@@ -203,6 +215,8 @@ pub(crate) struct History {
     pub(crate) said: Promises,
     /// How many callers committed by themselves.
     pub(crate) alone: usize,
+    /// The first of those that were handed in together.
+    together: Vec<u64>,
     next: u64,
     runs: usize,
 }
@@ -237,6 +251,7 @@ impl History {
             "T" => drop(self.said.tried.insert(n)),
             "S" => drop(self.said.settled.insert(n)),
             "A" => self.alone += 1,
+            "B" => self.together.push(n),
             _ => {}
         }
     }
@@ -257,12 +272,20 @@ impl History {
             }
             left
         });
+        for &first in &self.together {
+            let there = |n: &u64| left.contains_key(n) || self.said.tried.contains(n);
+            let count = (first..first + TOGETHER).filter(there).count() as u64;
+            if count != 0 && count != TOGETHER {
+                let what = format!("of the {TOGETHER} messages from {first} on {count} are there");
+                return Err(Fault::Promise(what));
+            }
+        }
         self.said.check(&left).map_err(Fault::Promise)
     }
 }
 
 /// All messages of a target.
-async fn all_of(engine: &Embedded, target: TargetId) -> Vec<Browsed> {
+pub(crate) async fn all_of(engine: &Embedded, target: TargetId) -> Vec<Browsed> {
     let mut all = Vec::new();
     let mut from = Some(Sequence(0));
     while let Some(at) = from {
@@ -288,5 +311,6 @@ fn nothing_acknowledged_is_lost_or_comes_back_after_kill_9() {
     }
     assert!(history.said.stored.len() > kills, "hardly anything was stored between the kills");
     assert!(!history.said.settled.is_empty(), "nothing was settled between the kills");
+    assert!(!history.together.is_empty(), "nothing was handed in together");
     assert!(kills < 2 || history.alone > 0, "no caller committed by itself");
 }

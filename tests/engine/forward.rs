@@ -6,7 +6,7 @@ use stafett::types::{Sequence, TargetId};
 
 use std::time::Duration;
 
-use crate::bench::{Bench, lease_of, refusal, spec, take, take_now, within};
+use crate::bench::{Bench, lease_of, refusal, spec, stored, take, take_now, with_key, within};
 
 fn forward(bench: &Bench, from: TargetId, leased: &Leased, to: &[(TargetId, Vec<u8>)]) -> Op {
     let message =
@@ -17,7 +17,7 @@ fn forward(bench: &Bench, from: TargetId, leased: &Leased, to: &[(TargetId, Vec<
 
 fn places(outcome: Outcome) -> Vec<Sequence> {
     match outcome {
-        Outcome::Published(places) => places.into_iter().map(Option::unwrap).collect(),
+        Outcome::All(outcomes) => outcomes.iter().map(stored).collect(),
         other => panic!("not forwarded: {other:?}"),
     }
 }
@@ -41,6 +41,28 @@ async fn what_is_settled_and_what_follows_from_it_are_one() {
     assert_eq!(bench.drain(from).await, ["b"]);
     assert_eq!(bench.drain(one).await, ["1", "3"]);
     assert_eq!(bench.drain(two).await, ["2"]);
+}
+
+#[tokio::test]
+async fn what_follows_may_fill_many_packs_and_has_its_key() {
+    let bench = Bench::new();
+    let (from, to) = (bench.queue("from").await, bench.queue("to").await);
+    let lines = bench.queue_with(QueueSpec { ordered_by_key: true, ..spec("lines") }).await;
+    bench.put(from, "a").await;
+    let consumer = bench.consumer(from);
+    let leased = take(&*consumer, 1).await;
+    let large = (0..60_usize).map(|n| (bench.message("t", vec![b'x'; 5000 + n]), Append::to(to)));
+    let keyed = ["1", "2"].map(|n| (with_key(bench.message("t", n), "k"), Append::to(lines)));
+    let messages = large.chain(keyed).collect();
+    let lease = lease_of(&leased[0]);
+    assert_eq!(places(bench.commit(Op::Forward(Forward { from, lease, messages })).await).len(), 62);
+    drop(consumer);
+    let bench = bench.reopen();
+    let sizes: Vec<_> = bench.drain(to).await.iter().map(String::len).collect();
+    assert_eq!(sizes, (5000..5060).collect::<Vec<_>>());
+    let consumer = bench.consumer(lines);
+    assert_eq!(take(&*consumer, 9).await.len(), 1, "one of a key at a time");
+    assert_eq!(bench.engine.stats(from).unwrap().ready, 0);
 }
 
 #[tokio::test]

@@ -10,5 +10,8 @@ mod crash;
 mod embedded;
 mod forward;
 mod giving_up;
+mod keys;
+mod placing;
 mod power;
 mod turns;
+mod whole;

@@ -68,6 +68,9 @@ struct Settings {
     /// One consumer gets messages, until it ends: true or false
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     single_active_consumer: Option<bool>,
+    /// Take a message once that is sent again with its dedup id within this time: 1s to 7d
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    dedup_window: Option<Duration>,
     /// A label for your tools; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
@@ -102,6 +105,7 @@ impl Settings {
             ("max_bytes", self.max_bytes.is_some()),
             ("overflow", self.overflow.is_some()),
             ("single_active_consumer", self.single_active_consumer.is_some()),
+            ("dedup_window", self.dedup_window.is_some()),
             ("labels", !self.labels.is_empty()),
             ("expires_after", self.expires_after.is_some()),
             ("dead_letter_expired", self.dead_letter_expired.is_some()),
@@ -120,7 +124,9 @@ impl Settings {
             max_bytes: self.max_bytes.unwrap_or_default(),
             overflow: self.overflow.map_or(v1::OverflowPolicy::Unspecified, Into::into).into(),
             priorities: false,
+            ordered_by_key: false,
             single_active_consumer: self.single_active_consumer.unwrap_or_default(),
+            dedup_window: self.dedup_window.map(duration),
             labels,
             dead_letter_expired: self.dead_letter_expired.unwrap_or_default(),
             expires_after: self.expires_after.map(duration),
@@ -144,6 +150,9 @@ pub(super) struct Create {
     /// Deliver higher priorities first; cannot be changed later
     #[arg(long)]
     priorities: bool,
+    /// Deliver messages with the same ordering key one at a time, in their order; cannot be changed later
+    #[arg(long)]
+    ordered_by_key: bool,
     /// Deliver nothing until `queue resume`
     #[arg(long)]
     paused: bool,
@@ -156,6 +165,7 @@ impl Create {
     pub(super) async fn run(&self, mut client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
         let (mut queue, _) = self.settings.queue(&self.name).map_err(Failure::usage)?;
         queue.priorities = self.priorities;
+        queue.ordered_by_key = self.ordered_by_key;
         queue.paused = self.paused;
         let question = v1::CreateQueueRequest { queue: Some(queue), if_not_exists: self.if_not_exists };
         let answer =
@@ -180,8 +190,8 @@ pub(super) struct Update {
     /// Give a setting its default again; may be given several times
     #[arg(long, value_name = "SETTING", value_parser = [
         "lease", "max_deliveries", "dead_letter_queue", "retry_min_backoff", "retry_max_backoff", "default_ttl",
-        "max_messages", "max_bytes", "overflow", "single_active_consumer", "labels", "dead_letter_expired", "expires_after",
-        "bindings",
+        "max_messages", "max_bytes", "overflow", "single_active_consumer", "dedup_window", "labels", "dead_letter_expired",
+        "expires_after", "bindings",
     ])]
     unset: Vec<String>,
 }

@@ -18,11 +18,14 @@ use super::Client;
 /// The arguments of `stafett queue send`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Prints the id of each message that is stored. Exit codes: 0 all are stored; 1 one was refused.
+Prints the id of each message that is stored; of one whose --dedup-id the queue knows, that of the first.
+Exit codes: 0 all are stored; 1 one was refused.
 Examples:
   stafett queue send orders 'first' 'second'
   stafett queue send orders --property tenant=7 --delay 10m --stdin < order.json
-  stafett queue send orders --lines < orders.jsonl")]
+  stafett queue send orders --dedup-id order-7 'first'
+  stafett queue send orders --ordering-key customer-7 'first' 'second'
+  stafett queue send orders --lines --atomic < orders.jsonl")]
 pub(super) struct Send {
     /// The queue
     name: String,
@@ -31,6 +34,9 @@ pub(super) struct Send {
     /// The topic that the messages carry, instead of $queue/NAME
     #[arg(long, default_value = "", hide_default_value = true)]
     topic: String,
+    /// Store all of them or none; at most 10 000
+    #[arg(long)]
+    atomic: bool,
     #[command(flatten)]
     message: MessageOptions,
 }
@@ -39,7 +45,7 @@ impl Send {
     pub(super) async fn run(&self, mut client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
         let template = self.message.message(&self.topic).map_err(Failure::usage)?;
         self.payloads
-            .send(1, async |payloads| {
+            .send(1, self.atomic, async |payloads| {
                 let with = |payload: Bytes| v1::Message { payload, ..template.clone() };
                 self.batch(&mut client, options, payloads.into_iter().map(with).collect()).await
             })
@@ -52,14 +58,15 @@ impl Send {
         options: &ClientOptions,
         messages: Vec<v1::Message>,
     ) -> Result<Exit, Failure> {
-        let question = v1::EnqueueBatchRequest { queue: self.name.clone(), messages };
+        let question = v1::EnqueueBatchRequest { queue: self.name.clone(), messages, atomic: self.atomic };
         let answer =
             client.enqueue_batch(request(options, question)).await.map_err(|status| refused(&status))?;
         let mut exit = Exit::Done;
         for result in answer.into_inner().results {
             match result.outcome {
                 Some(Outcome::Ok(stored)) if options.json => {
-                    line(json!({ "message_id": stored.message_id, "sequence": stored.sequence }))?;
+                    let v1::EnqueueResponse { message_id, sequence, duplicate } = stored;
+                    line(json!({ "message_id": message_id, "sequence": sequence, "duplicate": duplicate }))?;
                 }
                 Some(Outcome::Ok(stored)) => line(stored.message_id)?,
                 Some(Outcome::Error(error)) => {

@@ -13,7 +13,7 @@ use super::{Inbound, Published, Receipt, Sender};
 use crate::core::calls::By;
 use crate::core::{Broker, CoreError};
 use crate::engine::{Append, Op, Outcome, Publish, Refusal};
-use crate::types::{ClientId, Message, Qos, QueueName, TargetId, UnixMillis};
+use crate::types::{ClientId, Message, MessageId, Qos, QueueName, TargetId, UnixMillis};
 
 /// What begins the topic of a message that goes straight into a queue.
 const QUEUE_PREFIX: &str = "$queue/";
@@ -35,6 +35,8 @@ enum Fate {
     Stored,
     /// It is stored, and offered to those of its targets that are live.
     Done,
+    /// The same, but all that store have it already, as this message.
+    Known(MessageId),
     /// Nothing is done.
     Refused(Box<CoreError>),
 }
@@ -166,6 +168,7 @@ impl Planner<'_> {
                 ));
             };
             let queue = self.broker.queues.get(name).ok_or_else(|| no_queue(message))?;
+            queue.check_asked(message)?;
             return Ok((Arc::new([Target::Queue(queue)]), true));
         }
         let targets =
@@ -201,6 +204,10 @@ impl Run {
         }
         let epoch = routing.epoch(message.topic.first_level());
         Self { end, targets, epoch, subscribers, queues, stores, stores_all, direct }
+    }
+
+    fn published(&self, id: MessageId, duplicate: bool) -> Published {
+        Published { id, subscribers: self.subscribers, queues: self.queues, duplicate }
     }
 
     /// Whether this session is among the targets.
@@ -301,11 +308,12 @@ impl Batch {
                     Some(Outcome::Refused(refusal)) => {
                         Fate::Refused(Box::new(CoreError::refused(refusal, |id| broker.queue_name_of(id))))
                     }
-                    Some(Outcome::Published(_) | Outcome::Done) => Fate::Done,
+                    Some(Outcome::Published(_) | Outcome::Done | Outcome::All(_)) => Fate::Done,
+                    Some(Outcome::Duplicate { id, .. }) => Fate::Known(id),
                     None => Fate::Refused(Box::new(CoreError::Engine(crate::engine::EngineError::Stopped))),
                 },
             };
-            visit(item, *fate == Fate::Done);
+            visit(item, matches!(fate, Fate::Done | Fate::Known(_)));
         }
     }
 
@@ -317,7 +325,7 @@ impl Batch {
         for at in range.clone() {
             let (Some(item), Some(fate)) = (self.items.get(at), self.fates.get(at)) else { break };
             receipts |= item.receipt;
-            let live = matches!(fate, Fate::Live | Fate::Done);
+            let live = matches!(fate, Fate::Live | Fate::Done | Fate::Known(_));
             if live && !item.message.retain {
                 continue;
             }
@@ -345,9 +353,8 @@ impl Batch {
             }
             let result = match fate {
                 Fate::Refused(error) => Err(CoreError::clone(error)),
-                Fate::Live | Fate::Stored | Fate::Done => {
-                    Ok(Published { id: item.message.id, subscribers: run.subscribers, queues: run.queues })
-                }
+                Fate::Live | Fate::Stored | Fate::Done => Ok(run.published(item.message.id, false)),
+                &Fate::Known(id) => Ok(run.published(id, true)),
             };
             out.push(Receipt { tag: item.tag, result });
         }

@@ -18,6 +18,8 @@ use crate::core::{Broker, CoreError, Limits};
 const UNSEEN: [&str; 4] = ["$queue", "$share", "$delayed", SYSTEM];
 /// Beyond it a bound on deliveries bounds nothing.
 const MAX_DELIVERIES: u32 = 10_000;
+/// What a queue may remember for so long is bounded by number, too.
+const DEDUP_WINDOW: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
 /// Shorter is no time to begin in; longer is never.
 const EXPIRES_AFTER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 86_400);
 /// Labels are words, not documents.
@@ -39,7 +41,9 @@ pub fn plain_queue(name: QueueName, limits: &Limits, now: UnixMillis) -> QueueSp
         max_bytes: limits.queue_bytes,
         overflow: Overflow::Reject,
         priorities: false,
+        ordered_by_key: false,
         single_active_consumer: false,
+        dedup_window: None,
         labels: std::collections::BTreeMap::new(),
         paused: false,
         created_at: now,
@@ -123,6 +127,12 @@ impl Broker {
                 return Err(CoreError::Precondition {
                     reason: "QUEUE_PRIORITIES_FIXED",
                     what: format!("whether `{name}` has priorities was decided when it was made"),
+                });
+            }
+            if new.ordered_by_key != old.ordered_by_key {
+                return Err(CoreError::Precondition {
+                    reason: "QUEUE_ORDER_FIXED",
+                    what: format!("whether `{name}` is ordered by key was decided when it was made"),
                 });
             }
             if new.dead_letter != old.dead_letter {
@@ -318,6 +328,9 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
     if spec.max_deliveries.is_some_and(|max| max.get() > MAX_DELIVERIES) {
         return Err(CoreError::invalid("queue.max_deliveries", format!("must be at most {MAX_DELIVERIES}")));
     }
+    if spec.dedup_window.is_some_and(|window| !DEDUP_WINDOW.contains(&window)) {
+        return Err(CoreError::invalid("queue.dedup_window", "must be 1 s to 7 d"));
+    }
     for (field, bound) in [("queue.max_messages", spec.max_messages), ("queue.max_bytes", spec.max_bytes)] {
         if bound == 0 {
             return Err(CoreError::invalid(field, "must be at least 1"));
@@ -394,8 +407,10 @@ fn difference(there: &QueueSpec, asked: &QueueSpec) -> String {
     compare(&mut out, "max_bytes", &there.max_bytes, &asked.max_bytes);
     compare(&mut out, "overflow", &there.overflow, &asked.overflow);
     compare(&mut out, "priorities", &there.priorities, &asked.priorities);
+    compare(&mut out, "ordered_by_key", &there.ordered_by_key, &asked.ordered_by_key);
     let single = (&there.single_active_consumer, &asked.single_active_consumer);
     compare(&mut out, "single_active_consumer", single.0, single.1);
+    compare(&mut out, "dedup_window", &there.dedup_window, &asked.dedup_window);
     compare(&mut out, "labels", &there.labels, &asked.labels);
     compare(&mut out, "expires_after", &there.expires_after, &asked.expires_after);
     compare(&mut out, "dead_letter_expired", &there.dead_letter_expired, &asked.dead_letter_expired);

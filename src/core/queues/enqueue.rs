@@ -1,6 +1,7 @@
 //! Putting messages straight into a queue.
 //!
-//! A batch is one call of the engine and one ticket; each message of it is stored or refused by itself. A
+//! A batch is one call of the engine and one ticket; each message of it is stored or refused by itself, but for one that is
+//! stored [whole](Broker::enqueue_all) or not at all. A
 //! [`Pipeline`] keeps many batches of one caller on their way, in order.
 
 use std::collections::VecDeque;
@@ -14,7 +15,7 @@ use smallvec::smallvec;
 use crate::core::admission::{Admitted, AdmittedTicket};
 use crate::core::{Broker, CoreError};
 use crate::counters::Passed;
-use crate::engine::{EngineError, Op, Outcome, Publish, Refusal};
+use crate::engine::{Append, EngineError, Op, Outcome, Publish, Refusal};
 use crate::types::{Message, MessageId, Priority, Sequence, UnixMillis, clock};
 
 use super::{QueueEntry, no_such_queue};
@@ -40,6 +41,22 @@ pub struct Enqueued {
     pub id: MessageId,
     /// Its place.
     pub sequence: Sequence,
+    /// Both are those of an earlier message with the same deduplication id: nothing was stored now.
+    pub duplicate: bool,
+}
+
+impl Enqueued {
+    /// What became of a message for one queue, if it is stored there.
+    pub(super) fn of(id: MessageId, outcome: &Outcome) -> Option<Self> {
+        match outcome {
+            Outcome::Published(sequences) => {
+                let sequence = (*sequences.first()?)?;
+                Some(Self { id, sequence, duplicate: false })
+            }
+            &Outcome::Duplicate { id, sequence } => Some(Self { id, sequence, duplicate: true }),
+            _ => None,
+        }
+    }
 }
 
 impl Broker {
@@ -58,13 +75,13 @@ impl Broker {
         items: Vec<Enqueue>,
         admitted: Admitted,
     ) -> Enqueuing {
-        let now = clock::unix_now();
-        self.traffic.received(Passed::of(items.iter().map(|item| item.message.payload.len())));
         let ids = items.iter().map(|item| item.message.id).collect();
-        let mut publishes = items.into_iter().map(|Enqueue { mut message, priority, not_before }| {
-            let append = queue.append(&message, priority, not_before, now);
-            message.expires_at = message.expires_at.or(append.expires_at);
-            Publish { message, targets: smallvec![append], retain: false, newest_only: false, incoming: None }
+        let mut publishes = self.appends(queue, items).map(|(message, append)| Publish {
+            message,
+            targets: smallvec![append],
+            retain: false,
+            newest_only: false,
+            incoming: None,
         });
         let ticket = match publishes.next() {
             Some(only) if publishes.len() == 0 => self.engine().commit_alone(only),
@@ -72,6 +89,46 @@ impl Broker {
         };
         let ticket = admitted.until(ticket);
         Enqueuing { queue: Arc::clone(queue), ids, ticket }
+    }
+
+    /// Puts messages into a queue, all or none, and waits until they are stored.
+    ///
+    /// Dropping the future before its bytes may come in enqueues nothing; later they are stored or not.
+    ///
+    /// # Errors
+    /// [`CoreError::Item`] for the first that is refused, [`CoreError::NotFound`], [`CoreError::LowDisk`],
+    /// [`CoreError::Engine`].
+    pub async fn enqueue_all(
+        &self,
+        queue: &Arc<QueueEntry>,
+        items: Vec<Enqueue>,
+    ) -> Result<Vec<Enqueued>, CoreError> {
+        let admitted = self.admission().admit(bytes_of(&items)).await;
+        let ids = items.iter().map(|item| item.message.id).collect();
+        let op = Op::AppendAll(self.appends(queue, items).collect());
+        let outcome = admitted.until(self.engine().commit(vec![op])).await?.pop();
+        let queue = Arc::clone(queue);
+        match outcome {
+            Some(Outcome::All(outcomes)) => EnqueuedBatch { queue, ids, outcomes }.results().collect(),
+            Some(Outcome::Refused(refusal)) => Err(CoreError::refused(refusal, |_| queue.name().to_string())),
+            _ => Err(CoreError::Engine(EngineError::Stopped)),
+        }
+    }
+
+    /// The messages with their places, counted as received.
+    fn appends(
+        &self,
+        queue: &Arc<QueueEntry>,
+        items: Vec<Enqueue>,
+    ) -> impl ExactSizeIterator<Item = (Message, Append)> {
+        let now = clock::unix_now();
+        self.traffic.received(Passed::of(items.iter().map(|item| item.message.payload.len())));
+        let queue = Arc::clone(queue);
+        items.into_iter().map(move |Enqueue { mut message, priority, not_before }| {
+            let append = queue.append(&message, priority, not_before, now);
+            message.expires_at = message.expires_at.or(append.expires_at);
+            (message, append)
+        })
     }
 }
 
@@ -129,16 +186,16 @@ impl EnqueuedBatch {
     }
 
     fn result(&self, id: MessageId, outcome: &Outcome) -> Result<Enqueued, CoreError> {
+        if let Some(enqueued) = Enqueued::of(id, outcome) {
+            return Ok(enqueued);
+        }
         match outcome {
-            Outcome::Published(sequences) => match sequences.first() {
-                Some(&Some(sequence)) => Ok(Enqueued { id, sequence }),
-                _ => {
-                    let bound = "it drops what is new".to_owned();
-                    Err(self.refused(Refusal::Full { target: self.queue.id(), bound }))
-                }
-            },
+            Outcome::Published(_) | Outcome::Duplicate { .. } => {
+                let bound = "it drops what is new".to_owned();
+                Err(self.refused(Refusal::Full { target: self.queue.id(), bound }))
+            }
             Outcome::Refused(refusal) => Err(self.refused(refusal.clone())),
-            Outcome::Done => Err(no_such_queue(self.queue.name())),
+            Outcome::Done | Outcome::All(_) => Err(no_such_queue(self.queue.name())),
         }
     }
 

@@ -73,15 +73,17 @@ impl Broker {
         let told = results.into_iter().map(|result| {
             let ids = result?;
             match outcomes.next() {
-                Some(Outcome::Published(sequences)) => {
-                    let places = sequences.into_iter().flatten();
-                    Ok(ids.into_iter().zip(places).map(|(id, sequence)| Enqueued { id, sequence }).collect())
+                Some(Outcome::All(outcomes)) => {
+                    let stored = ids.into_iter().zip(&outcomes);
+                    Ok(stored.filter_map(|(id, outcome)| Enqueued::of(id, outcome)).collect())
                 }
                 Some(Outcome::Refused(refusal)) => {
                     Err(CoreError::refused(refusal, |id| self.queue_name_of(id)))
                 }
                 // An engine answers each operation; one that does not has not done it.
-                Some(Outcome::Done) | None => Err(CoreError::Engine(EngineError::Stopped)),
+                Some(Outcome::Done | Outcome::Published(_) | Outcome::Duplicate { .. }) | None => {
+                    Err(CoreError::Engine(EngineError::Stopped))
+                }
             }
         });
         Ok(told.collect())

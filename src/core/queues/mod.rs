@@ -80,6 +80,33 @@ impl QueueEntry {
         self.spec.load_full()
     }
 
+    /// Whether it can do what a message asks for that is put straight into it.
+    ///
+    /// # Errors
+    /// [`CoreError::Precondition`] naming what it has not.
+    pub fn check_asked(&self, message: &Message) -> Result<(), CoreError> {
+        let Some(extras) = &message.extras else { return Ok(()) };
+        if extras.ordering_key.is_some() && !self.spec.load().ordered_by_key {
+            return Err(CoreError::Precondition {
+                reason: "NOT_ORDERED_BY_KEY",
+                what: format!(
+                    "the queue `{}` is not ordered_by_key, so an ordering_key promises nothing",
+                    self.name
+                ),
+            });
+        }
+        if extras.dedup_id.is_some() && self.spec.load().dedup_window.is_none() {
+            return Err(CoreError::Precondition {
+                reason: "NO_DEDUP_WINDOW",
+                what: format!(
+                    "the queue `{}` has no dedup_window, so a dedup_id promises nothing",
+                    self.name
+                ),
+            });
+        }
+        Ok(())
+    }
+
     /// The place of `message` in this queue, by its settings.
     #[must_use]
     pub fn append(

@@ -115,7 +115,7 @@ impl Redriving {
                     self.note(&refusal, to);
                     stayed.push((place, CoreError::refused(refusal, |id| self.broker.queue_name_of(id))));
                 }
-                Outcome::Done | Outcome::Published(_) => {
+                Outcome::Done | Outcome::Published(_) | Outcome::Duplicate { .. } | Outcome::All(_) => {
                     self.sum.moved += 1;
                     self.left -= 1;
                 }

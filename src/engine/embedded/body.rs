@@ -41,6 +41,10 @@ struct StoredMessage {
     dead_letter: Option<StoredDeadLetter>,
     #[prost(uint32, optional, tag = "15")]
     subscription: Option<u32>,
+    #[prost(bytes = "bytes", optional, tag = "16")]
+    ordering_key: Option<Bytes>,
+    #[prost(bytes = "bytes", optional, tag = "17")]
+    dedup_id: Option<Bytes>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -88,6 +92,8 @@ fn stored(message: &Message) -> StoredMessage {
             .flat_map(|(k, v)| [k.clone().into_bytes(), v.clone().into_bytes()])
             .collect();
         stored.subscription = extras.subscription;
+        stored.ordering_key = extras.ordering_key.clone().map(ByteString::into_bytes);
+        stored.dedup_id = extras.dedup_id.clone().map(ByteString::into_bytes);
         stored.publisher = extras.publisher.as_ref().map(|id| id.to_byte_string().into_bytes());
         stored.dead_letter = extras.dead_letter.as_ref().map(|dead| StoredDeadLetter {
             source: dead.source.to_byte_string().into_bytes(),
@@ -111,6 +117,8 @@ pub(super) fn decode_message(bytes: Bytes) -> Result<Message, FormatError> {
         content_type: stored.content_type.map(text).transpose()?,
         reply_to: stored.reply_to.map(topic).transpose()?,
         correlation_data: stored.correlation_data,
+        ordering_key: stored.ordering_key.map(text).transpose()?,
+        dedup_id: stored.dedup_id.map(text).transpose()?,
         properties: Vec::with_capacity(stored.properties.len() / 2),
         publisher: stored
             .publisher
@@ -168,6 +176,8 @@ mod tests {
                     content_type: Some("text/plain".into()),
                     reply_to: Some(TopicName::parse("r".into()).unwrap()),
                     correlation_data: Some(Bytes::from_static(&[0, 255])),
+                    ordering_key: Some("key".into()),
+                    dedup_id: Some("once".into()),
                     properties: vec![("k".into(), "v".into()), ("k".into(), String::new().into())],
                     publisher: Some(ClientId::parse("me").unwrap()),
                     dead_letter: Some(DeadLetter {

@@ -11,6 +11,7 @@ use super::body::encode_message;
 use super::entry::Entry;
 use super::keeper::{count_expired, discard, read};
 use super::lanes::{Prepared, PreparedMove, Reply, Work};
+use super::prepare::key_of;
 use super::shared::Shared;
 use super::target::Target;
 use crate::engine::{EngineError, Outcome, Ticket, View};
@@ -173,6 +174,7 @@ impl Burial {
             view: View::Leased,
             to: grave,
             body: body.freeze(),
+            key: key_of(&message, &shared.secret),
             priority: entry.priority(),
             expires_at: None,
             bounded: false,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::dedup;
 use super::disk::STORE;
 use super::format::{self, RETAINED};
 use super::marker::Marker;
@@ -74,6 +75,7 @@ pub fn check(data_dir: &Path, tell: &mut dyn FnMut(Progress)) -> Result<CheckRep
     };
     bodies(&offline, &mut contents, &mut report, tell);
     parts(&offline, &mut contents, &mut report, tell);
+    ids(&offline, &mut contents);
     blobs(data_dir, &mut contents);
     report.damages = contents.damages;
     Ok(report)
@@ -199,6 +201,22 @@ fn parts(
                 contents.damage("parts", what, "large messages, named above if they are waiting, are lost");
             }
         }
+    }
+}
+
+/// What queues remember of the messages that they took.
+fn ids(offline: &Offline, contents: &mut Contents) {
+    const LOST: &str = "the store is not opened";
+    for row in Rows::new(&offline.disk.trees.dedup, 4) {
+        let wrong = match row {
+            Ok((key, row)) => match (dedup::queue_of(&key), dedup::decode(&row)) {
+                (Some(_), Ok(_)) => continue,
+                (None, _) => "has a wrong key".to_owned(),
+                (_, Err(e)) => e.to_string(),
+            },
+            Err(what) => what,
+        };
+        contents.damage("a row of deduplication ids", wrong, LOST);
     }
 }
 

@@ -23,6 +23,8 @@ pub(super) struct Counts {
     pub(super) refused_full: Count,
     /// Operations refused because the disk was nearly full.
     pub(super) refused_disk: Count,
+    /// Messages that queues did not take again, by their deduplication ids.
+    pub(super) duplicates: Count,
     /// Messages that a full session or share group did not take, or a full queue dropped for newer ones.
     pub(super) dropped: Count,
     /// Messages whose time was over.
@@ -43,6 +45,7 @@ impl Counts {
         vec![
             ("publishes_refused_full_total", self.refused_full.now()),
             ("publishes_refused_disk_total", self.refused_disk.now()),
+            ("messages_duplicate_total", self.duplicates.now()),
             ("messages_dropped_full_total", self.dropped.now()),
             ("messages_expired_total", self.expired.now()),
             ("messages_dead_lettered_total", self.dead_lettered.now()),

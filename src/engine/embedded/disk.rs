@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::format::{FORMAT, FORMAT_WITHOUT_JOURNAL};
+use super::format::{FORMAT, OLDEST_FORMAT};
 use super::log;
 use super::marker::Marker;
 use crate::engine::OpenError;
@@ -49,6 +49,7 @@ pub(super) struct Trees {
     pub(super) body: sled::Tree,
     pub(super) part: sled::Tree,
     pub(super) done: sled::Tree,
+    pub(super) dedup: sled::Tree,
 }
 
 /// One of them, with the number that it has in the journal.
@@ -63,12 +64,13 @@ pub(super) enum Tree {
     Body = 5,
     Part = 6,
     Done = 7,
+    Dedup = 8,
 }
 
 impl Tree {
     pub(super) fn of(number: u8) -> Option<Self> {
-        use Tree::{Body, Done, Head, Meta, Obj, Part, Seq, Sub};
-        [Meta, Obj, Sub, Seq, Head, Body, Part, Done].into_iter().find(|tree| *tree as u8 == number)
+        use Tree::{Body, Dedup, Done, Head, Meta, Obj, Part, Seq, Sub};
+        [Meta, Obj, Sub, Seq, Head, Body, Part, Done, Dedup].into_iter().find(|tree| *tree as u8 == number)
     }
 }
 
@@ -83,6 +85,7 @@ impl Trees {
             Tree::Body => &self.body,
             Tree::Part => &self.part,
             Tree::Done => &self.done,
+            Tree::Dedup => &self.dedup,
         }
     }
 }
@@ -286,6 +289,7 @@ fn open_trees(db: &sled::Db) -> sled::Result<Trees> {
         body: db.open_tree("body")?,
         part: db.open_tree("part")?,
         done: db.open_tree("done")?,
+        dedup: db.open_tree("dedup")?,
     })
 }
 
@@ -360,7 +364,7 @@ fn has_current_format(path: &Path, trees: &Trees, fresh: bool) -> Result<bool, O
     match found.as_deref().map(<[u8; 4]>::try_from) {
         Some(Ok(bytes)) => match u32::from_be_bytes(bytes) {
             FORMAT => Ok(true),
-            FORMAT_WITHOUT_JOURNAL => Ok(false),
+            OLDEST_FORMAT..FORMAT => Ok(false),
             found if found > FORMAT => Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT }),
             found => Err(damaged(path, format!("it has the unknown format {found}"))),
         },

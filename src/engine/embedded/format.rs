@@ -13,25 +13,31 @@
 //! part   [pack u64 BE][slot u16 BE][n u32 BE]  a large body, in rows of PART_BYTES; its crc32 stands in ADD
 //! done   [pack u64 BE]                    [crc32 u32 LE of what follows][settled bits and marks of a pack's ADDs, as of
 //!                                         which pack]
+//! dedup  [queue u32 BE][first sequence u64 BE]  [crc32 u32 LE of what follows][deduplication ids, see `dedup`]
 //! ```
 //! A pack is what one group commit wrote in one row. Its records: ADD (a message for a target), SETTLE (it is
 //! gone), MARK (attempts, delay, outgoing packet id). Numbers within records are LEB128.
 //!
 //! An operation whose records do not fit one row is written as a chain of heads: all but the last have
-//! [`CONTINUES`], all but the first [`CONTINUED`]; the bodies lie in the first. Recovery ignores an unfinished chain.
+//! [`CONTINUES`], all but the first [`CONTINUED`]. The bodies of one message for many targets lie in the first, and all ADDs are
+//! that pack's; where the operation has several messages each pack is [`WHOLE`], with bodies and ADDs of its own, and goes
+//! after the one before it. Recovery ignores an unfinished chain.
 //!
 //! Tags, flags and bits are never used again for something else.
 
 use bytes::{Buf, BufMut, Bytes};
 use prost::encoding::{decode_varint, encode_varint};
 
+use super::hash::TextHash;
 use crate::engine::{Outgoing, OutgoingState};
 use crate::types::{Priority, Qos, UnixMillis};
 
 /// The format that this program writes, and the newest that it reads.
-pub(super) const FORMAT: u32 = 2;
-/// The same before there was a journal.
-pub(super) const FORMAT_WITHOUT_JOURNAL: u32 = 1;
+///
+/// 1 had no journal; 2 had no deduplication ids, no chains of whole packs and no keys. What they wrote is read as it stands.
+pub(super) const FORMAT: u32 = 3;
+/// The oldest format that this program reads.
+pub(super) const OLDEST_FORMAT: u32 = 1;
 /// The version of a head row.
 const HEAD_VERSION: u8 = 1;
 /// Bodies stand in the head row.
@@ -40,6 +46,8 @@ pub(super) const INLINE: u8 = 1;
 pub(super) const CONTINUES: u8 = 2;
 /// The operation began in an earlier pack.
 pub(super) const CONTINUED: u8 = 4;
+/// Of a chain: the pack has bodies and ADDs of its own.
+pub(super) const WHOLE: u8 = 8;
 /// Rows stay below this: sled keeps 16 of them in a leaf, and a leaf beyond a quarter segment becomes a file.
 pub(super) const ROW_BYTES: usize = 16 << 10;
 /// A body beyond this is stored in parts.
@@ -89,6 +97,8 @@ pub(super) struct Add {
     pub(super) retain: bool,
     pub(super) priority: Priority,
     pub(super) expires_at: Option<UnixMillis>,
+    /// In a queue that keeps order by key.
+    pub(super) key: Option<TextHash>,
     /// No message: the packet id of a QoS 2 publish that its publisher has not released.
     pub(super) incoming: Option<u16>,
     pub(super) mark: Mark,
@@ -130,6 +140,8 @@ const IS_LARGE: u8 = 8;
 const IS_INCOMING: u8 = 16;
 const IS_RETAIN: u8 = 32;
 const QOS_SHIFT: u32 = 6;
+/// Above the priority.
+const HAS_KEY: u8 = 0x80;
 
 fn varint(buf: &mut impl Buf, what: &'static str) -> Result<u64, FormatError> {
     decode_varint(buf).map_err(|_| FormatError::Short(what))
@@ -200,7 +212,7 @@ impl Add {
         flags |= if self.retain { IS_RETAIN } else { 0 };
         out.put_u8(TAG_ADD);
         out.put_u8(flags);
-        out.put_u8(self.priority.level());
+        out.put_u8(self.priority.level() | if self.key.is_some() { HAS_KEY } else { 0 });
         encode_varint(u64::from(self.target), out);
         encode_varint(self.sequence, out);
         encode_varint(u64::from(self.place.offset), out);
@@ -217,6 +229,9 @@ impl Add {
         if let Some(id) = self.incoming {
             out.put_u16(id);
         }
+        if let Some(key) = self.key {
+            out.put_u128_le(key.0);
+        }
         if !self.mark.is_empty() {
             self.mark.encode(out);
         }
@@ -226,6 +241,7 @@ impl Add {
         const WHAT: &str = "an ADD record";
         let flags = byte(buf, WHAT)?;
         let level = byte(buf, WHAT)?;
+        let (level, has_key) = (level & !HAS_KEY, level & HAS_KEY != 0);
         let unknown = |kind, value: u8| FormatError::Unknown { what: WHAT, kind, value: value.into() };
         let priority = Priority::new(level).ok_or_else(|| unknown("priority", level))?;
         let qos = Qos::from_u8(flags >> QOS_SHIFT).ok_or_else(|| unknown("qos", flags >> QOS_SHIFT))?;
@@ -251,10 +267,15 @@ impl Add {
         } else {
             None
         };
+        let key = if has_key {
+            Some(TextHash(buf.try_get_u128_le().map_err(|_| FormatError::Short(WHAT))?))
+        } else {
+            None
+        };
         let mark = if flags & HAS_MARK != 0 { Mark::decode(buf)? } else { Mark::default() };
         let place = Place { pack, offset, len, crc };
         let retain = flags & IS_RETAIN != 0;
-        Ok(Self { target, sequence, place, qos, retain, priority, expires_at, incoming, mark })
+        Ok(Self { target, sequence, place, qos, retain, priority, expires_at, key, incoming, mark })
     }
 }
 
@@ -488,20 +509,23 @@ mod tests {
         )
             .prop_map(|(pack, offset, len, crc)| Place { pack, offset, len, crc });
         let numbers = (any::<u32>(), any::<u64>(), place, 0..3_u8, any::<bool>(), 0..10_u8);
-        let add = (numbers, proptest::option::of(1..u64::MAX), proptest::option::of(any::<u16>()), mark())
-            .prop_map(|((target, sequence, place, qos, retain, level), expires, incoming, mark)| {
-                Record::Add(Add {
-                    target,
-                    sequence,
-                    place,
-                    qos: Qos::from_u8(qos).unwrap(),
-                    retain,
-                    priority: Priority::new(level).unwrap(),
-                    expires_at: expires.map(UnixMillis),
-                    incoming,
-                    mark,
-                })
-            });
+        let key = proptest::option::of(any::<u128>());
+        let add =
+            (numbers, proptest::option::of(1..u64::MAX), key, proptest::option::of(any::<u16>()), mark())
+                .prop_map(|((target, sequence, place, qos, retain, level), expires, key, incoming, mark)| {
+                    Record::Add(Add {
+                        target,
+                        sequence,
+                        place,
+                        qos: Qos::from_u8(qos).unwrap(),
+                        retain,
+                        priority: Priority::new(level).unwrap(),
+                        expires_at: expires.map(UnixMillis),
+                        key: key.map(TextHash),
+                        incoming,
+                        mark,
+                    })
+                });
         prop_oneof![
             add,
             (any::<u32>(), any::<u64>(), location()).prop_map(|(target, sequence, of)| Record::Settle {
@@ -542,6 +566,35 @@ mod tests {
             drop(Done::decode(&row));
             drop(super::super::body::decode_message(row.into()));
         }
+    }
+
+    /// What earlier programs wrote is read, and what this one writes stays as it is.
+    #[test]
+    fn the_layout_of_an_add_stays() {
+        let mut add = Add {
+            target: 3,
+            sequence: 300,
+            place: Place { pack: None, offset: 2, len: 5, crc: None },
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            priority: Priority::default(),
+            expires_at: None,
+            key: None,
+            incoming: None,
+            mark: Mark { attempts: 1, ..Mark::default() },
+        };
+        let bytes = |add: &Add| {
+            let mut bytes = Vec::new();
+            Record::Add(add.clone()).encode(&mut bytes);
+            assert_eq!(Record::decode(&mut &bytes[..]).unwrap(), Record::Add(add.clone()));
+            bytes
+        };
+        let before = [TAG_ADD, 0x42, 4, 3, 0xac, 2, 2, 5, 1, 0, 0];
+        assert_eq!(bytes(&add), before, "formats 1 to 3");
+        add.key = Some(TextHash(0x0102));
+        let key = [2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let with_key = [&[TAG_ADD, 0x42, 0x84, 3, 0xac, 2, 2, 5][..], &key, &[1, 0, 0]].concat();
+        assert_eq!(bytes(&add), with_key, "format 3");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::format::{Location, Mark};
 use super::leases::{Lease, Leases};
 use super::level::Level;
 use super::members::Members;
+use super::order::{Key, Order};
 use super::returns::Over;
 use crate::engine::{LeaseError, LeaseRef, Outgoing};
 use crate::types::UnixMillis;
@@ -80,6 +81,8 @@ pub(super) struct State {
     /// QoS 2 publishes that the session's client has not released: packet id → sequence and place.
     pub(super) incoming: Map<u16, (u64, Location)>,
     pub(super) members: Members,
+    /// Of a queue that keeps order by key.
+    pub(super) order: Option<Box<Order>>,
     pub(super) expiring: usize,
     pub(super) gone: bool,
     /// Nothing is leased to consumers.
@@ -110,7 +113,8 @@ impl State {
     }
 
     pub(super) fn ready_count(&self) -> usize {
-        self.levels.iter().map(Level::len).sum()
+        let waiting = self.order.as_ref().map_or(0, |order| order.waiting());
+        self.levels.iter().map(Level::len).sum::<usize>() + waiting
     }
 
     pub(super) fn delayed_count(&self) -> usize {
@@ -122,22 +126,46 @@ impl State {
     }
 
     /// A stored message arrives, in sequence order. `mark` is of an earlier start.
-    pub(super) fn push(&mut self, entry: Entry, mark: Mark, now: UnixMillis) {
+    pub(super) fn push(&mut self, entry: Entry, mark: Mark, key: Option<Key>, now: UnixMillis) {
+        self.know(entry.sequence, key);
         if !mark.is_empty() {
             self.marks.insert(entry.sequence, Mark { not_before: None, ..mark });
         }
         self.expiring += usize::from(entry.expires != 0);
         match mark.not_before.filter(|&at| at > now) {
-            Some(at) => self.delay(entry, at.0),
-            None => {
-                let level = self.level(entry.priority);
-                if level.fresh.back().is_none_or(|last| last.sequence < entry.sequence) {
-                    level.fresh.push_back(entry);
-                } else {
-                    level.returned.insert(entry.sequence, entry);
+            Some(at) => {
+                if let Some(order) = self.order.as_mut().filter(|_| mark.attempts > 0) {
+                    order.hold(entry.sequence);
                 }
+                self.delay(entry, at.0);
+            }
+            None => {
+                let Some(entry) = self.join(entry) else { return };
+                self.level(entry.priority).put(entry);
             }
         }
+    }
+
+    /// A stored message has this key.
+    pub(super) fn know(&mut self, sequence: u64, key: Option<Key>) {
+        if let (Some(order), Some(key)) = (&mut self.order, key) {
+            order.know(sequence, key);
+        }
+    }
+
+    /// A message is due: given back if nothing of its key is before it.
+    fn join(&mut self, entry: Entry) -> Option<Entry> {
+        match &mut self.order {
+            None => Some(entry),
+            Some(order) => order.join(entry),
+        }
+    }
+
+    /// A message that was delayed or with somebody is due. Whether it may be delivered.
+    pub(super) fn fall_due(&mut self, entry: Entry) -> bool {
+        let Some(entry) = self.join(entry) else { return false };
+        self.level(entry.priority).unpop(entry);
+        true
     }
 
     fn delay(&mut self, entry: Entry, until: u64) {
@@ -149,7 +177,7 @@ impl State {
         if until > now.0 {
             self.delay(entry, until);
         } else {
-            self.level(entry.priority).unpop(entry);
+            self.fall_due(entry);
         }
     }
 
@@ -188,7 +216,8 @@ impl State {
             return not;
         }
         if self.members.is_ranked() {
-            if self.ready_count() > 0 && self.members.is_outranked(how.consumer, how.now.0) {
+            let is_any = self.levels.iter().any(|level| level.len() > 0);
+            if is_any && self.members.is_outranked(how.consumer, how.now.0) {
                 return not;
             }
             self.members.claim(how.consumer);
@@ -278,6 +307,9 @@ impl State {
 
     /// Leased to the keeper, until it has moved it.
     pub(super) fn keep(&mut self, entry: Entry, attempt: u32) {
+        if let Some(order) = &mut self.order {
+            order.set_aside(entry.sequence);
+        }
         let (since, ends) = (0, u64::MAX);
         self.leases.insert(Lease { entry, attempt, consumer: KEEPER, since, ends, noted: false });
     }
@@ -297,25 +329,33 @@ impl State {
     fn is_known(&self, sequence: u64) -> bool {
         self.leases.get(sequence).is_some()
             || self.delayed_until.contains_key(&sequence)
-            || self
-                .levels
-                .iter()
-                .any(|level| level.find_fresh(sequence).is_some() || level.returned.contains_key(&sequence))
+            || self.levels.iter().any(|level| level.has(sequence))
+            || self.order.as_ref().is_some_and(|order| order.has(sequence))
     }
 
-    /// Drops what is kept beside the entry.
+    /// The message is gone for good: drops what is kept beside the entry, and lets the next of its key be delivered.
     pub(super) fn forget(&mut self, entry: &Entry) {
         if !self.marks.is_empty() {
             self.marks.remove(&entry.sequence);
         }
         self.expiring = self.expiring.saturating_sub(usize::from(entry.expires != 0));
+        if let Some(next) = self.order.as_mut().and_then(|order| order.leave(entry.sequence)) {
+            self.level(next.priority).unpop(next);
+            self.members.wake(1);
+        }
+    }
+
+    /// Takes a message out that is ready.
+    pub(super) fn take_ready(&mut self, sequence: u64) -> Option<Entry> {
+        let found = self.levels.iter_mut().find_map(|level| level.remove(sequence));
+        found.or_else(|| self.order.as_mut()?.take(sequence))
     }
 
     /// Takes a leased message out.
     pub(super) fn settle(&mut self, lease: &LeaseRef) -> Result<Entry, LeaseError> {
         let entry = if lease.earlier_boot {
             // The earlier start's lease is good as long as nobody else got the message since.
-            match self.levels.iter_mut().find_map(|level| level.remove(lease.sequence.0)) {
+            match self.take_ready(lease.sequence.0) {
                 Some(entry) => {
                     self.members.go_on();
                     entry
@@ -366,7 +406,8 @@ impl State {
         if let Some(&until) = self.delayed_until.get(&sequence) {
             return self.delayed.get_mut(&(until, sequence));
         }
-        self.levels.iter_mut().find_map(|level| level.get_mut(sequence))
+        let ready = self.levels.iter_mut().find_map(|level| level.get_mut(sequence));
+        ready.or_else(|| self.order.as_mut()?.get_mut(sequence))
     }
 }
 
@@ -385,7 +426,7 @@ mod tests {
             let place = Location { pack: sequence, ordinal: 0 };
             let how = (Qos::AtLeastOnce, false);
             let entry = Entry::new(sequence, place, 0, 1, false, None, how, Priority::default());
-            state.push(entry, Mark::default(), now);
+            state.push(entry, Mark::default(), None, now);
         }
         assert_eq!(state.remove(View::Ready, [3, 5]).len(), 2);
         let consumer = 7;

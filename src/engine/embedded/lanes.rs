@@ -10,12 +10,13 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::format::{Location, Mark};
+use super::hash::TextHash;
 use super::target::Target;
 use crate::engine::{
     Append, Definition, EngineError, LeaseRef, Outcome, Outgoing, SubscribeOptions, Usage, View,
 };
 use crate::types::topic::FilterSpec;
-use crate::types::{Priority, Sequence, TargetId, TopicName, UnixMillis};
+use crate::types::{MessageId, Priority, Sequence, TargetId, TopicName, UnixMillis};
 
 /// Where an answer goes. Nobody may wait for it any more.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
@@ -24,6 +25,7 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 #[derive(Debug)]
 pub(super) enum Prepared {
     Publish(Box<PreparedPublish>),
+    All(Vec<PreparedPublish>),
     Move(Box<PreparedMove>),
     Forward(Box<PreparedForward>),
     Outgoing { target: TargetId, sequence: Sequence, outgoing: Outgoing },
@@ -45,12 +47,27 @@ pub(super) enum OnlyIf {
 /// See [`crate::engine::Publish`].
 #[derive(Debug)]
 pub(super) struct PreparedPublish {
+    /// What queues with a window know it by.
+    pub(super) dedup: Option<(TextHash, MessageId)>,
+    /// In queues that keep order by key.
+    pub(super) key: Option<TextHash>,
     pub(super) body: Bytes,
     pub(super) targets: SmallVec<[Append; 2]>,
     pub(super) expires_at: Option<UnixMillis>,
     pub(super) retained: Option<Retained>,
     pub(super) newest_only: bool,
     pub(super) incoming: Option<(TargetId, u16)>,
+}
+
+impl PreparedPublish {
+    /// How many records it makes at most.
+    pub(super) fn records(&self) -> usize {
+        self.targets.len() + 3
+    }
+
+    fn weight(&self) -> usize {
+        32 + self.body.len() + 24 * self.targets.len()
+    }
 }
 
 /// See [`crate::engine::Op::Move`].
@@ -61,6 +78,8 @@ pub(super) struct PreparedMove {
     pub(super) view: View,
     pub(super) to: TargetId,
     pub(super) body: Bytes,
+    /// In queues that keep order by key.
+    pub(super) key: Option<TextHash>,
     pub(super) priority: Priority,
     pub(super) expires_at: Option<UnixMillis>,
     /// A queue that is full refuses it. One that was given up has to go somewhere.
@@ -74,14 +93,7 @@ pub(super) struct PreparedMove {
 pub(super) struct PreparedForward {
     pub(super) from: TargetId,
     pub(super) lease: LeaseRef,
-    pub(super) messages: Vec<PreparedAppend>,
-}
-
-/// A message for one target.
-#[derive(Debug)]
-pub(super) struct PreparedAppend {
-    pub(super) body: Bytes,
-    pub(super) append: Append,
+    pub(super) messages: Vec<PreparedPublish>,
 }
 
 /// What a publish does to the retained value of its topic.
@@ -122,10 +134,11 @@ impl Work {
             Self::Commit { ops, .. } => ops
                 .iter()
                 .map(|op| match op {
-                    Prepared::Publish(publish) => 32 + publish.body.len() + 24 * publish.targets.len(),
+                    Prepared::Publish(publish) => publish.weight(),
+                    Prepared::All(items) => items.iter().map(PreparedPublish::weight).sum(),
                     Prepared::Move(moved) => 64 + moved.body.len(),
                     Prepared::Forward(forward) => {
-                        64 + forward.messages.iter().map(|message| 64 + message.body.len()).sum::<usize>()
+                        64 + forward.messages.iter().map(PreparedPublish::weight).sum::<usize>()
                     }
                     _ => 128,
                 })

@@ -2,7 +2,7 @@
 //!
 //! A pack may go when all its ADDs are settled and no pack that its SETTLE and MARK records name is left to be
 //! brought back without them: each named pack is gone itself or has a checkpoint as recent as this pack. The packs of a
-//! chain go after its first, whose ADDs theirs are.
+//! chain go after its first, whose ADDs theirs are, or each after the one before it.
 //! Whoever removes a pack does so a sync later than what justified it.
 //!
 //! The writer's alone; no lock, no disk.
@@ -34,9 +34,9 @@ struct Pack {
     needs: u32,
     /// Packs whose records name this one since its last checkpoint.
     needed_by: SmallVec<[u64; 2]>,
-    /// The first of the chain in which this one is another.
+    /// The pack of its chain after which this one goes.
     first: Option<u64>,
-    /// The others of the chain whose first this one is.
+    /// Those of its chain that go after this one.
     others: Vec<u64>,
     /// Logical bytes written when it was: its age.
     written_at: u64,
@@ -75,7 +75,7 @@ impl Ledger {
         self.packs.insert(pack, Pack { needs: 1, written_at: clock, ..Pack::default() });
     }
 
-    /// A pack that was begun goes on with the chain that begins with `first`.
+    /// A pack that was begun goes on with a chain, and goes after `first` of it.
     pub(super) fn follow(&mut self, pack: u64, first: u64) {
         let Some(entry) = self.packs.get_mut(&first) else { return };
         entry.others.push(pack);

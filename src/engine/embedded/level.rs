@@ -32,6 +32,21 @@ impl Level {
         }
     }
 
+    /// The one that comes next.
+    pub(super) fn first(&self) -> Option<&Entry> {
+        let (back, fresh) = (self.returned.values().next(), self.fresh.front());
+        back.into_iter().chain(fresh).min_by_key(|entry| entry.sequence)
+    }
+
+    /// One that was not here before, the last or one that comes late.
+    pub(super) fn put(&mut self, entry: Entry) {
+        if self.fresh.back().is_none_or(|last| last.sequence < entry.sequence) {
+            self.fresh.push_back(entry);
+        } else {
+            self.returned.insert(entry.sequence, entry);
+        }
+    }
+
     pub(super) fn unpop(&mut self, entry: Entry) {
         if self.fresh.front().is_none_or(|front| entry.sequence < front.sequence) && self.returned.is_empty()
         {
@@ -46,6 +61,10 @@ impl Level {
         self.fresh.get(at).filter(|entry| !entry.is_hole()).map(|_| at)
     }
 
+    pub(super) fn has(&self, sequence: u64) -> bool {
+        self.find_fresh(sequence).is_some() || self.returned.contains_key(&sequence)
+    }
+
     pub(super) fn remove(&mut self, sequence: u64) -> Option<Entry> {
         let Some(at) = self.find_fresh(sequence) else { return self.returned.remove(&sequence) };
         let entry = self.fresh.get_mut(at)?;
@@ -57,6 +76,20 @@ impl Level {
             self.fill();
         }
         Some(removed)
+    }
+
+    /// Takes those out that are such.
+    pub(super) fn take_all(&mut self, out: &mut Vec<Entry>, is_such: &mut impl FnMut(&Entry) -> bool) {
+        self.fill();
+        self.fresh.retain(|entry| !is_such(entry) || (out.push(*entry), false).1);
+        self.returned.retain(|_, entry| !is_such(entry) || (out.push(*entry), false).1);
+    }
+
+    /// Those from a sequence on, not in their order; the first `max` of them are among what it gives.
+    pub(super) fn list(&self, from: u64, max: usize) -> impl Iterator<Item = &Entry> {
+        let start = self.fresh.partition_point(|entry| entry.sequence < from);
+        let fresh = self.fresh.range(start..).filter(|entry| !entry.is_hole()).take(max);
+        fresh.chain(self.returned.range(from..).map(|(_, entry)| entry).take(max))
     }
 
     /// How many messages there are.

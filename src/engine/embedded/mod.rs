@@ -18,7 +18,6 @@ use tokio::sync::watch;
 
 use self::bodies::Bodies;
 use self::body::decode_message;
-use self::burial::{Burial, Why};
 use self::consumer::EmbeddedConsumer;
 use self::counts::Counts;
 use self::disk::Disk;
@@ -30,7 +29,6 @@ use self::marker::Marker;
 use self::pack::Packer;
 use self::pen::Pen;
 use self::prepare::prepare_all;
-use self::returns::{Return, Returned};
 use self::shared::Shared;
 use self::target::Target;
 use self::writer::Writer;
@@ -44,17 +42,21 @@ use crate::bell::Bell;
 use crate::types::clock::unix_now;
 use crate::types::{Sequence, TargetId, UnixMillis};
 
+mod admit;
 mod bodies;
 mod body;
 mod burial;
 pub mod check;
 mod consumer;
 mod counts;
+mod dedup;
 mod disk;
 mod entry;
 pub mod export;
 mod format;
 mod forward;
+mod giving_back;
+mod hash;
 mod index;
 mod journal;
 mod keeper;
@@ -67,6 +69,7 @@ mod marker;
 mod members;
 mod objects;
 mod offline;
+mod order;
 mod overflow;
 mod pack;
 mod pen;
@@ -161,6 +164,7 @@ impl Embedded {
             Packer::new(boot, recovered.next_pack, log),
             recovered.retained,
             recovered.next_retained,
+            recovered.dedup,
         );
         writer.dirty_sequences.extend(recovered.dirty_sequences);
         let pen = Arc::new(Pen::new(writer));
@@ -243,7 +247,8 @@ impl Engine for Embedded {
             return Ticket::ready(Err(error));
         }
         let (reply, ticket) = Ticket::new();
-        self.shared.lanes.push(Work::Commit { ops: prepare_all(ops), reply });
+        let ops = prepare_all(ops, &self.shared.secret);
+        self.shared.lanes.push(Work::Commit { ops, reply });
         ticket
     }
 
@@ -257,7 +262,7 @@ impl Engine for Embedded {
             return Ticket::ready(Err(error));
         }
         let (reply, ticket) = Ticket::new();
-        let ops = prepare_all(vec![Op::Publish(publish)]);
+        let ops = prepare_all(vec![Op::Publish(publish)], &self.shared.secret);
         if let Some(work) = self.pen.commit_alone(&self.shared, Work::Commit { ops, reply }) {
             self.shared.lanes.push(work);
         }
@@ -311,71 +316,7 @@ impl Engine for Embedded {
         how: Nack,
         delay: Option<Duration>,
     ) -> Result<Settled, EngineError> {
-        let target = self.shared.target(target)?;
-        let settings = target.settings.load_full();
-        let at = unix_now();
-        let until = delay.map(|delay| at.after(delay).0);
-        let bury = matches!(how, Nack::DeadLetter(_)) && settings.dead_letter.is_some();
-        let back = match how {
-            Nack::Release => Return::Released,
-            Nack::Failed(_) | Nack::DeadLetter(_) => Return::Failed,
-            Nack::Lost => Return::Lost,
-        };
-        let (mut failed, mut marks) = (Vec::new(), Vec::new());
-        let (mut exhausted, mut last) = (Vec::new(), Vec::new());
-        let _placing = self.shared.lanes.placing();
-        {
-            let mut state = target.state.lock();
-            for (place, lease) in leases.iter().enumerate() {
-                if bury {
-                    match state.set_aside(lease) {
-                        Ok((entry, attempt)) => exhausted.push((entry, attempt)),
-                        Err(error) => failed.push((place, error)),
-                    }
-                    continue;
-                }
-                match state.give_back(lease, back, settings.retries, until, at) {
-                    Ok(Returned { entry, mark, exhausted: true, .. }) => {
-                        exhausted.push((entry, mark.attempts));
-                        last.push((entry, mark));
-                    }
-                    Ok(Returned { entry, mark, changed: true, .. }) => {
-                        marks.push((entry.sequence, entry.location(), mark));
-                    }
-                    Ok(_) => {}
-                    Err(error) => failed.push((place, error)),
-                }
-            }
-            self.shared.tasks.register(&target, &mut state, at);
-        }
-        if back == Return::Lost {
-            self.shared.counts.leases_lost.add((leases.len() - failed.len()) as u64);
-        }
-        let (reply, durable) = Ticket::new();
-        let reply = if exhausted.is_empty() {
-            Some(reply)
-        } else {
-            let why = match how {
-                Nack::DeadLetter(said) if bury => Why::Said(said),
-                Nack::DeadLetter(how) => Why::Exhausted(Some(how)),
-                Nack::Failed(how) => Why::Exhausted(how),
-                Nack::Lost => Why::Exhausted(Some(burial::LOST)),
-                Nack::Release => Why::Exhausted(None),
-            };
-            // A crash before they are moved makes nobody get them once more.
-            keeper::write_marks(&self.shared, &target, last);
-            let reply = if marks.is_empty() { Some(reply) } else { None };
-            self.shared.tasks.push(Job::Bury(Burial::new(target.clone(), exhausted, why, reply)));
-            None
-        };
-        if marks.is_empty() {
-            if let Some(reply) = reply {
-                drop(reply.send(Ok(())));
-            }
-        } else {
-            self.shared.lanes.push(Work::Mark { target, marks, reply });
-        }
-        Ok(Settled { failed, durable })
+        self.give_back(target, leases, how, delay)
     }
 
     fn extend(

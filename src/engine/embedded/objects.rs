@@ -58,14 +58,19 @@ struct StoredQueue {
     labels: BTreeMap<String, String>,
     #[prost(uint64, tag = "11")]
     created_at: u64,
+    // From 20 on: 20 and the number of the field in the contract.
     #[prost(uint64, optional, tag = "26")]
     retry_min_backoff_ms: Option<u64>,
     #[prost(uint64, optional, tag = "27")]
     retry_max_backoff_ms: Option<u64>,
     #[prost(uint32, tag = "31")]
     overflow: u32,
+    #[prost(bool, tag = "33")]
+    ordered_by_key: bool,
     #[prost(bool, tag = "34")]
     single_active_consumer: bool,
+    #[prost(uint64, optional, tag = "35")]
+    dedup_window_ms: Option<u64>,
     #[prost(bool, tag = "38")]
     dead_letter_expired: bool,
     #[prost(uint64, optional, tag = "39")]
@@ -149,7 +154,9 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             retry_min_backoff_ms: queue.retry_min_backoff.map(millis),
             retry_max_backoff_ms: queue.retry_max_backoff.map(millis),
             overflow: u32::from(queue.overflow as u8),
+            ordered_by_key: queue.ordered_by_key,
             single_active_consumer: queue.single_active_consumer,
+            dedup_window_ms: queue.dedup_window.map(millis),
             dead_letter_expired: queue.dead_letter_expired,
             expires_after_ms: queue.expires_after.map(millis),
             paused: queue.paused,
@@ -208,7 +215,9 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
                 }
             },
             priorities: queue.priorities,
+            ordered_by_key: queue.ordered_by_key,
             single_active_consumer: queue.single_active_consumer,
+            dedup_window: queue.dedup_window_ms.map(Duration::from_millis),
             labels: queue.labels,
             paused: queue.paused,
             created_at: UnixMillis(queue.created_at),
@@ -294,7 +303,9 @@ mod tests {
                 max_bytes: 8,
                 overflow: Overflow::DeadLetter,
                 priorities: true,
+                ordered_by_key: true,
                 single_active_consumer: true,
+                dedup_window: Some(Duration::from_secs(60)),
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
                 paused: true,
                 created_at: UnixMillis(9),

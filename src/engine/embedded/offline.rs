@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::bodies::{read_large, read_pack};
 use super::body::decode_message;
 use super::disk::Disk;
-use super::format::{self, Add, CONTINUED, CONTINUES, Done, Head, Location, Record};
+use super::format::{self, Add, CONTINUED, CONTINUES, Done, Head, Location, Record, WHOLE};
 use super::ledger::Ledger;
 use super::log;
 use super::objects;
@@ -203,7 +203,7 @@ impl Offline {
     fn meta(&self, contents: &mut Contents) {
         let place = "the format of the store";
         match self.format() {
-            Ok(Some(format::FORMAT | format::FORMAT_WITHOUT_JOURNAL)) => {}
+            Ok(Some(format::OLDEST_FORMAT..=format::FORMAT)) => {}
             Ok(Some(found)) => contents.damage(place, format!("{found} is unknown"), "it is not opened"),
             Ok(None) => contents.damage(place, "is missing", "it is not opened"),
             Err(what) => contents.damage(place, what, "it is not opened"),
@@ -313,7 +313,7 @@ impl Offline {
                 }
             };
             let (continued, goes_on) = (head.flags & CONTINUED != 0, head.flags & CONTINUES != 0);
-            if continued && chain.is_empty() {
+            if continued && head.flags & WHOLE == 0 && chain.is_empty() {
                 // Its first pack was about to be removed; or its head is what is damaged.
                 contents.leftovers += u64::from(!broken);
                 continue;
@@ -368,10 +368,11 @@ fn cause(error: EngineError) -> String {
     }
 }
 
-/// Takes over the records of a pack, or of a chain: the bodies lie in the first.
+/// Takes over the records of a pack, or of a chain: the bodies lie in the first, or in each.
 fn accept(chain: Vec<(u64, Head)>, ledger: &mut Ledger, adds: &mut Vec<Live>) {
-    let Some(home) = chain.first().map(|(pack, _)| *pack) else { return };
+    let Some(first) = chain.first().map(|(pack, _)| *pack) else { return };
     for (pack, head) in chain {
+        let home = if head.flags & WHOLE == 0 { first } else { pack };
         ledger.begin(pack, 0);
         for record in head.records {
             match record {

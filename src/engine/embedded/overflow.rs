@@ -11,10 +11,12 @@ use smallvec::SmallVec;
 use super::entry::Entry;
 use super::format::Mark;
 use super::index::State;
+use super::order::Key;
 use super::pack::Failed;
 use super::target::{Target, WhenFull};
 use super::writer::{Effect, Writer};
 use crate::engine::Overflow;
+use crate::types::TargetId;
 use crate::types::clock::unix_now;
 
 /// When so many are on their way from one queue to its dead letter queue, the queue refuses. What one message sends there
@@ -37,36 +39,71 @@ struct Leaver {
 
 /// Those that make room for one operation.
 #[derive(Default)]
-pub(super) struct Leavers(SmallVec<[Leaver; 1]>);
+pub(super) struct Leavers {
+    all: SmallVec<[Leaver; 1]>,
+    sums: SmallVec<[Sum; 1]>,
+}
+
+/// What leaves one target.
+#[derive(Clone, Copy)]
+struct Sum {
+    target: TargetId,
+    messages: u64,
+    bytes: u64,
+    /// The last among the effects of this commit.
+    last: Option<usize>,
+}
 
 impl Leavers {
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.all.len()
     }
 
     /// Takes out what goes before the operation.
     pub(super) fn before(&mut self) -> Self {
         let count = self.len().saturating_sub(SETTLED_WITHIN);
-        Self(self.0.drain(..count).collect())
+        Self { all: self.all.drain(..count).collect(), sums: SmallVec::new() }
     }
 
-    /// Messages and bytes of a target.
-    fn of(&self, target: &Arc<Target>) -> (u64, u64) {
-        let own = self.0.iter().filter(|leaver| Arc::ptr_eq(&leaver.target, target));
-        own.fold((0, 0), |(messages, bytes), leaver| (messages + 1, bytes + u64::from(leaver.entry.len)))
+    fn of(&self, target: TargetId) -> Sum {
+        let known = self.sums.iter().find(|sum| sum.target == target).copied();
+        known.unwrap_or(Sum { target, messages: 0, bytes: 0, last: None })
+    }
+
+    fn push(&mut self, leaver: Leaver) {
+        let before = self.of(leaver.target.id);
+        let (messages, bytes) = (before.messages + 1, before.bytes + u64::from(leaver.entry.len));
+        let sum = Sum { messages, bytes, last: leaver.at.or(before.last), ..before };
+        match self.sums.iter_mut().find(|sum| sum.target == before.target) {
+            Some(known) => *known = sum,
+            None => self.sums.push(sum),
+        }
+        self.all.push(leaver);
     }
 }
 
 impl State {
-    /// Takes out the message that goes first when there must be room.
+    /// Takes out the message that goes first when there must be room. It has its place in the order of its key until it is
+    /// gone.
     fn make_room(&mut self) -> Option<Entry> {
-        let entry = self.levels.iter_mut().rev().find_map(super::level::Level::pop)?;
+        let waiting = self.order.as_mut().and_then(|order| order.first_to_go());
+        let level = self.levels.iter_mut().rev().find(|level| level.len() > 0);
+        let ready = level.as_ref().and_then(|level| Some((level.priority, level.first()?.sequence)));
+        let entry = match (waiting, &mut self.order) {
+            (Some((_, sequence)), Some(order)) if ready.is_none() || waiting < ready => {
+                let entry = order.take(sequence);
+                order.set_aside(sequence);
+                entry
+            }
+            _ => level?.pop(),
+        };
         self.members.go_on();
-        Some(entry)
+        entry
     }
 
     /// A message that goes to the dead letter queue without having been ready.
-    pub(super) fn pass_by(&mut self, entry: Entry, mark: Mark) {
+    pub(super) fn pass_by(&mut self, entry: Entry, mark: Mark, key: Option<Key>) {
+        self.know(entry.sequence, key);
         if !mark.is_empty() {
             self.marks.insert(entry.sequence, mark);
         }
@@ -76,25 +113,25 @@ impl State {
 }
 
 impl Writer {
-    /// Which bound one more message of `len` bytes would break, though all that may go went: `leavers` has it.
+    /// Which bound so many more messages of `len` bytes together would break, though all that may go went: `leavers` has it.
     pub(super) fn make_room(
         &mut self,
         target: &Arc<Target>,
-        len: u64,
+        (count, len): (u64, u64),
         leavers: &mut Leavers,
     ) -> Option<String> {
-        let bound = broken(target, 1, len, (0, 0))?;
+        let bound = room(target, count, len)?;
         let settings = target.settings.load();
         let WhenFull::Queue(overflow @ (Overflow::DropOldest | Overflow::DeadLetter)) = settings.when_full
         else {
             return Some(bound);
         };
-        if len > settings.max_bytes {
+        if count > settings.max_messages || len > settings.max_bytes {
             return Some(bound);
         }
-        let mut gone = leavers.of(target);
         loop {
-            let bound = broken(target, 1, len, gone)?;
+            let gone = leavers.of(target.id);
+            let bound = broken(target, count, len, (gone.messages, gone.bytes))?;
             if overflow == Overflow::DeadLetter {
                 let leaving = target.leaving_messages.load(Ordering::Relaxed);
                 if leaving >= LEAVING_MESSAGES || target.leaving_bytes.load(Ordering::Relaxed) > LEAVING_BYTES
@@ -105,26 +142,24 @@ impl Writer {
             let ready = target.state.lock().make_room();
             let leaver = match ready {
                 Some(entry) => Leaver { target: target.clone(), entry, at: None },
-                None => match self.next_of_this_commit(target, leavers) {
+                None => match self.next_of_this_commit(target, gone.last) {
                     Some((at, entry)) => Leaver { target: target.clone(), entry, at: Some(at) },
                     None => return Some(bound),
                 },
             };
-            gone = (gone.0 + 1, gone.1 + u64::from(leaver.entry.len));
-            leavers.0.push(leaver);
+            leavers.push(leaver);
         }
     }
 
-    /// The first message of this commit that would be ready in this target.
-    fn next_of_this_commit(&mut self, target: &Arc<Target>, leavers: &Leavers) -> Option<(usize, Entry)> {
-        let own = leavers.0.iter().rev().filter(|leaver| Arc::ptr_eq(&leaver.target, target));
-        let from = match own.filter_map(|leaver| leaver.at).next() {
+    /// The first message of this commit, behind `last` of its effects, that would be ready in this target.
+    fn next_of_this_commit(&mut self, target: &Arc<Target>, last: Option<usize>) -> Option<(usize, Entry)> {
+        let from = match last {
             Some(last) => last + 1,
             None => self.left.get(&target.id).copied().unwrap_or(0),
         };
         let now = unix_now();
         let find = |(at, effect): (usize, &Effect)| match effect {
-            Effect::Push(other, entry, mark)
+            Effect::Push(other, entry, mark, _)
                 if Arc::ptr_eq(other, target) && mark.not_before.is_none_or(|at| at <= now) =>
             {
                 Some((at, *entry))
@@ -137,7 +172,8 @@ impl Writer {
     /// The operation is refused: what would have made room for it stays.
     pub(super) fn stay(leavers: Leavers) {
         let now = unix_now();
-        for Leaver { target, entry, .. } in leavers.0.into_iter().filter(|leaver| leaver.at.is_none()).rev() {
+        for Leaver { target, entry, .. } in leavers.all.into_iter().filter(|leaver| leaver.at.is_none()).rev()
+        {
             let mut state = target.state.lock();
             state.put_back(entry, 0, now);
             state.members.wake(1);
@@ -146,7 +182,7 @@ impl Writer {
 
     /// What makes room for an operation goes.
     pub(super) fn leave(&mut self, leavers: Leavers) -> Result<(), Failed> {
-        for Leaver { target, entry, at } in leavers.0 {
+        for Leaver { target, entry, at } in leavers.all {
             if let Some(at) = at {
                 self.left.insert(target.id, at + 1);
             }
@@ -172,11 +208,11 @@ impl Writer {
 
     fn leave_for_dead_letters(&mut self, target: Arc<Target>, entry: Entry, at: Option<usize>) {
         if let Some(effect) = at.and_then(|at| self.effects.get_mut(at)) {
-            let mark = match effect {
-                Effect::Push(_, _, mark) => *mark,
-                _ => Mark::default(),
+            let new = match effect {
+                Effect::Push(_, _, mark, key) => (*mark, *key),
+                _ => (Mark::default(), None),
             };
-            *effect = Effect::Bury(target, entry, Some(mark));
+            *effect = Effect::Bury(target, entry, Some(new));
             return;
         }
         let mut state = target.state.lock();

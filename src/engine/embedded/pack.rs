@@ -4,10 +4,11 @@ use bytes::Bytes;
 use sled::IVec;
 
 use super::bodies::{Bodies, BodyKey};
+use super::dedup::Dedup;
 use super::disk::{Disk, Tree};
 use super::format::{
     Add, CHECKSUM_BYTES, CONTINUED, CONTINUES, HEAD_BYTES, INLINE, INLINE_BYTES, LARGE_BYTES, Location,
-    PART_BYTES, Place, ROW_BYTES, Record, encode_head, part_key, put_checksum,
+    PART_BYTES, Place, ROW_BYTES, Record, WHOLE, encode_head, part_key, put_checksum,
 };
 use super::ledger::Ledger;
 use super::log::Log;
@@ -15,7 +16,7 @@ use super::log::Log;
 /// What the records of one operation may need of a head before it is written as a chain.
 const RECORDS_BYTES: usize = ROW_BYTES - HEAD_BYTES - 64;
 /// No record is longer.
-pub(super) const RECORD_BYTES: usize = 80;
+pub(super) const RECORD_BYTES: usize = 96;
 
 /// The pack that is being built.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub(super) struct Packer {
     open: Option<Open>,
     /// The first pack of the chain that is being written.
     chain: Option<u64>,
+    /// What is written is one operation of several messages, which fill several packs.
+    linked: bool,
     pub(super) log: Log,
     /// Body rows below this pack are there, if only as empty ones.
     reserved: u64,
@@ -52,6 +55,11 @@ const RESERVE_PACKS: u64 = 64;
 /// The newest leaf has at most so many rows, and none of them may be filled when it is split.
 const LEAF_ROWS: u64 = 17;
 
+/// The bytes that a body takes of a row.
+fn in_row(body: usize) -> usize {
+    if body > LARGE_BYTES { 0 } else { body }
+}
+
 /// A row could not be written.
 pub(super) type Failed = String;
 
@@ -61,11 +69,21 @@ pub(super) struct Books<'a> {
     pub(super) disk: &'a Disk,
     pub(super) bodies: &'a Bodies,
     pub(super) ledger: &'a mut Ledger,
+    pub(super) dedup: &'a mut Dedup,
 }
 
 impl Packer {
     pub(super) fn new(boot: u64, next_pack: u64, log: Log) -> Self {
-        Self { boot, next_pack, open: None, chain: None, log, reserved: 0, spare: Default::default() }
+        Self {
+            boot,
+            next_pack,
+            open: None,
+            chain: None,
+            linked: false,
+            log,
+            reserved: 0,
+            spare: Default::default(),
+        }
     }
 
     /// The newest pack that was sealed, or 0.
@@ -98,18 +116,60 @@ impl Packer {
         body: usize,
     ) -> Result<(), Failed> {
         let need = records * RECORD_BYTES;
-        let body = if body > LARGE_BYTES { 0 } else { body };
-        if need > RECORDS_BYTES {
+        let body = in_row(body);
+        if self.linked {
+            if !self.has_room(need, body, 1) {
+                self.link(books)?;
+            }
+        } else if need > RECORDS_BYTES {
             self.seal(books, 0)?;
             let pack = self.open(books.ledger, 0).pack;
             self.chain = Some(pack);
-        } else if self.open.as_ref().is_some_and(|open| {
-            open.records.len() + need > RECORDS_BYTES
-                || open.bodies.len() + body > ROW_BYTES
-                || open.slots == u16::MAX
-        }) {
+        } else if !self.has_room(need, body, 1) {
             self.seal(books, 0)?;
         }
+        Ok(())
+    }
+
+    /// Whether so much fits the open pack, or there is none.
+    fn has_room(&self, records: usize, bodies: usize, slots: usize) -> bool {
+        self.open.as_ref().is_none_or(|open| {
+            open.records.len() + records <= RECORDS_BYTES
+                && open.bodies.len() + bodies <= ROW_BYTES
+                && usize::from(open.slots) + slots <= usize::from(u16::MAX)
+        })
+    }
+
+    /// What is begun from here until [`Packer::end_all`], operations of so many records and such bodies, becomes one: it
+    /// ends up in one pack, or in a chain of whole ones. Each has fewer records than a pack has room for.
+    pub(super) fn begin_all(
+        &mut self,
+        books: &mut Books<'_>,
+        ops: impl Iterator<Item = (usize, usize)>,
+    ) -> Result<(), Failed> {
+        let sum = |(need, bodies, count), (records, body)| {
+            (need + records * RECORD_BYTES, bodies + in_row(body), count + 1)
+        };
+        let (need, bodies, count) = ops.fold((0, CHECKSUM_BYTES, 0), sum);
+        if self.has_room(need, bodies, count) && self.open.is_some() {
+            return Ok(());
+        }
+        self.seal(books, 0)?;
+        self.linked = need > RECORDS_BYTES || bodies > ROW_BYTES || count > usize::from(u16::MAX);
+        Ok(())
+    }
+
+    /// The last of them is written.
+    pub(super) fn end_all(&mut self, books: &mut Books<'_>) -> Result<(), Failed> {
+        if std::mem::take(&mut self.linked) { self.seal(books, 0) } else { Ok(()) }
+    }
+
+    /// Goes on in the next pack.
+    fn link(&mut self, books: &mut Books<'_>) -> Result<(), Failed> {
+        self.seal(books, CONTINUES | WHOLE)?;
+        let before = self.last();
+        let pack = self.open(books.ledger, CONTINUED | WHOLE).pack;
+        books.ledger.follow(pack, before);
         Ok(())
     }
 
@@ -208,7 +268,7 @@ impl Packer {
         Ok(())
     }
 
-    /// Writes the open pack: bodies, then the head that implies them.
+    /// Writes the open pack: bodies and deduplication ids, then the head that implies them.
     pub(super) fn seal(&mut self, books: &mut Books<'_>, flags: u8) -> Result<(), Failed> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
         let key = open.pack.to_be_bytes();
@@ -228,6 +288,9 @@ impl Packer {
             kept = Some(Bytes::from_owner(body.clone()).slice(CHECKSUM_BYTES..));
             self.reserve(books, open.pack)?;
             self.log.insert(books.disk, Tree::Body, &key, body)?;
+        }
+        for (key, row) in books.dedup.take_rows() {
+            self.log.insert(books.disk, Tree::Dedup, &key, row)?;
         }
         self.log.insert(books.disk, Tree::Head, &key, head)?;
         if let Some(kept) = kept {

@@ -212,8 +212,7 @@ impl State {
         {
             self.delayed_until.remove(&sequence);
             if let Some((_, entry)) = self.delayed.pop_first() {
-                self.level(entry.priority).unpop(entry);
-                woken += 1;
+                woken += usize::from(self.fall_due(entry));
             }
         }
         while let Some((at, sequence)) = self.leases.first_end()
@@ -228,15 +227,25 @@ impl State {
         if self.expiring > 0 {
             let mut levels = std::mem::take(&mut self.levels);
             let mut over = Vec::new();
-            for level in &mut levels {
-                level.fill();
-                level.fresh.retain(|entry| !self.is_over(entry, now) || (over.push(*entry), false).1);
-                level.returned.retain(|_, entry| !self.is_over(entry, now) || (over.push(*entry), false).1);
+            let mut order = self.order.take();
+            let mut is_over = |entry: &Entry| self.is_over(entry, now);
+            levels.iter_mut().for_each(|level| level.take_all(&mut over, &mut is_over));
+            let mut resting = Vec::new();
+            if let Some(order) = &mut order {
+                order.take_all(&mut over, &mut is_over);
+                // One that holds its key up does not do so until it is due.
+                let fronts = self.delayed.iter().filter(|(_, entry)| order.is_front(entry.sequence));
+                resting.extend(fronts.filter(|(_, entry)| is_over(entry)).map(|(&at, _)| at));
             }
-            self.levels = levels;
+            (self.levels, self.order) = (levels, order);
+            for at in resting {
+                self.delayed_until.remove(&at.1);
+                over.extend(self.delayed.remove(&at));
+            }
             if !over.is_empty() {
                 self.members.go_on();
             }
+            over.sort_unstable_by_key(|entry| entry.sequence);
             over.into_iter().for_each(|entry| self.run_out(entry, buries_expired, &mut due.over));
         }
         self.members.wake(woken);

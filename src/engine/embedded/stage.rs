@@ -6,16 +6,21 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::admit::Slot;
+use super::dedup::First;
 use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Add, Location, Mark, Place, RETAINED, Record};
+use super::hash::TextHash;
 use super::lanes::{OnlyIf, Prepared, PreparedMove, PreparedPublish, SettleReply, Work};
 use super::objects;
+use super::order::Key;
 use super::overflow::{Leavers, room};
 use super::pack::Failed;
 use super::target::{Settings, Target, WhenFull};
 use super::writer::{Answer, Effect, Writer};
-use crate::engine::{Append, Outcome, Refusal};
+use crate::engine::{Outcome, Refusal};
+use crate::types::clock::unix_now;
 use crate::types::{Priority, Qos, Sequence, TargetId, UnixMillis};
 
 impl Writer {
@@ -96,14 +101,19 @@ impl Writer {
         if let Some((free_bytes, watermark_bytes)) = self.low_disk
             && matches!(
                 op,
-                Prepared::Publish(_) | Prepared::Forward(_) | Prepared::Define(..) | Prepared::Subscribe(..)
+                Prepared::Publish(_)
+                    | Prepared::All(_)
+                    | Prepared::Forward(_)
+                    | Prepared::Define(..)
+                    | Prepared::Subscribe(..)
             )
         {
             self.shared.counts.refused_disk.add(1);
             return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
         }
         match op {
-            Prepared::Publish(publish) => self.stage_publish(*publish),
+            Prepared::Publish(publish) => self.stage_publish(*publish, None),
+            Prepared::All(items) => self.stage_all(items),
             Prepared::Move(moved) => self.stage_move(*moved),
             Prepared::Forward(forward) => self.stage_forward(*forward),
             other => self.stage_rare(other),
@@ -112,7 +122,7 @@ impl Writer {
 
     fn stage_rare(&mut self, op: Prepared) -> Result<Outcome, Failed> {
         match op {
-            Prepared::Publish(_) | Prepared::Move(_) | Prepared::Forward(_) => {}
+            Prepared::Publish(_) | Prepared::All(_) | Prepared::Move(_) | Prepared::Forward(_) => {}
             Prepared::Outgoing { target, sequence, outgoing } => {
                 let Ok(target) = self.shared.target(target) else {
                     return Ok(Outcome::Refused(Refusal::Gone(target)));
@@ -157,6 +167,7 @@ impl Writer {
                 }
                 log.remove(disk, Tree::Seq, &key)?;
                 self.dirty_sequences.remove(&id);
+                self.dedup.delete(id);
                 self.effects.push(Effect::Gone(target));
             }
             Prepared::Subscribe(session, filter, options) => {
@@ -175,51 +186,96 @@ impl Writer {
         Ok(Outcome::Done)
     }
 
-    fn stage_publish(&mut self, publish: PreparedPublish) -> Result<Outcome, Failed> {
+    /// `at`: when it was admitted, together with others, so that it is not refused here.
+    pub(super) fn stage_publish(
+        &mut self,
+        publish: PreparedPublish,
+        at: Option<UnixMillis>,
+    ) -> Result<Outcome, Failed> {
         let len = publish.body.len() as u64;
-        let mut open = SmallVec::<[Option<(Arc<Target>, &Append)>; 2]>::new();
+        let mut open = SmallVec::<[Slot<'_>; 2]>::new();
         let mut leavers = Leavers::default();
+        let mut duplicate = None;
         for append in &publish.targets {
             let Ok(target) = self.shared.target(append.target) else {
                 if publish.targets.len() == 1 && publish.incoming.is_none() && publish.retained.is_none() {
                     return Ok(Outcome::Refused(Refusal::Gone(append.target)));
                 }
-                open.push(None);
+                open.push(Slot::None);
                 continue;
             };
-            match self.make_room(&target, len, &mut leavers) {
-                None => open.push(Some((target, append))),
-                Some(_) if target.settings.load().when_full == WhenFull::DropNew => {
+            if let Some((id, _)) = publish.dedup {
+                match self.known(&target, id, 1, at.unwrap_or_else(unix_now)) {
+                    Ok(None) => {}
+                    Ok(Some(first)) => {
+                        self.shared.counts.duplicates.add(1);
+                        duplicate = duplicate.or(Some(first));
+                        open.push(Slot::Known(first.sequence));
+                        continue;
+                    }
+                    Err(refusal) => {
+                        Self::stay(leavers);
+                        return Ok(self.refused_full(refusal));
+                    }
+                }
+            }
+            let is_dropping = || target.settings.load().when_full == WhenFull::DropNew;
+            let full = match at {
+                Some(_) if !is_dropping() => None,
+                _ => self.make_room(&target, (1, len), &mut leavers),
+            };
+            match full {
+                None => open.push(Slot::Open(target, append)),
+                Some(_) if is_dropping() => {
                     target.totals.dropped.fetch_add(1, Ordering::Relaxed);
                     self.shared.counts.dropped.add(1);
-                    open.push(None);
+                    open.push(Slot::None);
                 }
                 Some(bound) => {
                     Self::stay(leavers);
-                    self.shared.counts.refused_full.add(1);
-                    return Ok(Outcome::Refused(Refusal::Full { target: append.target, bound }));
+                    return Ok(self.refused_full(Refusal::Full { target: append.target, bound }));
                 }
             }
         }
         let incoming =
             publish.incoming.and_then(|(session, id)| Some((self.shared.target(session).ok()?, id)));
-        let stores =
-            open.iter().any(Option::is_some) || publish.retained.as_ref().is_some_and(|it| !it.clear);
+        let stores = open.iter().any(|slot| matches!(slot, Slot::Open(..)))
+            || publish.retained.as_ref().is_some_and(|it| !it.clear);
+        if let Some(First { id, sequence }) = duplicate
+            && incoming.is_none()
+            && publish.retained.is_none()
+            && open.iter().all(|slot| matches!(slot, Slot::Known(_)))
+        {
+            return Ok(Outcome::Duplicate { id, sequence: Sequence(sequence) });
+        }
         self.leave(leavers.before())?;
         let (packer, mut books) = self.books();
-        packer.begin_op(&mut books, publish.targets.len() + leavers.len() + 3, publish.body.len())?;
+        packer.begin_op(&mut books, publish.records() + leavers.len(), publish.body.len())?;
         let place = if stores { Some(packer.body(&mut books, &publish.body)?) } else { None };
         self.leave(leavers)?;
         let mut sequences = SmallVec::with_capacity(open.len());
         for slot in open {
-            let (Some((target, append)), Some(place)) = (slot, place) else {
-                sequences.push(None);
-                continue;
+            let (target, append, place) = match (slot, place) {
+                (Slot::Open(target, append), Some(place)) => (target, append, place),
+                (Slot::Known(sequence), _) => {
+                    sequences.push(Some(Sequence(sequence)));
+                    continue;
+                }
+                _ => {
+                    sequences.push(None);
+                    continue;
+                }
             };
             let expires_at = [append.expires_at, publish.expires_at].into_iter().flatten().min();
             let mark = Mark { not_before: append.not_before, ..Mark::default() };
             let how = (append.qos, append.retain, append.priority);
-            sequences.push(Some(self.stage_add(target, place, how, expires_at, mark)?));
+            let queue = publish.dedup.filter(|_| target.settings.load().dedup_window.is_some());
+            let queue = queue.map(|(id, message)| (target.id, id, message));
+            let sequence = self.stage_add(target, place, how, expires_at, publish.key, mark)?;
+            if let Some((queue, id, message)) = queue {
+                self.dedup.remember(queue, id, First { id: message, sequence: sequence.0 });
+            }
+            sequences.push(Some(sequence));
         }
         if let Some(retained) = publish.retained {
             if let Some((sequence, of)) = self.retained.remove(&retained.topic) {
@@ -263,10 +319,15 @@ impl Writer {
         place: Place,
         (qos, retain, priority): (Qos, bool, Priority),
         expires_at: Option<UnixMillis>,
+        key: Option<TextHash>,
         mark: Mark,
     ) -> Result<Sequence, Failed> {
         let sequence = self.next_sequence(&target);
-        let priority = if target.settings.load().priorities { priority } else { Priority::default() };
+        let (priority, key) = {
+            let settings = target.settings.load();
+            let priority = if settings.priorities { priority } else { Priority::default() };
+            (priority, key.filter(|_| settings.ordered))
+        };
         let add = Add {
             target: target.id.0,
             sequence,
@@ -275,6 +336,7 @@ impl Writer {
             retain,
             priority,
             expires_at,
+            key,
             incoming: None,
             mark,
         };
@@ -294,12 +356,13 @@ impl Writer {
             how,
             priority,
         );
-        self.effects.push(Effect::Push(target, entry, mark));
+        self.effects.push(Effect::Push(target, entry, mark, key.map(Key::from)));
         Ok(Sequence(sequence))
     }
 
     fn stage_move(&mut self, moved: PreparedMove) -> Result<Outcome, Failed> {
-        let PreparedMove { from, sequence, view, to, body, priority, expires_at, bounded, leaving } = moved;
+        let PreparedMove { from, sequence, view, to, body, key, priority, expires_at, bounded, leaving } =
+            moved;
         let (source, destination) = match (self.shared.target(from), self.shared.target(to)) {
             (Ok(source), Ok(destination)) => (source, destination),
             (Err(_), _) => return Ok(Outcome::Refused(Refusal::Gone(from))),
@@ -329,7 +392,7 @@ impl Writer {
             source.left(&entry);
         }
         let how = (entry.qos(), entry.retain(), priority);
-        let moved = self.stage_add(destination, place, how, expires_at, Mark::default())?;
+        let moved = self.stage_add(destination, place, how, expires_at, key, Mark::default())?;
         Ok(Outcome::Published(SmallVec::from_elem(Some(moved), 1)))
     }
 
@@ -390,6 +453,7 @@ fn bodiless(
         retain: false,
         priority: Priority::default(),
         expires_at,
+        key: None,
         incoming,
         mark: Mark::default(),
     }

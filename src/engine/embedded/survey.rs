@@ -2,6 +2,7 @@
 
 use super::entry::Entry;
 use super::index::{KEEPER, State};
+use super::level::Level;
 use crate::engine::View;
 
 impl State {
@@ -10,15 +11,10 @@ impl State {
         let mut found = Vec::new();
         if matches!(view, View::All | View::Ready) {
             for level in &self.levels {
-                let start = level.fresh.partition_point(|entry| entry.sequence < from);
-                let ready = level
-                    .fresh
-                    .range(start..)
-                    .filter(|entry| !entry.is_hole())
-                    .take(max)
-                    .chain(level.returned.range(from..).map(|(_, e)| e).take(max));
-                found.extend(ready.map(|entry| (*entry, View::Ready, None)));
+                found.extend(level.list(from, max).map(|entry| (*entry, View::Ready, None)));
             }
+            let waiting = self.order.iter().flat_map(|order| order.list(from, max));
+            found.extend(waiting.map(|entry| (*entry, View::Ready, None)));
         }
         if matches!(view, View::All | View::Delayed) {
             let delayed = self.delayed_until.range(from..).take(max);
@@ -34,18 +30,19 @@ impl State {
                 }),
             );
         }
+        if found.len() > max {
+            found.select_nth_unstable_by_key(max, |(entry, ..)| entry.sequence);
+            found.truncate(max);
+        }
         found.sort_unstable_by_key(|(entry, ..)| entry.sequence);
-        found.truncate(max);
         let attempts = |entry: &Entry| self.marks.get(&entry.sequence).map_or(0, |mark| mark.attempts);
         found.into_iter().map(|(entry, view, until)| (entry, view, attempts(&entry), until)).collect()
     }
 
     /// The one with the first place of all.
-    pub(super) fn oldest(&self) -> Option<Entry> {
-        let ready = self
-            .levels
-            .iter()
-            .flat_map(|level| level.fresh.front().into_iter().chain(level.returned.values().next()));
+    pub(super) fn oldest(&mut self) -> Option<Entry> {
+        let waiting = self.order.as_mut().and_then(|order| order.oldest());
+        let ready = self.levels.iter().filter_map(Level::first).chain(&waiting);
         let delayed = self.delayed_until.first_key_value();
         let delayed = delayed.and_then(|(&sequence, &until)| self.delayed.get(&(until, sequence)));
         let leased = self.leases.all().map(|lease| &lease.entry);
@@ -54,9 +51,16 @@ impl State {
 
     /// A message whose body cannot be read is not handed out any more; it stays in the store.
     pub(super) fn discard(&mut self, sequence: u64) {
-        if self.unlease(sequence).is_none() {
-            self.levels.iter_mut().find_map(|level| level.remove(sequence));
-            self.members.go_on();
+        let found = match self.unlease(sequence) {
+            Some(lease) => Some(lease.entry),
+            None => {
+                let found = self.take_ready(sequence);
+                self.members.go_on();
+                found
+            }
+        };
+        if let Some(entry) = found {
+            self.forget(&entry);
         }
     }
 
@@ -66,7 +70,7 @@ impl State {
         for sequence in sequences {
             let mut found = None;
             if matches!(view, View::All | View::Ready) {
-                found = self.levels.iter_mut().find_map(|level| level.remove(sequence));
+                found = self.take_ready(sequence);
             }
             if found.is_none()
                 && matches!(view, View::All | View::Delayed)
@@ -98,6 +102,7 @@ impl State {
     pub(super) fn drain_whole(&mut self) -> Vec<Entry> {
         let mut out = self.drain(View::All);
         out.extend(self.leases.drain().map(|lease| lease.entry));
+        self.order = None;
         out
     }
 
@@ -109,6 +114,9 @@ impl State {
                 level.fill();
                 out.extend(std::mem::take(&mut level.returned).into_values());
                 out.extend(std::mem::take(&mut level.fresh));
+            }
+            if let Some(order) = &mut self.order {
+                order.take_all(&mut out, |_| true);
             }
         }
         if matches!(view, View::All | View::Delayed) {

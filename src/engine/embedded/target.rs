@@ -1,6 +1,7 @@
 //! A durable target as the engine knows it: its settings, its counts, its index.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -29,8 +30,11 @@ pub(super) struct Settings {
     pub(super) queue: Option<QueueName>,
     pub(super) dead_letter: Option<QueueName>,
     pub(super) priorities: bool,
+    /// Messages of one key come one at a time.
+    pub(super) ordered: bool,
     /// One consumer gets messages, until it ends.
     pub(super) single_active: bool,
+    pub(super) dedup_window: Option<Duration>,
     /// What expires goes to the dead letter queue.
     pub(super) buries_expired: bool,
     pub(super) paused: bool,
@@ -56,7 +60,9 @@ impl From<&Definition> for Settings {
             queue: queue.map(|queue| queue.name.clone()),
             dead_letter: queue.and_then(|queue| queue.dead_letter.clone()),
             priorities: queue.is_some_and(|queue| queue.priorities),
+            ordered: queue.is_some_and(|queue| queue.ordered_by_key),
             single_active: queue.is_some_and(|queue| queue.single_active_consumer),
+            dedup_window: queue.and_then(|queue| queue.dedup_window),
             buries_expired: queue
                 .is_some_and(|queue| queue.dead_letter_expired && queue.dead_letter.is_some()),
             paused: queue.is_some_and(|queue| queue.paused),
@@ -94,7 +100,8 @@ pub(super) struct Totals {
 
 impl Target {
     pub(super) fn new(id: TargetId, settings: Settings, next_sequence: u64) -> Self {
-        let state = State { paused: settings.paused, ..State::default() };
+        let order = settings.ordered.then(Box::default);
+        let state = State { order, paused: settings.paused, ..State::default() };
         Self {
             id,
             settings: ArcSwap::from_pointee(settings),

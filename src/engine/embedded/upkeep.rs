@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use super::disk::Tree;
 use super::entry::Entry;
-use super::format::{self, CONTINUED, Location, Record};
+use super::format::{self, CONTINUED, Location, Record, WHOLE};
 use super::lanes::deadline;
 use super::ledger::Ledger;
 use super::pack::Failed;
 use super::writer::Writer;
-use crate::types::clock::now;
+use crate::types::clock::{now, unix_now};
 
 /// Checkpoints are written after so many logical bytes …
 const CHECKPOINT_BYTES: u64 = 64 << 20;
@@ -18,6 +18,8 @@ const CHECKPOINT_BYTES: u64 = 64 << 20;
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
 /// How many packs one round removes.
 const REMOVE_PACKS: usize = 1024;
+/// How many rows of deduplication ids one round removes.
+const REMOVE_ROWS: usize = 1024;
 /// Packs are removed together, so that what goes before them is written seldom.
 const REMOVE_EVERY: Duration = Duration::from_millis(50);
 /// How many packs one round checkpoints.
@@ -59,7 +61,7 @@ impl Upkeep {
 impl Writer {
     /// Whether the writer should look again soon though nobody hands work in.
     pub(super) fn upkeep_waits(&self) -> bool {
-        !self.removable.is_empty() || self.ledger.has_free()
+        !self.removable.is_empty() || self.ledger.has_free() || self.dedup.has_dropped()
     }
 
     /// Does a bounded part of what there is to do, within the current commit.
@@ -70,7 +72,18 @@ impl Writer {
         for pack in self.ledger.take_free() {
             self.removable.push_back((self.syncs, pack));
         }
+        self.forget_ids()?;
         self.remove()
+    }
+
+    /// Removes what queues need not remember any more.
+    fn forget_ids(&mut self) -> Result<(), Failed> {
+        let Self { dedup, shared, packer, .. } = self;
+        dedup.sweep(unix_now(), |id| shared.target(id).ok()?.settings.load().dedup_window);
+        for key in dedup.take_dropped(REMOVE_ROWS) {
+            packer.log.remove(&shared.disk, Tree::Dedup, &key)?;
+        }
+        Ok(())
     }
 
     /// What was written before this sync is durable now.
@@ -120,6 +133,10 @@ impl Writer {
 
     /// The packs that prove which sequences were given out are about to go.
     fn write_sequences(&mut self) -> Result<(), Failed> {
+        if self.dedup.is_staged() {
+            // What is remembered of a sequence that was given out is taken for committed: its head comes first.
+            self.seal()?;
+        }
         for id in std::mem::take(&mut self.dirty_sequences) {
             let next = match self.shared.target(id) {
                 Ok(target) => target.next_sequence.load(std::sync::atomic::Ordering::Relaxed),
@@ -180,7 +197,8 @@ impl Writer {
                 break;
             };
             let head = format::decode_head(&row).map_err(|e| e.to_string())?;
-            if at != pack && head.flags & CONTINUED == 0 {
+            let whole = head.flags & WHOLE != 0;
+            if at != pack && (head.flags & CONTINUED == 0 || whole) {
                 break;
             }
             for record in head.records {
@@ -211,7 +229,7 @@ impl Writer {
                 };
                 self.stage_rewrite(old, add, &body)?;
             }
-            if head.flags & format::CONTINUES == 0 {
+            if whole || head.flags & format::CONTINUES == 0 {
                 break;
             }
         }

@@ -16,6 +16,7 @@ use rustc_hash::FxHasher;
 use smallvec::SmallVec;
 
 use super::burial::SetAside;
+use super::dedup::Dedup;
 use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Location, Mark};
@@ -23,6 +24,7 @@ use super::keeper;
 use super::lanes::{Prepared, Reply, Work, deadline};
 use super::ledger::Ledger;
 use super::marker::Marker;
+use super::order::Key;
 use super::pack::{Books, Failed, Packer};
 use super::shared::Shared;
 use super::target::Target;
@@ -40,14 +42,14 @@ const UPKEEP_EVERY: Duration = Duration::from_millis(50);
 
 /// What happens when the commit is durable.
 pub(super) enum Effect {
-    Push(Arc<Target>, Entry, Mark),
+    Push(Arc<Target>, Entry, Mark, Option<Key>),
     Incoming(Arc<Target>, u16, u64, Location),
     Released(Arc<Target>, u16),
     Relocate(Arc<Target>, Entry),
     Defined(Arc<Target>),
     Gone(Arc<Target>),
-    /// To the dead letter queue, for want of room; with its mark if it is not in the index yet.
-    Bury(Arc<Target>, Entry, Option<Mark>),
+    /// To the dead letter queue, for want of room; with its mark and key if it is not in the index yet.
+    Bury(Arc<Target>, Entry, Option<(Mark, Option<Key>)>),
     /// What was to happen does not.
     None,
 }
@@ -67,6 +69,7 @@ pub(super) struct Writer {
     /// Where the retained value of each topic stands.
     pub(super) retained: HashMap<TopicName, (u64, Location)>,
     pub(super) next_retained: u64,
+    pub(super) dedup: Dedup,
     /// Packs to be removed, with the sync that must have happened before.
     pub(super) removable: VecDeque<(u64, u64)>,
     /// Targets whose next sequence is not written since it changed.
@@ -93,6 +96,7 @@ impl Writer {
         packer: Packer,
         retained: HashMap<TopicName, (u64, Location)>,
         next_retained: u64,
+        dedup: Dedup,
     ) -> Self {
         Self {
             shared,
@@ -100,6 +104,7 @@ impl Writer {
             packer,
             retained,
             next_retained,
+            dedup,
             removable: VecDeque::new(),
             dirty_sequences: HashSet::default(),
             syncs: 0,
@@ -207,12 +212,12 @@ impl Writer {
         let upkeep = busy.then(|| deadline(UPKEEP_EVERY));
         let space = self.low_disk.map(|_| deadline(SPACE_EVERY));
         let checkpoint = self.upkeep.checkpoint_at(&self.ledger);
-        [give, sync, upkeep, space, checkpoint].into_iter().flatten().min()
+        [give, sync, upkeep, space, checkpoint, self.dedup.sweep_at()].into_iter().flatten().min()
     }
 
     pub(super) fn books(&mut self) -> (&mut Packer, Books<'_>) {
-        let Self { packer, shared, ledger, .. } = self;
-        (packer, Books { disk: &shared.disk, bodies: &shared.bodies, ledger })
+        let Self { packer, shared, ledger, dedup, .. } = self;
+        (packer, Books { disk: &shared.disk, bodies: &shared.bodies, ledger, dedup })
     }
 
     pub(super) fn seal(&mut self) -> Result<(), Failed> {
@@ -261,15 +266,15 @@ impl Writer {
         let mut effects = done.drain(..).peekable();
         while let Some(effect) = effects.next() {
             match effect {
-                Effect::Push(target, entry, mark) => {
+                Effect::Push(target, entry, mark, key) => {
                     let mut state = target.state.lock();
                     let mut pushed = 1;
                     let mut dead = SmallVec::<[Location; 4]>::new();
-                    push(&mut state, entry, mark, at, &mut dead);
-                    while let Some(Effect::Push(_, entry, mark)) = effects.next_if(
+                    push(&mut state, entry, mark, key, at, &mut dead);
+                    while let Some(Effect::Push(_, entry, mark, key)) = effects.next_if(
                         |next| matches!(next, Effect::Push(other, ..) if Arc::ptr_eq(other, &target)),
                     ) {
-                        push(&mut state, entry, mark, at, &mut dead);
+                        push(&mut state, entry, mark, key, at, &mut dead);
                         pushed += 1;
                     }
                     state.members.wake(pushed);
@@ -289,15 +294,15 @@ impl Writer {
                     target.state.lock().relocate(entry.sequence, &entry);
                 }
                 Effect::None => {}
-                Effect::Bury(target, entry, mark) => {
+                Effect::Bury(target, entry, new) => {
                     let mut state = target.state.lock();
                     if state.gone {
                         drop(state);
                         self.ledger.settle(entry.location());
                         continue;
                     }
-                    if let Some(mark) = mark {
-                        state.pass_by(entry, mark);
+                    if let Some((mark, key)) = new {
+                        state.pass_by(entry, mark, key);
                     }
                     let attempts = state.marks.get(&entry.sequence).map_or(0, |mark| mark.attempts);
                     drop(state);
@@ -349,13 +354,14 @@ fn push(
     state: &mut super::index::State,
     entry: Entry,
     mark: Mark,
+    key: Option<Key>,
     at: UnixMillis,
     dead: &mut SmallVec<[Location; 4]>,
 ) {
     if state.gone {
         dead.push(entry.location());
     } else {
-        state.push(entry, mark, at);
+        state.push(entry, mark, key, at);
     }
 }
 

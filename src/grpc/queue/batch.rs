@@ -16,7 +16,8 @@ use crate::types::clock;
 /// A message for a queue.
 ///
 /// # Errors
-/// [`CoreError::Invalid`] and [`CoreError::TooLarge`] with the field's path below the message.
+/// [`CoreError::Invalid`] and [`CoreError::TooLarge`] with the field's path below the message; [`CoreError::Precondition`]
+/// for what the queue cannot do.
 pub(super) fn enqueue_of(
     queue: &QueueEntry,
     intake: Intake<'_>,
@@ -26,6 +27,7 @@ pub(super) fn enqueue_of(
         return Err(CoreError::invalid("retain", "is for topics: a queue retains nothing"));
     }
     let Accepted { message, priority, not_before } = intake.message(message, Some(queue.topic()))?;
+    queue.check_asked(&message)?;
     Ok(Enqueue { message, priority, not_before })
 }
 

@@ -30,7 +30,8 @@ use super::{
 const MAX_IDS: usize = 100;
 
 pub(super) fn enqueued(stored: Enqueued) -> v1::EnqueueResponse {
-    v1::EnqueueResponse { message_id: stored.id.to_string(), sequence: stored.sequence.0 }
+    let Enqueued { id, sequence, duplicate } = stored;
+    v1::EnqueueResponse { message_id: id.to_string(), sequence: sequence.0, duplicate }
 }
 
 impl QueueService {
@@ -89,7 +90,16 @@ impl QueueService {
     ) -> Result<v1::EnqueueBatchResponse, CoreError> {
         let queue = self.queue(&request.queue)?;
         some_items("messages", request.messages.len(), MAX_ITEMS)?;
-        let (items, refused) = sort(&queue, self.intake(), request.messages);
+        let (items, mut refused) = sort(&queue, self.intake(), request.messages);
+        if request.atomic {
+            if let Some((place, error)) = refused.pop_front() {
+                return Err(error.of_item(place));
+            }
+            let stored = self.broker.enqueue_all(&queue, items).await?;
+            let ok = |stored| v1::enqueue_result::Outcome::Ok(enqueued(stored));
+            let results = stored.into_iter().map(|stored| v1::EnqueueResult { outcome: Some(ok(stored)) });
+            return Ok(v1::EnqueueBatchResponse { results: results.collect() });
+        }
         let batch = self.broker.enqueue(&queue, items).await.await?;
         let outcome = |result: Result<Enqueued, CoreError>| match result {
             Ok(stored) => v1::enqueue_result::Outcome::Ok(enqueued(stored)),

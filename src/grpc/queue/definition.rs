@@ -11,7 +11,7 @@ use crate::grpc::proto::v1;
 use crate::types::{QueueName, TopicFilter, clock};
 
 /// The fields that may be said of a queue, beside its name.
-const FIELDS: [&str; 16] = [
+const FIELDS: [&str; 18] = [
     "bindings",
     "lease",
     "max_deliveries",
@@ -23,7 +23,9 @@ const FIELDS: [&str; 16] = [
     "max_bytes",
     "overflow",
     "priorities",
+    "ordered_by_key",
     "single_active_consumer",
+    "dedup_window",
     "labels",
     "dead_letter_expired",
     "expires_after",
@@ -108,7 +110,9 @@ pub(super) fn set(
             };
         }
         "priorities" => spec.priorities = queue.priorities,
+        "ordered_by_key" => spec.ordered_by_key = queue.ordered_by_key,
         "single_active_consumer" => spec.single_active_consumer = queue.single_active_consumer,
+        "dedup_window" => spec.dedup_window = time("queue.dedup_window", &queue.dedup_window)?,
         "labels" => spec.labels = queue.labels.clone().into_iter().collect(),
         "dead_letter_expired" => spec.dead_letter_expired = queue.dead_letter_expired,
         "expires_after" => spec.expires_after = time("queue.expires_after", &queue.expires_after)?,
@@ -166,7 +170,9 @@ pub(super) fn queue_of(spec: &QueueSpec) -> v1::Queue {
         }
         .into(),
         priorities: spec.priorities,
+        ordered_by_key: spec.ordered_by_key,
         single_active_consumer: spec.single_active_consumer,
+        dedup_window: spec.dedup_window.map(duration_of),
         labels: spec.labels.clone().into_iter().collect(),
         dead_letter_expired: spec.dead_letter_expired,
         expires_after: spec.expires_after.map(duration_of),
@@ -192,7 +198,9 @@ mod tests {
             max_messages: 10,
             overflow: v1::OverflowPolicy::DropOldest.into(),
             priorities: true,
+            ordered_by_key: true,
             single_active_consumer: true,
+            dedup_window: Some(prost_types::Duration { seconds: 600, nanos: 0 }),
             labels: [("team".to_owned(), "a".to_owned())].into(),
             dead_letter_expired: true,
             expires_after: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),

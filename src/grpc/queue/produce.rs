@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::core::queues::enqueue::{Enqueue, Pipeline};
+use crate::core::queues::enqueue::{Enqueue, Enqueued, Pipeline};
 use crate::core::{Broker, CoreError, Published};
 use crate::engine::EngineError;
 use crate::grpc::convert::Intake;
@@ -68,8 +68,9 @@ impl Feed for Produce {
     async fn completed(&mut self) -> Result<(Results, Commit), EngineError> {
         let (batch, commit) = self.0.completed().await?;
         let stored = batch.results().map(|result| {
-            let queued = |id| Published { id, subscribers: 0, queues: 1 };
-            result.map(|stored| queued(stored.id))
+            let queued =
+                |Enqueued { id, duplicate, .. }| Published { id, subscribers: 0, queues: 1, duplicate };
+            result.map(queued)
         });
         Ok((stored.collect(), commit))
     }

@@ -169,8 +169,8 @@ impl State {
             },
         };
         let asked = translate::delayed(topic).and_then(|(topic, delay)| {
-            let message = translate::message(publish, topic, now);
-            let wishes = translate::wishes(&message, delay, self.incoming.max_delay, now)?;
+            let mut message = translate::message(publish, topic, now);
+            let wishes = translate::wishes(&mut message, delay, self.incoming.max_delay, now)?;
             Ok((message, wishes))
         });
         let (message, wishes) = match asked {

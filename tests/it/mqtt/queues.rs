@@ -5,7 +5,7 @@ use stafett::mqtt::codec::AckProperties;
 use stafett::types::clock::unix_now;
 
 use super::*;
-use crate::queue::{Queues, message, millis, named, payloads};
+use crate::queue::{Queues, message, millis, named, payloads, seconds};
 
 /// A consumer of the queue `q`, at QoS 1.
 async fn consumer(broker: &Broker, version: Version) -> Peer {
@@ -270,6 +270,55 @@ async fn priority_and_delay_are_user_properties() {
     assert_eq!((stats.ready, stats.delayed), (2, 2));
     let mut consumer = consumer(&broker, V311).await;
     assert_eq!(consumer.receive_texts(4).await, ["high", "low", "later", "last"]);
+}
+
+#[tokio::test]
+async fn a_publish_that_is_named_is_taken_once() {
+    let broker = Broker::start().await;
+    let mut queues = Queues::of(&broker).await;
+    queues.create(v1::Queue { dedup_window: seconds(60), ..named("q") }).await;
+    queues.create(named("plain")).await;
+    let mut publisher = Peer::clean(&broker, V5, "").await;
+    let mut next = 0;
+    let mut enqueue = async |topic: &'static str, qos, id: &str| {
+        next += 1;
+        let user_properties = vec![("stafett-dedup-id".into(), id.to_owned().into())];
+        let properties = PublishProperties { user_properties, ..PublishProperties::default() };
+        let publish = publish(topic, qos, next, "x");
+        publisher.say_packet(Publish { properties: Some(Box::new(properties)), ..publish }).await
+    };
+    for qos in [QOS1, QOS1, QOS2] {
+        assert_eq!(enqueue("$queue/q", qos, "a").await, ReasonCode::Success);
+    }
+    assert!(enqueue("$queue/q", QOS1, &"x".repeat(129)).await.is_failure());
+    assert!(enqueue("$queue/plain", QOS1, "a").await.is_failure(), "it cannot be promised there");
+    assert_eq!((queues.stats("q").await.ready, queues.stats("plain").await.ready), (1, 0));
+    let leased = queues.one("q").await;
+    assert_eq!(leased.message.unwrap().dedup_id, "a");
+    // The other door knows it, too.
+    assert!(queues.enqueue("q", v1::Message { dedup_id: "a".into(), ..message("x") }).await.duplicate);
+    broker.counts("messages_duplicate_total", 3).await;
+}
+
+#[tokio::test]
+async fn an_ordering_key_is_a_user_property() {
+    let broker = Broker::start().await;
+    let mut queues = Queues::of(&broker).await;
+    queues.create(v1::Queue { ordered_by_key: true, ..named("q") }).await;
+    let mut publisher = Peer::clean(&broker, V5, "").await;
+    for (packet_id, key, payload) in [(1, "a", "a1"), (2, "a", "a2"), (3, "b", "b1")] {
+        let user_properties = vec![("stafett-ordering-key".into(), key.into())];
+        let properties = PublishProperties { user_properties, ..PublishProperties::default() };
+        let publish = publish("$queue/q", QOS1, packet_id, payload);
+        let said = publisher.say_packet(Publish { properties: Some(Box::new(properties)), ..publish }).await;
+        assert_eq!(said, ReasonCode::Success);
+    }
+    let mut consumer = consumer(&broker, V5).await;
+    let first = [consumer.publish().await, consumer.publish().await];
+    assert_eq!(first.each_ref().map(text), ["a1", "b1"]);
+    consumer.nothing_came().await;
+    consumer.send(Packet::PubAck(ack(first[0].packet_id.unwrap().get()))).await;
+    assert_eq!(text(&consumer.publish().await), "a2");
 }
 
 #[tokio::test]

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use parking_lot::{Mutex, MutexGuard};
+use stafett::grpc::proto::v1;
 
-use crate::below::Promises;
+use super::queues::{LINES, ONCE, WORK};
+use crate::below::{Chance, Promises};
 
 /// A message as the clients send it: a number that no other has, and who sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -118,6 +120,14 @@ pub(super) struct State {
     pub(super) registers: BTreeMap<String, Register>,
     /// When a delayed message may come at the earliest, in milliseconds since 1970.
     pub(super) not_before: HashMap<u64, u64>,
+    /// The key of what came of [`LINES`], and the newest of each key that is settled.
+    line_of: HashMap<u64, u64>,
+    lines: HashMap<u64, u64>,
+    /// Those that were sent in one batch, to be stored whole in [`WORK`].
+    pub(super) whole: Vec<Vec<u64>>,
+    /// Named messages of which it is not known whether they are stored, and what was said of those that are.
+    unsure: Vec<Sent>,
+    once: BTreeMap<u64, (Sent, String, u64)>,
     /// Asynchronous calls that were acknowledged, by their ids, and those that somebody was handed.
     pub(super) calls: HashMap<String, u64>,
     pub(super) handed: HashSet<u64>,
@@ -154,11 +164,63 @@ impl State {
         if let Some(other) = self.held.insert(n, queue) {
             self.wrong(format!("{queue}: {n} is leased though a consumer of {other} has it"));
         }
+        if queue == LINES {
+            let other = self.lines.get(&sent.line).copied().filter(|&other| other >= n);
+            let tried = &self.queues[LINES].tried;
+            let held = self.held.iter().any(|(&other, _)| {
+                other != n && !tried.contains(&other) && self.line_of.get(&other) == Some(&sent.line)
+            });
+            self.line_of.insert(n, sent.line);
+            if other.is_some() || held {
+                self.wrong(format!(
+                    "{queue}: {n} came though {other:?} was settled, another with a consumer: {held}"
+                ));
+            }
+        }
         if let Some(&not_before) = self.not_before.get(&n)
             && at < not_before
         {
             self.wrong(format!("{queue}: {n} came {} ms too early", not_before - at));
         }
+    }
+
+    /// A named message to send: a new one, or one that may be stored, or one that is, with what was said of it.
+    pub(super) fn name(&mut self, chance: &mut Chance) -> (Sent, Option<(String, u64)>) {
+        if let Some(sent) = self.unsure.first() {
+            return (*sent, None);
+        }
+        let old = chance.below(2 * self.number + 2);
+        if let Some((sent, id, sequence)) = self.once.range(old..).next().map(|(_, it)| it.clone()) {
+            return (sent, Some((id, sequence)));
+        }
+        let sent = self.next(8);
+        self.unsure.push(sent);
+        (sent, None)
+    }
+
+    /// What was answered to a named message that was sent, perhaps twice at a time.
+    pub(super) fn stored_once(
+        &mut self,
+        sent: Sent,
+        before: Option<(String, u64)>,
+        answers: &[v1::EnqueueResponse],
+    ) {
+        let n = sent.number;
+        let said = |answer: &v1::EnqueueResponse| (answer.message_id.clone(), answer.sequence);
+        let (Some(first), stored) = (answers.first(), answers.iter().filter(|it| !it.duplicate).count())
+        else {
+            return;
+        };
+        let expected = before.clone().unwrap_or_else(|| said(first));
+        if answers.iter().any(|answer| said(answer) != expected) {
+            self.wrong(format!("{n} came to lie at {expected:?}, then at {answers:?}"));
+        }
+        if stored > usize::from(before.is_none()) {
+            self.wrong(format!("{n} was stored again: {answers:?}"));
+        }
+        self.unsure.retain(|unsure| *unsure != sent);
+        self.queue(ONCE).stored.insert(n);
+        self.once.insert(n, (sent, expected.0, expected.1));
     }
 
     /// A consumer has these no longer.
@@ -170,6 +232,12 @@ impl State {
     pub(super) fn settled(&mut self, queue: &'static str, numbers: &[u64]) {
         self.given_back(numbers);
         self.queue(queue).settled.extend(numbers);
+        for n in numbers {
+            if let Some(&line) = self.line_of.get(n) {
+                let last = self.lines.entry(line).or_default();
+                *last = (*last).max(*n);
+            }
+        }
     }
 
     /// PUBREC has come.
@@ -206,6 +274,15 @@ impl History {
         for (queue, said) in &state.queues {
             let left = found.queues.get(queue).ok_or_else(|| format!("the queue {queue} is lost"))?;
             said.check(left).map_err(|what| format!("queue {queue}: {what}"))?;
+        }
+        if let (Some(left), Some(said)) = (found.queues.get(WORK), state.queues.get(WORK)) {
+            let there = |n: &&u64| left.contains_key(n) || said.tried.contains(n);
+            for batch in &state.whole {
+                let count = batch.iter().filter(there).count();
+                if count != 0 && count != batch.len() {
+                    return Err(format!("{count} of the batch {batch:?} are there"));
+                }
+            }
         }
         for (name, register) in &state.registers {
             register

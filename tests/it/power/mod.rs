@@ -4,8 +4,9 @@
 //! `tests/power/shim.c` lies below the broker, and kills it at a call. Between two cuts a broker without it opens what the disk has left, and the
 //! clients' [`history`] is compared with what it finds: nothing acknowledged is lost, nothing settled comes back, order holds,
 //! QoS 2 is exactly once, nothing delayed is early, no message is leased twice at a time, publishes with two targets reach
-//! both, retained values and definitions are the newest or what was under way, an asynchronous call is there or has one reply,
-//! and is handed out once unless it is idempotent.
+//! both, messages of a key come one at a time and in order, atomic batches are there whole or not at all, what is sent again
+//! under its name is stored once, retained values and definitions are the newest or what was under way, an asynchronous call is
+//! there or has one reply, and is handed out once unless it is idempotent.
 //!
 //! `STAFETT_CUTS` and `STAFETT_SEED` make it longer or repeat a run; `tests/power/run` does so.
 
@@ -25,7 +26,7 @@ use tokio::time::timeout;
 use crate::below::{Chance, Disk, Fault, setting};
 use crate::harness::{Broker, Ended};
 use history::History;
-use queues::{Caller, Gone};
+use queues::{Caller, Gone, ONCE, WORK};
 use sessions::{Clients, Reader};
 
 /// Much longer than any run takes.
@@ -106,8 +107,8 @@ impl Machine {
         tasks.spawn(clients.publish_exactly(false));
         tasks.spawn(caller(1).await?.enqueue());
         tasks.spawn(caller(2).await?.produce());
-        tasks.spawn(caller(3).await?.receive());
-        tasks.spawn(caller(4).await?.receive());
+        tasks.spawn(caller(3).await?.receive(WORK));
+        tasks.spawn(caller(4).await?.receive(WORK));
         tasks.spawn(caller(5).await?.publish());
         tasks.spawn(caller(6).await?.consume());
         tasks.spawn(caller(7).await?.delay());
@@ -120,6 +121,12 @@ impl Machine {
         tasks.spawn(caller(14).await?.finish_pipeline());
         tasks.spawn(caller(15).await?.call());
         tasks.spawn(caller(16).await?.serve());
+        tasks.spawn(caller(17).await?.enqueue_once());
+        tasks.spawn(caller(18).await?.receive(ONCE));
+        tasks.spawn(caller(19).await?.enqueue_whole());
+        tasks.spawn(caller(20).await?.enqueue_lines());
+        tasks.spawn(caller(21).await?.receive_lines());
+        tasks.spawn(caller(22).await?.receive_lines());
         while let Some(ended) = tasks.join_next().await {
             let Err(Gone) = ended.unwrap() else { continue };
         }

@@ -29,12 +29,19 @@ pub(super) const WORK: &str = "work";
 pub(super) const BOUND: &str = "bound";
 /// Of delayed messages.
 pub(super) const LATER: &str = "later";
+/// Takes what is sent again once.
+pub(super) const ONCE: &str = "once";
+/// Ordered by key, emptied by two consumers.
+pub(super) const LINES: &str = "lines";
 /// Of replies to asynchronous calls.
 pub(super) const REPLIES: &str = "replies";
 /// Paused and resumed by the one who works with it.
 pub(super) const HELD: &str = "held";
 /// Comes and goes.
 const PASSING: &str = "passing";
+
+/// The first of the lines that are keys.
+const KEYS: u64 = 100;
 
 /// The broker is gone.
 #[derive(Debug)]
@@ -91,10 +98,16 @@ impl Caller {
 
     /// The queues, unless they are there.
     pub(super) async fn define(&self) -> Result<(), Gone> {
-        let bound = vec!["live/#".to_owned()];
-        let all = [(WORK, vec![]), (BOUND, bound), (LATER, vec![]), (HELD, vec![]), (REPLIES, vec![])];
-        for (name, bindings) in all {
-            let queue = v1::Queue { bindings, lease: seconds(600), ..named(name) };
+        let plain = |name| v1::Queue { lease: seconds(600), ..named(name) };
+        for (name, queue) in [
+            (WORK, plain(WORK)),
+            (BOUND, v1::Queue { bindings: vec!["live/#".to_owned()], ..plain(BOUND) }),
+            (LATER, plain(LATER)),
+            (HELD, plain(HELD)),
+            (REPLIES, plain(REPLIES)),
+            (LINES, v1::Queue { ordered_by_key: true, ..plain(LINES) }),
+            (ONCE, v1::Queue { dedup_window: seconds(86_400), ..plain(ONCE) }),
+        ] {
             let request = v1::CreateQueueRequest { queue: Some(queue), if_not_exists: true };
             match within("an answer", self.queues.clone().create_queue(request)).await {
                 // With the label that an earlier run has given it.
@@ -150,14 +163,43 @@ impl Caller {
         }
     }
 
+    /// Batches that are stored whole.
+    pub(super) async fn enqueue_whole(mut self) -> Result<(), Gone> {
+        loop {
+            let count = 1 + self.chance.below(60);
+            let (batch, messages): (Vec<_>, Vec<_>) = (0..count).map(|_| self.new_message(3, "")).unzip();
+            let numbers: Vec<_> = batch.iter().map(|sent| sent.number).collect();
+            self.history.lock().whole.push(numbers.clone());
+            let request = v1::EnqueueBatchRequest { queue: WORK.to_owned(), messages, atomic: true };
+            self.got(self.queues.clone().enqueue_batch(request)).await?;
+            self.history.lock().queue(WORK).stored.extend(numbers);
+        }
+    }
+
+    /// Each message with a name of its own, often twice at a time; what may be stored, and what is, is sent again.
+    pub(super) async fn enqueue_once(mut self) -> Result<(), Gone> {
+        loop {
+            let (sent, before) = self.history.lock().name(&mut self.chance);
+            let dedup_id = sent.number.to_string();
+            let message = Some(v1::Message { dedup_id, ..Self::message(sent, "") });
+            let request = v1::EnqueueRequest { queue: ONCE.to_owned(), message };
+            let twice = self.chance.below(2) == 0;
+            let enqueue = async || self.got(self.queues.clone().enqueue(request.clone())).await;
+            let again = async || if twice { enqueue().await.map(Some) } else { Ok(None) };
+            let (first, again) = tokio::join!(enqueue(), again());
+            let answers: Vec<_> = [Some(first?), again?].into_iter().flatten().collect();
+            self.history.lock().stored_once(sent, before, &answers);
+        }
+    }
+
     /// Two consumers hold nothing together; one of ten messages stays.
-    pub(super) async fn receive(mut self) -> Result<(), Gone> {
+    pub(super) async fn receive(mut self, queue: &'static str) -> Result<(), Gone> {
         let mut order = Order::default();
         loop {
             let max_messages = 1 + self.chance.below(30) as u32;
-            let messages = self.lease(WORK, max_messages, &mut order).await?;
+            let messages = self.lease(queue, max_messages, &mut order).await?;
             let taken: Vec<_> = messages.into_iter().filter(|(sent, _)| sent.number % 10 != 3).collect();
-            self.settle(WORK, taken).await?;
+            self.settle(queue, taken).await?;
         }
     }
 
@@ -218,6 +260,35 @@ impl Caller {
         }
         state.settled(queue, &numbers);
         Ok(())
+    }
+
+    /// Messages of three keys.
+    pub(super) async fn enqueue_lines(mut self) -> Result<(), Gone> {
+        loop {
+            let line = KEYS + self.chance.below(3);
+            let (sent, message) = self.new_message(line, "");
+            let message = Some(v1::Message { ordering_key: sent.line.to_string(), ..message });
+            let request = v1::EnqueueRequest { queue: LINES.to_owned(), message };
+            self.got(self.queues.clone().enqueue(request)).await?;
+            self.history.lock().queue(LINES).stored.insert(sent.number);
+        }
+    }
+
+    /// Of each key one at a time, in their order, whoever takes it; some are given back and come again first.
+    pub(super) async fn receive_lines(mut self) -> Result<(), Gone> {
+        loop {
+            let mut messages = self.lease(LINES, 3, &mut Order::default()).await?;
+            let back = messages.pop_if(|_| self.chance.below(4) == 0);
+            if let Some((sent, leased)) = back {
+                self.history.lock().given_back(&[sent.number]);
+                let kind = v1::NackKind::Failed.into();
+                let lease_tokens = vec![leased.lease_token];
+                let nack =
+                    v1::NackRequest { queue: LINES.to_owned(), lease_tokens, kind, ..Default::default() };
+                self.got(self.queues.clone().nack(nack)).await?;
+            }
+            self.settle(LINES, messages).await?;
+        }
     }
 
     /// On a stream, within a window. One of ten deliveries fails and comes again.
@@ -407,7 +478,7 @@ impl Caller {
         let mut found = Found::default();
         let steps = STEPS.map(|step| (step, PIPELINE));
         for (queue, known_as) in
-            [WORK, BOUND, LATER, HELD].map(|queue| (queue, queue)).into_iter().chain(steps)
+            [WORK, BOUND, LATER, HELD, ONCE, LINES].map(|queue| (queue, queue)).into_iter().chain(steps)
         {
             let numbers = found.queues.entry(known_as).or_default();
             let view = v1::QueueView::All.into();

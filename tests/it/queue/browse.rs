@@ -101,7 +101,8 @@ async fn a_search_is_bounded_and_goes_on_where_it_ended() {
     let messages: Vec<_> =
         (0..2500).map(|n| with(&n.to_string(), &[("even", if n % 2 == 0 { "yes" } else { "no" })])).collect();
     for chunk in messages.chunks(500) {
-        let request = v1::EnqueueBatchRequest { queue: "q".to_owned(), messages: chunk.to_vec() };
+        let request =
+            v1::EnqueueBatchRequest { queue: "q".to_owned(), messages: chunk.to_vec(), atomic: false };
         got(queues.0.enqueue_batch(request)).await;
     }
     // What is looked for is only on disk.

@@ -115,6 +115,40 @@ async fn a_message_is_sent_received_and_settled() {
 }
 
 #[tokio::test]
+async fn a_message_that_is_named_is_sent_once() {
+    let broker = Broker::start().await;
+    let info = &json(&broker, &["create", "q", "--dedup-window", "10m"]).await[0];
+    assert_eq!(info["dedup_window"], "600s");
+    let first = &json(&broker, &["send", "q", "x", "--dedup-id", "order-7"]).await[0];
+    let again = &json(&broker, &["send", "q", "x", "--dedup-id", "order-7"]).await[0];
+    assert_eq!((&first["duplicate"], &again["duplicate"]), (&false.into(), &true.into()));
+    assert_eq!((&first["message_id"], &first["sequence"]), (&again["message_id"], &again["sequence"]));
+    let seen = &json(&broker, &["browse", "q"]).await;
+    assert_eq!((seen.len(), &seen[0]["dedup_id"]), (1, &"order-7".into()));
+    let info = &json(&broker, &["update", "q", "--unset", "dedup_window"]).await[0];
+    assert!(info["dedup_window"].is_null());
+    let (code, why) = failed(&broker, &["send", "q", "x", "--dedup-id", "order-7"]).await;
+    assert!(code == 1 && why.contains("dedup_window"), "{why}");
+}
+
+#[tokio::test]
+async fn messages_are_sent_together_or_not_at_all() {
+    let broker = Broker::start().await;
+    done(&broker, &["create", "q", "--max-messages", "600"]).await;
+    let url = broker.url();
+    let send = ["queue", "send", "q", "--lines", "--atomic", "--server", &url];
+    let lines = |count: u32| (0..count).map(|line| format!("{line}\n")).collect::<String>();
+    let ended = stafett_reading(&lines(601), send).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{}", ended.stderr);
+    assert!(ended.stderr.contains("messages[600]"), "{}", ended.stderr);
+    let ended = stafett_reading(&lines(600), send).await;
+    assert_eq!((ended.code, ended.stdout.lines().count()), (Some(0), 600), "{}", ended.stderr);
+    let ended = stafett_reading(&lines(10_001), send).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{}", ended.stderr);
+    assert_eq!(json(&broker, &["stats", "q"]).await[0]["ready"], 600);
+}
+
+#[tokio::test]
 async fn stdin_is_one_message_or_one_a_line() {
     let broker = Broker::start().await;
     done(&broker, &["create", "q"]).await;

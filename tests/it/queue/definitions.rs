@@ -54,6 +54,8 @@ async fn a_wrong_definition_names_the_field() {
         (v1::Queue { lease: seconds(-1), ..named("x") }, "queue.lease"),
         (v1::Queue { lease: seconds(43_201), ..named("x") }, "queue.lease"),
         (v1::Queue { default_ttl: seconds(0), ..named("x") }, "queue.default_ttl"),
+        (v1::Queue { dedup_window: millis(999), ..named("x") }, "queue.dedup_window"),
+        (v1::Queue { dedup_window: seconds(7 * 86_400 + 1), ..named("x") }, "queue.dedup_window"),
         (v1::Queue { max_deliveries: 3, ..named("x") }, "queue.max_deliveries"),
         (v1::Queue { dead_letter_queue: "x".to_owned(), ..named("x") }, "queue.dead_letter_queue"),
         (v1::Queue { retry_min_backoff: seconds(43_201), ..named("x") }, "queue.retry_min_backoff"),
@@ -99,6 +101,9 @@ async fn an_update_changes_what_its_mask_names() {
     let levels = v1::Queue { priorities: true, ..named("q") };
     let status = refused(queues.0.update_queue(update(levels, &["priorities"]))).await;
     assert_eq!(reason(&status.get_error_details()), "QUEUE_PRIORITIES_FIXED");
+    let ordered = v1::Queue { ordered_by_key: true, ..named("q") };
+    let status = refused(queues.0.update_queue(update(ordered, &["ordered_by_key"]))).await;
+    assert_eq!(reason(&status.get_error_details()), "QUEUE_ORDER_FIXED");
 
     // What is given up must not come back.
     let first = v1::Queue { dead_letter_queue: "dead".to_owned(), ..named("q") };

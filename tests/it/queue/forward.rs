@@ -12,7 +12,7 @@ use super::streams::{Consumer, opening, which};
 use super::{Queues, field, got, message, named, payloads, reason, refused};
 use crate::harness::{Broker, stafett};
 
-fn item(lease_token: &Bytes, to: &[(&str, v1::Message)]) -> v1::ForwardItem {
+pub(super) fn item(lease_token: &Bytes, to: &[(&str, v1::Message)]) -> v1::ForwardItem {
     let message = |(queue, message): &(&str, v1::Message)| v1::ForwardMessage {
         queue: (*queue).to_owned(),
         message: Some(message.clone()),
@@ -25,7 +25,10 @@ fn forwarding(items: Vec<v1::ForwardItem>) -> v1::ForwardRequest {
 }
 
 impl Queues {
-    async fn forward(&mut self, items: Vec<v1::ForwardItem>) -> Vec<Result<v1::Forwarded, String>> {
+    pub(super) async fn forward(
+        &mut self,
+        items: Vec<v1::ForwardItem>,
+    ) -> Vec<Result<v1::Forwarded, String>> {
         let results = got(self.0.forward(forwarding(items))).await.results;
         let told = results.into_iter().map(|result| match result.outcome.unwrap() {
             Outcome::Ok(forwarded) => Ok(forwarded),

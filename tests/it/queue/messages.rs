@@ -65,7 +65,7 @@ async fn each_message_of_a_batch_has_its_own_outcome() {
     let (_broker, mut queues) = Queues::start().await;
     let wrong = v1::Message { topic: "a/#".to_owned(), ..Default::default() };
     let messages = vec![message("1"), wrong.clone(), message("2"), wrong];
-    let request = v1::EnqueueBatchRequest { queue: "q".to_owned(), messages };
+    let request = v1::EnqueueBatchRequest { queue: "q".to_owned(), messages, atomic: false };
     let results = got(queues.0.enqueue_batch(request)).await.results;
     let errors: Vec<_> = results
         .iter()
@@ -79,7 +79,7 @@ async fn each_message_of_a_batch_has_its_own_outcome() {
     assert!(errors[3].as_ref().unwrap().starts_with("messages[3].topic: "), "{errors:?}");
     assert_eq!(payloads(&queues.receive("q", 10).await), ["1", "2"]);
 
-    let nothing = v1::EnqueueBatchRequest { queue: "q".to_owned(), messages: vec![] };
+    let nothing = v1::EnqueueBatchRequest { queue: "q".to_owned(), messages: vec![], atomic: true };
     assert_eq!(field(&refused(queues.0.enqueue_batch(nothing)).await), "messages");
 }
 

@@ -11,6 +11,7 @@ mod giving_up;
 mod leases;
 mod messages;
 mod pause;
+mod placing;
 mod redrive;
 mod restart;
 mod streams;

@@ -123,7 +123,12 @@ async fn many_for_a_full_queue_do_not_hide_those_behind_them() {
     for (queue, count) in [("orders", 1500), ("bills", 10)] {
         for part in (0..count).collect::<Vec<_>>().chunks(500) {
             let messages = part.iter().map(|n| message(&n.to_string())).collect();
-            got(queues.0.enqueue_batch(v1::EnqueueBatchRequest { queue: queue.into(), messages })).await;
+            got(queues.0.enqueue_batch(v1::EnqueueBatchRequest {
+                queue: queue.into(),
+                messages,
+                atomic: false,
+            }))
+            .await;
             let lease_tokens = super::tokens(&queues.receive(queue, 500).await);
             assert_eq!(lease_tokens.len(), part.len());
             let kind = v1::NackKind::DeadLetter.into();

@@ -23,7 +23,7 @@ pub(super) struct Producer {
 }
 
 impl Producer {
-    async fn start(queues: &mut Queues, first: Say) -> Self {
+    pub(super) async fn start(queues: &mut Queues, first: Say) -> Self {
         let (send, frames) = mpsc::channel(64);
         send.send(v1::ProduceRequest { action: Some(first) }).await.unwrap();
         let events = got(queues.0.produce(ReceiverStream::new(frames))).await;

@@ -87,7 +87,12 @@ async fn a_higher_stream_is_served_first_as_long_as_it_has_room() {
         let all = [0, 1, 2].map(|n| format!("{round} {n}"));
         // One batch, so that all are ready at once.
         let messages = all.iter().map(|payload| message(payload)).collect();
-        got(queues.0.enqueue_batch(v1::EnqueueBatchRequest { queue: "q".to_owned(), messages })).await;
+        got(queues.0.enqueue_batch(v1::EnqueueBatchRequest {
+            queue: "q".to_owned(),
+            messages,
+            atomic: false,
+        }))
+        .await;
         let taken = high.take(2).await;
         assert_eq!(payloads(&taken), all[..2]);
         let rest = low.take_past_results(1).await;

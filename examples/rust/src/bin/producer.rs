@@ -22,7 +22,7 @@ async fn main() -> ExitCode {
     let Args { client, queue, text } = Args::parse();
     let message = |text: &String| Message { payload: text.clone().into(), ..Message::default() };
     let messages = text.iter().map(message).collect();
-    let request = client.request(EnqueueBatchRequest { queue, messages });
+    let request = client.request(EnqueueBatchRequest { queue, messages, ..Default::default() });
     let answer = match QueueServiceClient::new(client.channel()).enqueue_batch(request).await {
         Ok(answer) => answer.into_inner(),
         Err(status) => fail(&status),
