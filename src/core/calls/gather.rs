@@ -16,8 +16,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::call::Shared;
 use super::parts::Begun;
-use super::service::Service;
-use super::{Audience, CallError, Calling, Calls, Counts, Reply, Request};
+use super::service::{Listening, Service};
+use super::{CallError, Calling, Calls, Counts, Reply, Request};
 use crate::core::{Broker, CoreError};
 use crate::types::{Message, TopicFilter, TopicName};
 
@@ -136,6 +136,8 @@ pub struct Gathering {
     missing: BTreeMap<usize, (ByteString, Missing)>,
     /// What each was asked as.
     asked_as: Vec<TopicName>,
+    /// Those who only listen, by the names of what was asked; dropped last.
+    listening: Vec<Listening>,
     asked: usize,
     parts: usize,
     replied: usize,
@@ -178,6 +180,7 @@ impl Gathering {
             job: None,
             missing: BTreeMap::new(),
             asked_as: Vec::new(),
+            listening: Vec::new(),
             asked: awaited.len(),
             awaited,
             parts: 0,
@@ -352,12 +355,12 @@ impl Calls {
         self: &Arc<Self>,
         names: &[TopicName],
         request: &Request,
-        policy: Policy,
+        (policy, listening): (Policy, Vec<Listening>),
     ) -> Result<Gathering, CoreError> {
         let shared = Shared::new(self, request.message.weight())?;
         let mut gathering = Gathering::new(shared, FuturesUnordered::new(), policy);
-        let listening = |name| self.service_of(Audience::Listening, name).filter(|_| policy.listeners);
-        let services = names.iter().flat_map(|name| [self.service(name), listening(name)]);
+        let listens = |at: usize| listening.get(at).map(|listening| Arc::clone(listening.service()));
+        let services = names.iter().enumerate().flat_map(|(at, name)| [self.service(name), listens(at)]);
         for service in services.flatten() {
             let mut request = Request { takes_parts: false, ..request.clone() };
             request.message.topic = service.name().clone();
@@ -376,6 +379,7 @@ impl Calls {
             return Err(self.nobody(&request.message.topic));
         }
         Counts::add(&self.counts.multicasts);
+        gathering.listening = listening;
         Ok(gathering)
     }
 
@@ -427,14 +431,16 @@ impl Broker {
         if self.draining.is_cancelled() {
             return Err(CoreError::Draining);
         }
+        let mut listening = Vec::new();
         for name in names {
             let refused = |_: &CoreError| Counts::add(&self.calls.counts.refused);
             self.find_devices(name).inspect_err(refused)?;
             if policy.listeners {
+                listening.push(self.calls.listening(name));
                 self.find_listeners(name).inspect_err(refused)?;
             }
         }
-        self.calls.gather(names, &request, policy)
+        self.calls.gather(names, &request, (policy, listening))
     }
 
     /// The names of services, and of topics that somebody subscribes to, which `filter` matches, at least one, in their order.

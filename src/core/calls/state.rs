@@ -149,6 +149,11 @@ impl Entry {
         self.serve.credit.saturating_sub(self.in_hand.len())
     }
 
+    /// Whether nothing is in its hand or waits for it, and nothing it says would be an answer.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_hand.is_empty() && self.line.is_empty() && self.owed.is_none()
+    }
+
     pub(super) fn answers(&self) -> bool {
         match &self.door {
             Door::Stream(_) => true,

@@ -750,7 +750,7 @@ async fn who_listens_with_a_wildcard_is_asked_where_that_is_wanted() {
     assert_eq!(one.said().await.0, "exact");
     one.summary().await;
     exact.vanish();
-    broker.counts("responders", 1).await;
+    broker.counts("responders", 0).await;
     let status = failed(calls.begin(asking("lamps/1", ""))).await;
     assert_eq!(reason_of(&status), "NO_RESPONDERS");
     assert!(calls.clone().responders("lamps/1").await.is_empty());
@@ -762,6 +762,17 @@ async fn who_listens_with_a_wildcard_is_asked_where_that_is_wanted() {
     listener.say_packet(answer(&heard, 2, "on")).await;
     assert_eq!(all.said().await.0, "listener");
     all.summary().await;
+    // Topics that one listens to are without number: nothing of them is kept.
+    for topic in ["a", "b", "c"] {
+        let request = v1::MulticastRequest { listeners: true, ..everyone(topic, "", policy()) };
+        let mut all = Asking::begin(&calls, request, 1).await;
+        let heard = listener.receive().await;
+        listener.say_packet(answer(&heard, 3, "heard")).await;
+        assert_eq!(all.said().await.0, "listener");
+        all.summary().await;
+    }
+    broker.counts("responders", 0).await;
+    broker.counts("calls_in_flight", 0).await;
     listener.unsubscribe("#").await;
     let mut client = calls.0.clone();
     let status = within("an answer", client.multicast(request(true))).await.unwrap_err();
