@@ -131,6 +131,17 @@ fn weight_of_fault(fault: &Fault) -> usize {
 }
 
 impl Calls {
+    /// Whether there is room for a request when there is no other.
+    ///
+    /// # Errors
+    /// [`CoreError::Limit`].
+    pub(super) fn fits(&self, request: &Request) -> Result<(), CoreError> {
+        match weight_of(&request.message) > self.bounds.bytes {
+            true => Err(self.refused(TOO_LARGE, "call_bytes", self.bounds.bytes)),
+            false => Ok(()),
+        }
+    }
+
     /// # Errors
     /// [`CoreError::Limit`]: nothing is taken.
     fn reserve(&self, weight: usize) -> Result<(), CoreError> {
@@ -231,6 +242,12 @@ impl Call {
 
     pub(super) fn put(&self, place: Place) {
         self.slot.lock().place = place;
+    }
+
+    /// So many responders have seen the request when it was made before.
+    pub(super) fn tried(self, before: usize) -> Self {
+        self.slot.lock().tries = before;
+        self
     }
 
     /// Another responder has seen it.

@@ -105,6 +105,17 @@ struct Bounds {
     late: Duration,
 }
 
+/// How a call is begun.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    /// So many responders have seen the request before.
+    tries: usize,
+    /// Whether it waits when nobody has room.
+    waits: bool,
+}
+
+const FIRST: How = How { tries: 0, waits: true };
+
 /// What is counted.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
@@ -162,15 +173,17 @@ impl Calls {
         })
     }
 
-    /// Hands a request to a responder, or lets it wait for one.
-    pub(crate) fn call(self: &Arc<Self>, request: Request) -> Result<Calling, CoreError> {
+    /// Hands a request to a responder. Whether one has it or, if it may, it waits for one.
+    fn begin(self: &Arc<Self>, request: Request, how: How) -> Result<(Calling, bool), CoreError> {
         let Some(service) = self.service(&request.message.topic) else {
             return Err(self.nobody(&request.message.topic));
         };
-        let call = Arc::new(Call::new(self, call::To::One(request))?);
-        service.take_in(&call)?;
-        Counts::add(&self.counts.begun);
-        Ok(Calling::new(service, call))
+        let call = Arc::new(Call::new(self, call::To::One(request))?.tried(how.tries));
+        let taken = service.take_in(&call, how.waits)?;
+        if taken {
+            Counts::add(&self.counts.begun);
+        }
+        Ok((Calling::new(service, call), taken))
     }
 
     /// Adds a responder.
@@ -336,12 +349,16 @@ impl Broker {
     /// [`CoreError::NoResponders`], [`CoreError::Limit`] when there are too many calls, or when who would answer is beyond
     /// the bound of responders, [`CoreError::Unread`], [`CoreError::Draining`].
     pub fn call(&self, request: Request) -> Result<Calling, CoreError> {
+        self.begin(request, FIRST).map(|(calling, _)| calling)
+    }
+
+    fn begin(&self, request: Request, how: How) -> Result<(Calling, bool), CoreError> {
         if self.draining.is_cancelled() {
             return Err(CoreError::Draining);
         }
         let found = self.find_devices(&request.message.topic);
-        match (self.calls.call(request), found) {
-            (Err(CoreError::NoResponders { .. }), Err(full)) => {
+        match (self.calls.begin(request, how), found) {
+            (Err(CoreError::NoResponders { .. }) | Ok((_, false)), Err(full)) => {
                 Counts::add(&self.calls.counts.refused);
                 Err(full)
             }

@@ -200,7 +200,11 @@ impl Broker {
 
 /// The answer to a call for which so much time is left.
 pub(super) async fn answer(begun: Result<Calling, CoreError>, left: Duration) -> Result<Reply, CallError> {
-    let mut calling = begun.map_err(CallError::Broker)?;
+    reply_within(&mut begun.map_err(CallError::Broker)?, left).await
+}
+
+/// The answer to a call that is begun.
+pub(super) async fn reply_within(calling: &mut Calling, left: Duration) -> Result<Reply, CallError> {
     tokio::time::timeout(left, calling.reply()).await.unwrap_or_else(|_| Err(late()))
 }
 

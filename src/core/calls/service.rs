@@ -77,14 +77,15 @@ impl Service {
         self.state.lock().room(max)
     }
 
-    /// Hands a call to a responder, or puts it in the line.
-    pub(super) fn take_in(&self, call: &Arc<Call>) -> Result<(), CoreError> {
+    /// Hands a call to a responder, or puts it in the line if it `waits`. False if it does not, and nobody has room.
+    pub(super) fn take_in(&self, call: &Arc<Call>, waits: bool) -> Result<bool, CoreError> {
         let Some(calls) = self.calls.upgrade() else { return Err(CoreError::Draining) };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         let handed = if state.waiting.is_empty() { state.hand(call, &mut wakes) } else { Handed::Busy };
         let taken = match handed {
-            Handed::Yes => Ok(()),
+            Handed::Yes => Ok(true),
+            Handed::Busy if !waits => Ok(false),
             Handed::Busy if state.waiting.len() >= calls.bounds.waiting => {
                 let what = format!("too many calls wait for a responder of `{}`", self.name);
                 Err(calls.refused(what, "calls_waiting", calls.bounds.waiting))
@@ -92,7 +93,7 @@ impl Service {
             Handed::Busy => {
                 call.put(Place::Waiting);
                 state.waiting.push(Arc::clone(call));
-                Ok(())
+                Ok(true)
             }
             Handed::Full => Err(calls.unread(&self.name)),
             Handed::Nobody => Err(calls.nobody(&self.name)),

@@ -26,6 +26,8 @@ use crate::types::clock;
 const ASKED: usize = 32;
 /// Of so many requests that were given up a responder's late reply is known as such.
 const REMEMBERED: usize = 1024;
+/// A device that took nothing counts for so long as one that has no room, for calls that do not wait in the line.
+pub(super) const UNREAD: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -87,6 +89,8 @@ pub(super) struct Entry {
     /// then, or until this timer ends that.
     pub(super) owed: Option<AbortOnDropHandle<()>>,
     pub(super) door: Door,
+    /// When it took nothing last.
+    pub(super) unread: Option<Instant>,
     pub(super) served: u64,
     pub(super) errors: u64,
     pub(super) busy: Duration,
@@ -154,6 +158,11 @@ impl Entry {
         self.in_hand.is_empty() && self.line.is_empty() && self.owed.is_none()
     }
 
+    /// Whether it took nothing just now.
+    fn is_unread(&self) -> bool {
+        self.unread.is_some_and(|at| clock::now().saturating_duration_since(at) < UNREAD)
+    }
+
     pub(super) fn answers(&self) -> bool {
         match &self.door {
             Door::Stream(_) => true,
@@ -178,7 +187,9 @@ impl State {
             if room >= max {
                 break;
             }
-            room += entry.room();
+            if !entry.is_unread() {
+                room += entry.room();
+            }
         }
         room.min(max)
     }
@@ -199,6 +210,7 @@ impl State {
             over: VecDeque::new(),
             owed: None,
             door,
+            unread: None,
             served: 0,
             errors: 0,
             busy: Duration::ZERO,
@@ -311,7 +323,12 @@ impl State {
             match self.assign(at, call, wakes) {
                 Ok(()) => return Handed::Yes,
                 Err(NotAsked::Left) => self.stop(at, wakes),
-                Err(NotAsked::Full) => passed.push(at),
+                Err(NotAsked::Full) => {
+                    if let Some(entry) = self.entry(at) {
+                        entry.unread = Some(clock::now());
+                    }
+                    passed.push(at);
+                }
             }
         }
         match self.takers {

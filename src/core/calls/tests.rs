@@ -59,6 +59,10 @@ pub(super) fn bed(change: impl FnOnce(&mut Limits)) -> Arc<Calls> {
 }
 
 impl Calls {
+    pub(super) fn call(self: &Arc<Self>, request: Request) -> Result<Calling, CoreError> {
+        self.begin(request, FIRST).map(|(calling, _)| calling)
+    }
+
     pub(super) fn responder(self: &Arc<Self>, id: &str, group: &str, credit: usize) -> Responder {
         self.serve(serve(id, group, credit)).unwrap()
     }
@@ -98,6 +102,33 @@ fn nobody() -> CoreError {
 
 fn failed(error: CoreError) -> Option<Result<(String, String), CallError>> {
     Some(Err(CallError::Broker(error)))
+}
+
+#[test]
+fn a_stored_call_does_not_wait_in_the_line() {
+    let calls = bed(|_| {});
+    let stored = How { tries: 2, waits: false };
+    let one = calls.responder("one", "", 1);
+    let _first = calls.call(request("first")).unwrap();
+    assert!(!calls.begin(request("stored"), stored).unwrap().1);
+    let mut second = calls.call(request("second")).unwrap();
+    assert_eq!(asked(&one), [(1, "first".to_owned())]);
+    assert_eq!(answer(&one, 1, Said::Last(message("1"))), None);
+    assert_eq!(asked(&one), [(2, "second".to_owned())]);
+    assert_eq!(answer(&one, 2, Said::Last(message("2"))), None);
+    assert_eq!(got(&mut second), reply("one", "2"));
+    // Now there is room; those who have seen it before count.
+    let (mut calling, taken) = calls.begin(idempotent("stored"), stored).unwrap();
+    assert!(taken);
+    let (again, _) = one.take(ALL);
+    assert_eq!((again.len(), again[0].attempt()), (1, 3));
+    drop(one);
+    assert!(matches!(
+        got(&mut calling),
+        Some(Err(CallError::Broker(CoreError::ResponderLost { responder, .. }))) if responder == "one"
+    ));
+    assert_eq!(calling.call().tries(), 3);
+    assert_eq!(calls.count("calls_total"), 3);
 }
 
 #[test]

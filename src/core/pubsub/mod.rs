@@ -139,4 +139,4 @@ impl Broker {
 }
 
 #[cfg(all(test, feature = "embedded"))]
-mod tests;
+pub(in crate::core) mod tests;

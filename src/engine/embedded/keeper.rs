@@ -309,6 +309,11 @@ fn browse(
             Ok(message) => message,
             // Settled and removed since it was listed.
             Err(EngineError::Damaged(_)) if target.state.lock().entry(entry.sequence).is_none() => continue,
+            // Who is told from where on it is can go on behind it.
+            Err(EngineError::Damaged(_)) if entry.sequence != from.0 => {
+                page.next = Some(Sequence(entry.sequence));
+                break;
+            }
             Err(error) => return Err(error),
         };
         message.expires_at = message.expires_at.or_else(|| entry.expires_at());

@@ -7,7 +7,7 @@
 //! ([`carry`](super::carry)).
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use super::places::{Due, Waiting, Watch, weight_of};
@@ -31,11 +31,13 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub(super) async fn run(broker: Arc<Broker>, targets: Targets) {
     broker.calls.stored.there.cancelled().await;
     let ended = broker.dispatch(&targets).await;
-    // Nobody waits in vain for what cannot be known.
-    broker.calls.stored.known.cancel();
+    let stored = &broker.calls.stored;
     if let Err(error) = ended {
         tracing::error!(%error, "asynchronous calls are not made any more");
+        stored.failed.get_or_init(|| error);
     }
+    // Nobody waits in vain for what cannot be known.
+    stored.known.cancel();
 }
 
 impl Broker {
@@ -51,8 +53,11 @@ impl Broker {
                 stored.known.cancel();
             }
             let next = self.end_due(targets);
-            for watch in stored.looks.take() {
-                self.hand_out(&watch);
+            // What is to be looked at stays so: when there is room the bell rings.
+            if !stored.passing.is_full() {
+                for watch in stored.looks.take() {
+                    self.hand_out(&watch);
+                }
             }
             if !is_all && !targets.consumer.is_reading() {
                 tokio::task::yield_now().await;
@@ -74,17 +79,25 @@ impl Broker {
         let mut from = Sequence(0);
         let mut unpublished = Vec::new();
         loop {
-            let page = self.engine.browse(targets.replies, View::Ready, from, PAGE, TAKEN.1).await?;
+            let page = match self.engine.browse(targets.replies, View::Ready, from, PAGE, TAKEN.1).await {
+                Err(EngineError::Damaged(error)) => {
+                    tracing::error!(%error, sequence = from.0, "a reply that is kept cannot be read");
+                    from = Sequence(from.0.saturating_add(1));
+                    continue;
+                }
+                page => page?,
+            };
             let mut places = self.calls.stored.places.lock();
             for found in page.messages {
                 let (weight, sequence) = (weight_of(&found.message), found.sequence);
                 match record::reply_of(found.message) {
+                    Ok(kept) if kept.topic.is_some() => {
+                        places.restore_reply(kept.id, 0);
+                        unpublished.push(sequence);
+                    }
                     Ok(kept) => {
                         places.restore_reply(kept.id, weight);
-                        match kept.topic {
-                            Some(_) => unpublished.push(sequence),
-                            None => places.keep(kept.id, sequence, kept.until),
-                        }
+                        places.keep(kept.id, sequence, kept.until);
                     }
                     Err(error) => {
                         tracing::error!(%error, sequence = sequence.0, "a reply that is kept cannot be read");
@@ -116,7 +129,14 @@ impl Broker {
         };
         let marked = outgoing.is_some_and(|outgoing| outgoing.packet_id == super::carry::WITH_SOMEBODY);
         let id = message.id;
-        let call = Arc::new(Waiting { id, sequence, request, reply_to, marked: AtomicBool::new(marked) });
+        let call = Arc::new(Waiting {
+            id,
+            sequence,
+            request,
+            reply_to,
+            marked: AtomicBool::new(marked),
+            tries: AtomicUsize::new(0),
+        });
         let mut places = stored.places.lock();
         if !places.has(id) {
             places.restore(id, weight);

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -19,7 +19,7 @@ use crate::core::calls::{ReplyTo, Request};
 use crate::types::{Message, MessageId, Sequence, TopicName, UnixMillis};
 
 /// What one call or reply takes beside its message, in bytes.
-const OVERHEAD: usize = 256;
+pub(super) const OVERHEAD: usize = 256;
 
 /// A call that is stored.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub(super) struct Waiting {
     pub(super) reply_to: ReplyTo,
     /// It is on disk that somebody may have the request.
     pub(super) marked: AtomicBool,
+    /// Responders that have seen it since the start of the broker.
+    pub(super) tries: AtomicUsize,
 }
 
 impl Waiting {
@@ -85,8 +87,10 @@ impl Looks {
 #[derive(Debug)]
 struct Line {
     waiting: BTreeMap<Sequence, Arc<Waiting>>,
-    /// Some of it are being begun.
+    /// Some of it are being begun, or it rests.
     busy: bool,
+    /// The last one that was to be begun was refused: the next is tried alone.
+    refused: bool,
     watch: Arc<Watch>,
 }
 
@@ -145,7 +149,7 @@ pub(super) struct Sizes {
     pub(super) call_bytes: usize,
     /// Those that are on disk to be fetched.
     pub(super) replies: usize,
-    /// Of those that are on their way, too.
+    /// Of those that are on their way to be kept, too.
     pub(super) reply_bytes: usize,
 }
 
@@ -212,6 +216,7 @@ impl Places {
         let line = self.lines.entry(call.service().clone()).or_insert_with_key(|service| Line {
             waiting: BTreeMap::new(),
             busy: false,
+            refused: false,
             watch: Arc::new(Watch {
                 service: service.clone(),
                 asked: AtomicBool::new(false),
@@ -232,6 +237,7 @@ impl Places {
     /// [`Places::begun`].
     pub(super) fn take(&mut self, service: &TopicName, room: usize) -> Vec<Arc<Waiting>> {
         let Some(line) = self.lines.get_mut(service).filter(|line| !line.busy) else { return Vec::new() };
+        let room = if line.refused { room.min(1) } else { room };
         let mut taken = Vec::new();
         while taken.len() < room
             && let Some((_, call)) = line.waiting.pop_first()
@@ -247,10 +253,11 @@ impl Places {
         taken
     }
 
-    /// What was taken out of the line of a service is begun, or in it again. True if the line is over.
-    pub(super) fn begun(&mut self, service: &TopicName) -> bool {
+    /// What was taken out of the line of a service is begun, or in it again, one of them as it was `refused`. True if the
+    /// line is over.
+    pub(super) fn begun(&mut self, service: &TopicName, refused: bool) -> bool {
         if let Some(line) = self.lines.get_mut(service) {
-            line.busy = false;
+            (line.busy, line.refused) = (false, refused);
             if !line.waiting.is_empty() {
                 line.watch.look();
             }
@@ -420,6 +427,7 @@ mod tests {
             },
             reply_to: ReplyTo::Caller,
             marked: AtomicBool::new(false),
+            tries: AtomicUsize::new(0),
         })
     }
 
@@ -447,10 +455,10 @@ mod tests {
         assert_eq!(numbers(&places.take(&name("s"), 2)), [0; 0], "these come first");
         // One could not be begun, and stands where it stood.
         assert!(places.wait(Arc::clone(&taken[1]), &looks).is_none(), "the line is there");
-        assert!(!places.begun(&name("s")));
+        assert!(!places.begun(&name("s"), false));
         assert_eq!(looks.take().len(), 1);
         assert_eq!(numbers(&places.take(&name("s"), 2)), [2, 3]);
-        assert!(places.begun(&name("s")), "nobody is left in it");
+        assert!(places.begun(&name("s"), false), "nobody is left in it");
     }
 
     #[test]
