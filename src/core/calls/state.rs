@@ -139,6 +139,11 @@ impl Entry {
         self.serve.credit.saturating_sub(self.in_hand.len())
     }
 
+    /// Whether nothing is in its hand or waits for it, and nothing it says would be an answer.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_hand.is_empty() && self.line.is_empty() && self.owed.is_none()
+    }
+
     /// Whether it took nothing just now.
     fn is_unread(&self) -> bool {
         self.unread.is_some_and(|at| clock::now().saturating_duration_since(at) < UNREAD)
