@@ -95,6 +95,8 @@ pub enum CloseReason {
     TakenOver,
     /// Its session was deleted.
     Deleted,
+    /// An operator ends it.
+    Disconnected,
     /// The server is about to stop.
     Draining,
 }

@@ -287,6 +287,8 @@ pub enum OutgoingState {
     Sent = 1,
     /// PUBREC was seen: only PUBREL may follow.
     Received = 2,
+    /// It was settled by a door without packet ids: only PUBREL may follow, and nothing is delivered.
+    Settled = 3,
 }
 
 /// How the engine does.

@@ -196,6 +196,7 @@ impl Mark {
             }
             1 if losses <= Self::MAX_LOSSES => OutgoingState::Sent,
             2 if losses <= Self::MAX_LOSSES => OutgoingState::Received,
+            3 if losses <= Self::MAX_LOSSES => OutgoingState::Settled,
             _ => return Err(FormatError::Unknown { what: WHAT, kind: "state", value: value.into() }),
         };
         if buf.remaining() < 2 {
@@ -490,9 +491,14 @@ mod tests {
     use super::*;
 
     fn mark() -> impl Strategy<Value = Mark> {
-        let outgoing = proptest::option::of((any::<u16>(), any::<bool>()).prop_map(|(packet_id, sent)| {
-            Outgoing { packet_id, state: if sent { OutgoingState::Sent } else { OutgoingState::Received } }
-        }));
+        let states = prop_oneof![
+            Just(OutgoingState::Sent),
+            Just(OutgoingState::Received),
+            Just(OutgoingState::Settled)
+        ];
+        let outgoing = proptest::option::of(
+            (any::<u16>(), states).prop_map(|(packet_id, state)| Outgoing { packet_id, state }),
+        );
         let at = proptest::option::of(1..u64::MAX);
         (any::<u32>(), 0..=Mark::MAX_LOSSES, at, any::<bool>(), outgoing).prop_map(
             |(attempts, losses, at, rests, outgoing)| {
