@@ -14,7 +14,7 @@ mod protos {
     use std::path::PathBuf;
     use std::{env, error, fs};
 
-    const FILES: [&str; 7] = [
+    const FILES: [&str; 8] = [
         "google/rpc/code.proto",
         "google/rpc/error_details.proto",
         "stafett/v1/admin.proto",
@@ -22,6 +22,7 @@ mod protos {
         "stafett/v1/common.proto",
         "stafett/v1/pubsub.proto",
         "stafett/v1/queue.proto",
+        "stafett/v1beta1/log.proto",
     ];
 
     pub(super) fn compile() -> Result<(), Box<dyn error::Error>> {

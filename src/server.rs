@@ -43,7 +43,8 @@ use signals::Signals;
 /// While a sync takes no longer than this, a caller whose commit is alone may wait for it: one worker of the runtime at most.
 const CALLERS_WAIT: Duration = Duration::from_millis(2);
 /// What works in this build, as `GetServerInfo` lists it.
-const FEATURES: [&str; 7] = ["calls", "compression", "health", "mqtt", "pubsub", "queues", "reflection"];
+const FEATURES: [&str; 8] =
+    ["calls", "compression", "health", "mqtt", "pubsub", "queues", "reflection", "streams"];
 
 /// Why the server did not start, or ended before it was told to.
 #[derive(Debug, thiserror::Error)]

@@ -155,6 +155,7 @@ const LAYERS: &[Layer] = &[
         module: "core",
         may: &["engine", "types", "bell", "counters"],
         external: &[
+            "humantime",
             "prost",
             "siphasher",
             "tokio::sync",

@@ -43,6 +43,9 @@ pub(super) struct Gather {
     /// What is asked
     #[arg(default_value = "", hide_default_value = true, conflicts_with_all = ["part", "parts"])]
     body: String,
+    /// Ask those too who subscribe to the topic with a wildcard
+    #[arg(long, conflicts_with_all = ["part", "parts"])]
+    listeners: bool,
     /// A part of what is asked; may be given several times
     #[arg(long, value_name = "TEXT", conflicts_with = "parts")]
     part: Vec<String>,
@@ -96,8 +99,14 @@ impl Gather {
             true => (String::new(), self.service.clone()),
             false => (self.service.clone(), String::new()),
         };
-        let mut request =
-            Request::new(v1::MulticastRequest { service, request, policy: Some(policy), parts, filter });
+        let mut request = Request::new(v1::MulticastRequest {
+            service,
+            request,
+            policy: Some(policy),
+            parts,
+            filter,
+            listeners: self.listeners,
+        });
         request.set_timeout(options.timeout.saturating_add(GRACE));
         let mut client = calls(options).await?;
         let events = client.multicast(request).await;

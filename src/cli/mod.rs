@@ -18,7 +18,9 @@ mod publish;
 mod queue;
 mod serve;
 mod serve_with;
+mod session;
 mod store;
+mod stream;
 mod subscribe;
 mod taking;
 
@@ -50,6 +52,9 @@ Examples:
   stafett queue create orders
   stafett queue send orders 'hello'
   stafett queue receive orders --ack
+  stafett stream create readings --filter 'sensors/#'
+  stafett stream read readings --follow
+  stafett session list
   stafett store check ./stafett-data";
 
 /// A message broker in one process.
@@ -117,6 +122,10 @@ enum Command {
     ServeWith(serve_with::ServeWith),
     /// Make queues, put messages in, take them out, look after them
     Queue(Box<queue::Queue>),
+    /// Make streams, append to them, read them again and again
+    Stream(Box<stream::Stream>),
+    /// See the sessions of clients, and end them
+    Session(session::Session),
     /// Give a user of MQTT a password, or take the user away
     Passwd(passwd::Passwd),
     /// Look after a store while no broker runs on it
@@ -171,6 +180,8 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Gather(gather) => client::block_on(gather.run(&cli.client)),
         Command::ServeWith(serve) => client::block_on(serve.run(&cli.client)),
         Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
+        Command::Stream(stream) => client::block_on(stream::run(&stream, &cli.client)),
+        Command::Session(session) => client::block_on(session::run(&session, &cli.client)),
         Command::Passwd(passwd) => passwd::run(&passwd),
         Command::Store(store) => store::run(store, cli.client.json),
     }

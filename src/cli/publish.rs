@@ -96,7 +96,12 @@ async fn batch(
         match result.outcome {
             Some(Outcome::Ok(done)) => {
                 let v1::PublishResponse {
-                    message_id, matched_subscribers, matched_queues, duplicate, ..
+                    message_id,
+                    matched_subscribers,
+                    matched_queues,
+                    matched_streams,
+                    duplicate,
+                    ..
                 } = done;
                 if options.json {
                     line(json!({
@@ -104,10 +109,15 @@ async fn batch(
                         "matched_subscribers": matched_subscribers,
                         "matched_queues": matched_queues,
                         "duplicate": duplicate,
+                        "matched_streams": matched_streams,
                     }))?;
                 } else {
+                    let streams = match matched_streams {
+                        0 => String::new(),
+                        streams => format!(" {streams} streams"),
+                    };
                     line(format_args!(
-                        "{message_id} {matched_subscribers} subscribers {matched_queues} queues"
+                        "{message_id} {matched_subscribers} subscribers {matched_queues} queues{streams}"
                     ))?;
                 }
             }

@@ -211,7 +211,7 @@ fn run_export(export: &Export) -> Result<Exit, Failure> {
 fn line(out: &mut impl Write, item: &Item<'_>) -> io::Result<()> {
     let value = match item {
         Item::Target { definition: Definition::Queue(queue), .. } => queue_json(queue),
-        Item::Target { definition: Definition::Session(session), subscriptions, incoming } => {
+        Item::Target { definition: Definition::Session(session), subscriptions, incoming, .. } => {
             session_json(session, subscriptions, incoming)
         }
         Item::Target { definition: Definition::Group(group), .. } => json!({
@@ -223,6 +223,20 @@ fn line(out: &mut impl Write, item: &Item<'_>) -> io::Result<()> {
         Item::Target { definition: Definition::Backlog(backlog), .. } => {
             json!({ "type": "backlog", "name": backlog.name.to_string() })
         }
+        Item::Target { definition: Definition::Stream(stream), cursors, .. } => json!({
+            "type": "stream",
+            "name": stream.name.to_string(),
+            "filters": stream.filters.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "max_age_seconds": stream.max_age.map(seconds),
+            "max_messages": stream.max_messages,
+            "max_bytes": stream.max_bytes,
+            "created_at": date(Some(stream.created_at)),
+            "cursors": cursors.iter().map(|(name, cursor)| json!({
+                "name": name.to_string(),
+                "sequence": cursor.sequence.0,
+                "committed_at": date(Some(cursor.committed_at)),
+            })).collect::<Vec<_>>(),
+        }),
         Item::Retained(message) => {
             let mut value = json!({ "type": "retained", "expires_at": date(message.expires_at) });
             message_json(&mut value, message);
@@ -320,12 +334,14 @@ fn waiting_json(waiting: &Waiting<'_>) -> Value {
         Some(Definition::Session(session)) => ("session", json!(session.client_id.to_string())),
         Some(Definition::Group(group)) => ("group", json!(group.filter.to_string())),
         Some(Definition::Backlog(backlog)) => ("backlog", json!(backlog.name.to_string())),
+        Some(Definition::Stream(stream)) => ("stream", json!(stream.name.to_string())),
         None => ("target", json!(waiting.target_id)),
     };
     let outgoing = waiting.outgoing.map(|outgoing| {
         let state = match outgoing.state {
             OutgoingState::Sent => "sent",
             OutgoingState::Received => "received",
+            OutgoingState::Settled => "settled",
         };
         json!({ "packet_id": outgoing.packet_id, "state": state })
     });

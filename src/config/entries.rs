@@ -53,7 +53,7 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 85] = [
+pub static ENTRIES: [Entry; 90] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -131,6 +131,9 @@ pub static ENTRIES: [Entry; 85] = [
     entry("limits.max_property_bytes", |s| {
         Slot::bytes(&mut s.limits.core.max_property_bytes, KIB..=16 * MIB)
     }),
+    entry("limits.max_streams", |s| Slot::count(&mut s.limits.core.max_streams, 1..=1_000_000)),
+    entry("limits.max_cursors", |s| Slot::count(&mut s.limits.core.max_cursors, 1..=1_000_000)),
+    entry("limits.session_streams", |s| Slot::count(&mut s.limits.core.session_streams, 1..=10_000)),
     entry("limits.max_queues", |s| Slot::count(&mut s.limits.core.max_queues, 1..=1_000_000)),
     entry("limits.max_bindings", |s| Slot::count(&mut s.limits.core.max_bindings, 1..=100_000)),
     entry("limits.max_sessions", |s| Slot::count(&mut s.limits.core.max_sessions, 1..=100_000_000)),
@@ -171,6 +174,10 @@ pub static ENTRIES: [Entry; 85] = [
     }),
     entry("limits.queue_messages", |s| Slot::count(&mut s.limits.core.queue_messages, 1..=1_000_000_000_000)),
     entry("limits.queue_bytes", |s| Slot::bytes(&mut s.limits.core.queue_bytes, MIB..=1024 * 1024 * GIB)),
+    entry("limits.stream_messages", |s| {
+        Slot::count(&mut s.limits.core.stream_messages, 1..=1_000_000_000_000)
+    }),
+    entry("limits.stream_bytes", |s| Slot::bytes(&mut s.limits.core.stream_bytes, MIB..=1024 * 1024 * GIB)),
     entry("sys.interval", |s| Slot::OptionalDuration(&mut s.sys.interval, SECOND..=HOUR)),
     with_flag("log.level", "--log-level", |s| Slot::LogLevel(&mut s.log.level)),
     with_flag("log.format", "--log-format", |s| Slot::LogFormat(&mut s.log.format)),

@@ -7,10 +7,10 @@ use crate::types::topic::TopicError;
 /// Why the broker did not do what it was asked.
 ///
 /// A caller decides from the variant: mend the request ([`Invalid`](Self::Invalid), [`TooLarge`](Self::TooLarge),
-/// [`Unsupported`](Self::Unsupported)), mend the state ([`NotFound`](Self::NotFound),
+/// [`Unsupported`](Self::Unsupported), [`OutOfRange`](Self::OutOfRange)), mend the state ([`NotFound`](Self::NotFound),
 /// [`AlreadyExists`](Self::AlreadyExists), [`Precondition`](Self::Precondition), [`Lease`](Self::Lease)),
 /// of several mend one ([`Item`](Self::Item)), wait ([`Full`](Self::Full), [`Limit`](Self::Limit), [`LowDisk`](Self::LowDisk), [`NoResponders`](Self::NoResponders),
-/// [`Unread`](Self::Unread), [`Draining`](Self::Draining)), find out what has happened ([`ResponderLost`](Self::ResponderLost),
+/// [`Unread`](Self::Unread), [`Draining`](Self::Draining)), find out what has happened ([`OtherNext`](Self::OtherNext), [`ResponderLost`](Self::ResponderLost),
 /// [`BadReply`](Self::BadReply)), or give up ([`Engine`](Self::Engine)).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -63,6 +63,24 @@ pub enum CoreError {
         reason: &'static str,
         /// What stands in the way.
         what: String,
+    },
+    /// A place that is not there yet.
+    #[error("{field}: {what}")]
+    OutOfRange {
+        /// Which part of the request names it, as the protocol calls it.
+        field: String,
+        /// What there is.
+        what: String,
+    },
+    /// Somebody else was first: what was expected is not so any more.
+    #[error("the stream `{stream}` goes on with sequence {next}, not with {expected}: nothing was stored")]
+    OtherNext {
+        /// Which stream.
+        stream: String,
+        /// What the next message gets.
+        next: u64,
+        /// What was expected.
+        expected: u64,
     },
     /// The caller may not.
     #[error("{0}")]
@@ -161,6 +179,7 @@ impl CoreError {
     pub fn within(self, parent: impl std::fmt::Display) -> Self {
         match self {
             Self::Invalid { field, what } => Self::Invalid { field: format!("{parent}.{field}"), what },
+            Self::OutOfRange { field, what } => Self::OutOfRange { field: format!("{parent}.{field}"), what },
             Self::TooLarge { field, len, max, unit } => {
                 Self::TooLarge { field: format!("{parent}.{field}"), len, max, unit }
             }
@@ -184,6 +203,17 @@ impl CoreError {
             Refusal::Item { index, refusal } => Self::refused(*refusal, queue).of_item(index),
             Refusal::Gone(target) => Self::NotFound { kind: "queue", name: queue(target) },
             Refusal::LowDisk { free_bytes, watermark_bytes } => Self::LowDisk { free_bytes, watermark_bytes },
+            Refusal::Oversize { target, bound } => Self::Precondition {
+                reason: "STREAM_TOO_SMALL",
+                what: format!(
+                    "the stream `{}` cannot keep as much ({bound}): nothing was stored",
+                    queue(target)
+                ),
+            },
+            Refusal::OtherNext { next } => Self::Precondition {
+                reason: "STREAM_SEQUENCE",
+                what: format!("the stream goes on with sequence {}", next.0),
+            },
             Refusal::NotLeased => Self::Lease(LeaseError::Expired),
             Refusal::NotEmpty { messages } => {
                 Self::Precondition { reason: "NOT_EMPTY", what: format!("{messages} messages are there") }

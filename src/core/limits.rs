@@ -23,6 +23,12 @@ pub struct Limits {
     pub max_queues: usize,
     /// Bindings of one queue.
     pub max_bindings: usize,
+    /// Streams.
+    pub max_streams: usize,
+    /// Cursors of one stream; they are held in memory.
+    pub max_cursors: usize,
+    /// Streams that one connection of a session reads at once.
+    pub session_streams: usize,
     /// Sessions that outlive their connection.
     pub max_sessions: usize,
     /// Subscriptions of one session.
@@ -62,7 +68,8 @@ pub struct Limits {
     pub max_responders: usize,
     /// Requests that one subscriber has in hand, of one service; beyond it calls wait.
     pub device_calls: usize,
-    /// How long a call that is published waits for its answer when it does not say.
+    /// How long a call that is published waits for its answer when it does not say, and how long a subscriber may have an
+    /// asynchronous call.
     pub call_timeout: Duration,
     /// Asynchronous calls under way, and replies to them that are kept.
     pub async_calls: usize,
@@ -89,6 +96,10 @@ pub struct Limits {
     pub queue_messages: u64,
     /// Bytes of a queue that is created without a bound.
     pub queue_bytes: u64,
+    /// Messages of a stream that is created without a bound; the oldest go for newer ones.
+    pub stream_messages: u64,
+    /// Bytes of a stream that is created without a bound; the oldest go for newer ones.
+    pub stream_bytes: u64,
 }
 
 impl Limits {
@@ -150,6 +161,9 @@ impl Default for Limits {
             max_property_bytes: 64 << 10,
             max_queues: 10_000,
             max_bindings: 1000,
+            max_streams: 1000,
+            max_cursors: 1000,
+            session_streams: 16,
             max_sessions: 100_000,
             max_subscriptions: 10_000,
             max_group_members: 10_000,
@@ -182,6 +196,8 @@ impl Default for Limits {
             max_delay: DAY * 366,
             queue_messages: 10_000_000,
             queue_bytes: 16 << 30,
+            stream_messages: 10_000_000,
+            stream_bytes: 16 << 30,
         }
     }
 }

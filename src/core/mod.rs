@@ -18,6 +18,7 @@ pub mod route;
 pub mod router;
 pub mod session;
 pub mod share;
+pub mod streams;
 mod system;
 pub mod token;
 
@@ -36,13 +37,14 @@ use calls::Calls;
 use pubsub::PubSub;
 use queues::Queues;
 use route::Routes;
+use streams::Streams;
 use token::TokenKey;
 
-pub use delivery::{Answers, CloseReason, Offer, Outbox};
+pub use delivery::{Answers, CloseReason, Offer, Outbox, TooLarge};
 pub use error::CoreError;
 pub use limits::Limits;
 pub use publisher::{Inbound, Published, Publisher, PublisherInfo, Receipt};
-pub use session::{End, OpenSession, Opened, Session, SessionDelivery};
+pub use session::{End, Numbered, OpenSession, Opened, Session, SessionDelivery, SessionInfo, Will};
 pub use system::SYSTEM;
 
 /// One broker over one engine.
@@ -53,6 +55,7 @@ pub struct Broker {
     tokens: TokenKey,
     admission: Admission,
     queues: Queues,
+    streams: Streams,
     routes: Routes,
     calls: Arc<Calls>,
     pubsub: PubSub,
@@ -76,6 +79,7 @@ impl Broker {
             ids: MessageIds::new(),
             admission: Admission::new(limits.commit_pending_bytes, tasks.clone()),
             queues: Queues::restore(stored.queues)?,
+            streams: Streams::restore(stored.streams)?,
             routes: Routes::default(),
             calls: Calls::new(&limits, tasks.clone(), draining.clone()),
             pubsub: PubSub::new(&limits),
@@ -87,6 +91,10 @@ impl Broker {
         });
         for queue in broker.queues.all() {
             broker.routes.bind(&queue, &queue.spec().bindings).await;
+        }
+        broker.pull_back_cursors().await?;
+        for stream in broker.streams.all() {
+            broker.routes.record(&stream, &stream.spec().filters).await;
         }
         broker.tasks.spawn(queues::delete_unused(Arc::clone(&broker)));
         broker.restore_pubsub(stored.sessions, stored.groups, stored.retained);

@@ -13,6 +13,7 @@ use super::queues::QueueEntry;
 use super::router::{Change, Router, Snapshot};
 use super::session::{SessionEntry, SessionKey};
 use super::share::{ShareGroup, ShareKey};
+use super::streams::StreamEntry;
 use crate::engine::{Levels, SubscribeOptions};
 use crate::types::{Qos, TargetId, TopicFilter, TopicName};
 
@@ -21,6 +22,8 @@ use crate::types::{Qos, TargetId, TopicFilter, TopicName};
 pub enum RouteKey {
     /// A queue's binding.
     Queue(TargetId),
+    /// A stream's filter.
+    Stream(TargetId),
     /// A session's subscription.
     Session(SessionKey),
     /// A share group.
@@ -32,6 +35,8 @@ pub enum RouteKey {
 pub enum Route {
     /// Into a queue with a matching binding.
     Queue(Arc<QueueEntry>),
+    /// To the end of a stream.
+    Stream(Arc<StreamEntry>),
     /// To a session.
     Session(Arc<SessionEntry>, SubscribeOptions),
     /// To one member of a share group.
@@ -55,11 +60,19 @@ impl Routes {
     ///
     /// Dropping the future, once polled, does not take that back.
     pub async fn bind(&self, queue: &Arc<QueueEntry>, filters: &[TopicFilter]) {
-        let insert = |filter: &TopicFilter| Change::Insert {
-            filter: filter.clone(),
-            key: RouteKey::Queue(queue.id()),
-            value: Route::Queue(Arc::clone(queue)),
-        };
+        self.insert(RouteKey::Queue(queue.id()), &Route::Queue(Arc::clone(queue)), filters).await;
+    }
+
+    /// The same for a stream.
+    ///
+    /// Dropping the future, once polled, does not take that back.
+    pub async fn record(&self, stream: &Arc<StreamEntry>, filters: &[TopicFilter]) {
+        self.insert(RouteKey::Stream(stream.id()), &Route::Stream(Arc::clone(stream)), filters).await;
+    }
+
+    async fn insert(&self, key: RouteKey, value: &Route, filters: &[TopicFilter]) {
+        let insert =
+            |filter: &TopicFilter| Change::Insert { filter: filter.clone(), key, value: value.clone() };
         self.change(filters.iter().map(insert).collect()).await;
     }
 
@@ -67,7 +80,17 @@ impl Routes {
     ///
     /// Dropping the future, once polled, does not take that back.
     pub async fn unbind(&self, queue: &Arc<QueueEntry>, filters: &[TopicFilter]) {
-        let key = RouteKey::Queue(queue.id());
+        self.remove(RouteKey::Queue(queue.id()), filters).await;
+    }
+
+    /// Ends what [`Routes::record`] began.
+    ///
+    /// Dropping the future, once polled, does not take that back.
+    pub async fn unrecord(&self, stream: &StreamEntry, filters: &[TopicFilter]) {
+        self.remove(RouteKey::Stream(stream.id()), filters).await;
+    }
+
+    async fn remove(&self, key: RouteKey, filters: &[TopicFilter]) {
         let remove = |filter: &TopicFilter| Change::Remove { filter: filter.clone(), key };
         self.change(filters.iter().map(remove).collect()).await;
     }
@@ -109,6 +132,7 @@ impl Routes {
 #[derive(Debug, Clone)]
 pub(crate) enum Target {
     Queue(Arc<QueueEntry>),
+    Stream(Arc<StreamEntry>),
     Session(SessionTarget),
     Share(Arc<ShareGroup>),
 }
@@ -148,6 +172,12 @@ pub(crate) fn targets(routing: &Routing, topic: &TopicName, publisher: Option<Se
             if !targets.iter().any(|target| matches!(target, Target::Queue(seen) if Arc::ptr_eq(seen, queue)))
             {
                 targets.push(Target::Queue(Arc::clone(queue)));
+            }
+        }
+        Route::Stream(stream) => {
+            let seen = |target: &Target| matches!(target, Target::Stream(seen) if Arc::ptr_eq(seen, stream));
+            if !targets.iter().any(seen) {
+                targets.push(Target::Stream(Arc::clone(stream)));
             }
         }
         Route::Share(group) => targets.push(Target::Share(Arc::clone(group))),

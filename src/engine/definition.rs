@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 
+use super::stream::{StoredStream, StreamSpec};
 use crate::types::topic::FilterSpec;
 use crate::types::{ClientId, Message, Qos, QueueName, TargetId, TopicFilter, UnixMillis};
 
@@ -20,6 +21,8 @@ pub enum Definition {
     Group(GroupSpec),
     /// Something of the broker's own.
     Backlog(BacklogSpec),
+    /// A log without consumers.
+    Stream(StreamSpec),
 }
 
 /// The settings of a queue.
@@ -228,6 +231,8 @@ pub struct Stored {
     pub sessions: Vec<StoredSession>,
     /// All share groups with a backlog.
     pub groups: Vec<(TargetId, GroupSpec)>,
+    /// All streams.
+    pub streams: Vec<StoredStream>,
     /// What the broker has for itself.
     pub backlogs: Vec<(TargetId, BacklogSpec)>,
     /// All retained values.

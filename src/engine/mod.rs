@@ -18,6 +18,7 @@ mod lease;
 mod progress;
 mod seen;
 pub mod settings;
+mod stream;
 mod ticket;
 
 use std::fmt;
@@ -32,7 +33,9 @@ use tokio::sync::watch;
 use crate::bell::Bell;
 
 use crate::types::topic::FilterSpec;
-use crate::types::{Message, MessageId, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis};
+use crate::types::{
+    CursorName, Message, MessageId, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis,
+};
 
 pub use definition::{
     BacklogSpec, Definition, GroupSpec, Levels, Overflow, QueueSpec, RetainHandling, SessionSpec, Stored,
@@ -43,6 +46,9 @@ pub use lease::{ConsumerOptions, LeaseError, LeaseRef, Leased, Nack, Settled};
 pub use progress::OpenProgress;
 pub use seen::{Browsed, Page, Removed, TargetStats, Usage, View};
 pub use settings::EngineSettings;
+pub use stream::{
+    Cursor, Logged, StoredStream, StreamAppend, StreamEnds, StreamPage, StreamReader, StreamSpec, StreamStats,
+};
 pub use ticket::Ticket;
 
 /// What an acknowledgement waits for.
@@ -90,6 +96,10 @@ pub enum Op {
     },
     /// Settle a leased message of one queue and put others into queues: all of it or nothing.
     Forward(Forward),
+    /// Store messages at the end of a stream.
+    AppendStream(StreamAppend),
+    /// Keep how far a reader of a stream is; none: forget it.
+    SetCursor(TargetId, CursorName, Option<Cursor>),
     /// What is known of an outgoing QoS 1 or 2 delivery of a session.
     Outgoing {
         /// The session.
@@ -213,6 +223,20 @@ pub enum Refusal {
         /// `max_messages 100` or `max_bytes 1000`.
         bound: String,
     },
+    /// More than a stream keeps at all.
+    #[error("more than the stream keeps: {bound}")]
+    Oversize {
+        /// The stream.
+        target: TargetId,
+        /// `max_messages 100` or `max_bytes 1000`.
+        bound: String,
+    },
+    /// The stream goes on with another sequence than was expected.
+    #[error("the next sequence is {}", next.0)]
+    OtherNext {
+        /// The one that it goes on with.
+        next: Sequence,
+    },
     /// One of [`Op::AppendAll`], the first that could not be stored.
     #[error("message {index}: {refusal}")]
     Item {
@@ -263,6 +287,8 @@ pub enum OutgoingState {
     Sent = 1,
     /// PUBREC was seen: only PUBREL may follow.
     Received = 2,
+    /// It was settled by a door without packet ids: only PUBREL may follow, and nothing is delivered.
+    Settled = 3,
 }
 
 /// How the engine does.
@@ -385,6 +411,25 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// When the message was accepted that has the first place of all in a target. None: there is no message, or it cannot
     /// be read.
     fn oldest(&self, target: TargetId) -> Pending<Option<UnixMillis>>;
+
+    /// Joins the readers of a stream.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchTarget`], also for a target that is no stream.
+    fn stream_reader(&self, target: TargetId) -> Result<Box<dyn StreamReader>, EngineError>;
+
+    /// Counts of a stream.
+    ///
+    /// # Errors
+    /// As [`Engine::stream_reader`].
+    fn stream_stats(&self, target: TargetId) -> Result<StreamStats, EngineError>;
+
+    /// The place of the first message that was appended at `time` or later, or what will get the next one. It may be one that was
+    /// appended up to a tenth of a second before.
+    ///
+    /// # Errors
+    /// As [`Engine::stream_reader`].
+    fn stream_at(&self, target: TargetId, time: UnixMillis) -> Result<Sequence, EngineError>;
 
     /// What it counts over all targets since it opened, by the names that operators see.
     fn counters(&self) -> Vec<(&'static str, u64)>;

@@ -58,6 +58,25 @@ pub(super) fn page_size(asked: i32) -> Result<usize, CoreError> {
     }
 }
 
+/// The fields that an update names, each one of `known`.
+pub(super) fn masked(
+    mask: Option<prost_types::FieldMask>,
+    known: &[&'static str],
+) -> Result<Vec<&'static str>, CoreError> {
+    let paths = mask.map(|mask| mask.paths).unwrap_or_default();
+    if paths.is_empty() {
+        return Err(CoreError::invalid("update_mask", "names no field"));
+    }
+    let find = |path: String| {
+        let found = known.iter().copied().find(|&field| field == path);
+        found.ok_or_else(|| {
+            let may = known.join(", ");
+            CoreError::invalid("update_mask", format!("{path:?} is not one of {may}"))
+        })
+    };
+    paths.into_iter().map(find).collect()
+}
+
 /// A list that must have something, but not too much.
 pub(super) fn some_items(field: &str, len: usize, max: usize) -> Result<(), CoreError> {
     if len == 0 {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::core::{CoreError, Limits, Published};
-use crate::types::{Extras, Message, MessageIds, Priority, Qos, TopicName, UnixMillis};
+use crate::types::{Extras, Message, MessageIds, Priority, Qos, TopicFilter, TopicName, UnixMillis};
 
 use super::proto::v1;
 
@@ -193,6 +193,18 @@ pub(super) fn at_most(field: &str, len: usize, max: usize) -> Result<(), CoreErr
     Ok(())
 }
 
+/// Topic filters.
+///
+/// # Errors
+/// [`CoreError::Invalid`] naming the place in `field`.
+pub(super) fn filters(field: &str, filters: &[String]) -> Result<Vec<TopicFilter>, CoreError> {
+    let parse = |(at, filter): (usize, &String)| {
+        let parsed = TopicFilter::parse(filter.clone().into());
+        parsed.map_err(|error| CoreError::topic(format!("{field}[{at}]"), &error))
+    };
+    filters.iter().enumerate().map(parse).collect()
+}
+
 /// A time that may be zero.
 ///
 /// # Errors
@@ -301,6 +313,7 @@ pub(super) fn published(published: &Published) -> v1::PublishResponse {
         matched_subscribers: published.subscribers,
         matched_queues: published.queues,
         duplicate: published.duplicate,
+        matched_streams: published.streams,
     }
 }
 

@@ -17,11 +17,13 @@ mod feed;
 mod gate;
 mod health;
 mod incoming;
+mod log;
 pub mod proto;
 mod pubsub;
 mod queue;
 mod reflection;
 mod request;
+mod sessions;
 mod status;
 mod stream;
 
@@ -41,6 +43,7 @@ use crate::rate::ConnectRate;
 use crate::shutdown::Shutdown;
 use crate::tls::Tls;
 
+use admin::Admin;
 pub use admin::{AdminService, BridgeSource, ServerFacts};
 pub use deliveries::DeliveryBatch;
 pub use health::HealthBoard;
@@ -48,10 +51,12 @@ pub use health::HealthBoard;
 use call::CallService;
 use deadline::DeadlineLayer;
 use gate::Gate;
+use log::LogService;
 use proto::v1::admin_service_server::AdminServiceServer;
 use proto::v1::call_service_server::CallServiceServer;
 use proto::v1::pub_sub_service_server::PubSubServiceServer;
 use proto::v1::queue_service_server::QueueServiceServer;
+use proto::v1beta1::log_service_server::LogServiceServer;
 use pubsub::PubSubService;
 use queue::QueueService;
 use stream::Bounds;
@@ -117,11 +122,12 @@ pub enum Error {
 }
 
 /// The services that are registered with health and listed by reflection, beside those two themselves.
-pub const SERVED: [&str; 4] = [
+pub const SERVED: [&str; 5] = [
     proto::v1::admin_service_server::SERVICE_NAME,
     proto::v1::call_service_server::SERVICE_NAME,
     proto::v1::pub_sub_service_server::SERVICE_NAME,
     proto::v1::queue_service_server::SERVICE_NAME,
+    proto::v1beta1::log_service_server::SERVICE_NAME,
 ];
 
 /// Wraps a generated server with what holds for each of them: the decode limit, and compression both ways.
@@ -179,10 +185,13 @@ impl Door {
         };
         let pubsub = PubSubService::new(Arc::clone(&broker), streams);
         let calls = CallService::new(Arc::clone(&broker), streams);
+        let logs = LogService::new(Arc::clone(&broker), streams);
+        let admin = Admin { service: admin, broker: Arc::clone(&broker) };
         let routes = self.early.clone();
         let routes = routes
             .add_service(tuned!(AdminServiceServer, admin, settings))
             .add_service(tuned!(CallServiceServer, calls, settings))
+            .add_service(tuned!(LogServiceServer, logs, settings))
             .add_service(tuned!(PubSubServiceServer, pubsub, settings))
             .add_service(tuned!(QueueServiceServer, QueueService::new(broker, streams), settings));
         self.gate.open(routes);

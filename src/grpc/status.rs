@@ -53,6 +53,13 @@ pub(super) fn of_call(error: &CallError) -> Status {
     }
 }
 
+/// What a stream ends with whose session is not its own any more.
+pub(super) fn taken_away(reason: &str, message: &str) -> Status {
+    let mut details = ErrorDetails::new();
+    info(&mut details, reason, []);
+    Status::with_error_details(Code::Aborted, message, details)
+}
+
 /// A status of our own as the status of one item or event.
 pub(super) fn plain(code: Code, message: impl Into<String>) -> pb::Status {
     pb::Status { code: code.into(), message: message.into(), details: Vec::new() }
@@ -95,6 +102,15 @@ fn code_and_details(error: &CoreError) -> (Code, ErrorDetails) {
             details.add_precondition_failure_violation(*reason, "", what);
             info(&mut details, reason, []);
             Code::FailedPrecondition
+        }
+        CoreError::OutOfRange { field, what } => {
+            details.add_bad_request_violation(field, what);
+            Code::OutOfRange
+        }
+        CoreError::OtherNext { stream, next, .. } => {
+            let next = next.to_string();
+            info(&mut details, "OTHER_SEQUENCE", [("stream", stream), ("next_sequence", &next)]);
+            Code::Aborted
         }
         CoreError::Denied(_) => {
             info(&mut details, "DENIED", []);
@@ -194,6 +210,12 @@ mod tests {
             (CoreError::NotFound { kind: "queue", name: "q".to_owned() }, Code::NotFound, None),
             (exists, Code::AlreadyExists, None),
             (precondition, Code::FailedPrecondition, Some("QUEUE_NOT_EMPTY")),
+            (CoreError::OutOfRange { field: text(), what: text() }, Code::OutOfRange, None),
+            (
+                CoreError::OtherNext { stream: text(), next: 2, expected: 1 },
+                Code::Aborted,
+                Some("OTHER_SEQUENCE"),
+            ),
             (CoreError::Denied("no".to_owned()), Code::PermissionDenied, Some("DENIED")),
             (CoreError::Lease(LeaseError::Expired), Code::FailedPrecondition, Some("LEASE_EXPIRED")),
             (CoreError::Lease(LeaseError::Unknown), Code::FailedPrecondition, Some("LEASE_EXPIRED")),

@@ -148,7 +148,10 @@ pub(super) fn refusal(error: &CoreError, packet: PacketType) -> ReasonCode {
         | CoreError::NoResponders { .. }
         | CoreError::ResponderLost { .. }
         | CoreError::BadReply { .. } => R::ImplementationSpecificError,
-        CoreError::AlreadyExists { .. } | CoreError::Lease(_) => R::UnspecifiedError,
+        CoreError::AlreadyExists { .. }
+        | CoreError::OutOfRange { .. }
+        | CoreError::OtherNext { .. }
+        | CoreError::Lease(_) => R::UnspecifiedError,
         // A client's: its session is another principal's.
         CoreError::Precondition { .. } if matches!(packet, PacketType::ConnAck) => {
             R::ClientIdentifierNotValid
@@ -198,6 +201,8 @@ pub(super) fn consequence(error: &CoreError) -> Consequence {
         | CoreError::NotFound { .. }
         | CoreError::AlreadyExists { .. }
         | CoreError::Precondition { .. }
+        | CoreError::OutOfRange { .. }
+        | CoreError::OtherNext { .. }
         | CoreError::Denied(_)
         | CoreError::NoResponders { .. }
         | CoreError::Unread { .. }
@@ -209,7 +214,7 @@ pub(super) fn consequence(error: &CoreError) -> Consequence {
 
 /// The code of an accepted publish.
 pub(super) const fn accepted(published: &Published) -> ReasonCode {
-    if published.subscribers == 0 && published.queues == 0 {
+    if published.subscribers == 0 && published.queues == 0 && published.streams == 0 {
         ReasonCode::NoMatchingSubscribers
     } else {
         ReasonCode::Success
@@ -220,7 +225,7 @@ pub(super) const fn accepted(published: &Published) -> ReasonCode {
 pub(super) const fn closed(reason: CloseReason) -> ReasonCode {
     match reason {
         CloseReason::TakenOver => ReasonCode::SessionTakenOver, // 5: [MQTT-3.1.4-3]
-        CloseReason::Deleted => ReasonCode::AdministrativeAction,
+        CloseReason::Deleted | CloseReason::Disconnected => ReasonCode::AdministrativeAction,
         CloseReason::Draining => ReasonCode::ServerShuttingDown,
     }
 }
@@ -245,6 +250,8 @@ mod tests {
             (CoreError::NotFound { kind: "queue", name: text() }, [0x90, 0x8f, 0x8f, 0x85], 'n'),
             (CoreError::AlreadyExists { kind: "queue", name: text(), difference: text() }, [0x80; 4], 'n'),
             (CoreError::Precondition { reason: "X", what: text() }, [0x80, 0x80, 0x80, 0x85], 'n'),
+            (CoreError::OutOfRange { field: text(), what: text() }, [0x80; 4], 'n'),
+            (CoreError::OtherNext { stream: text(), next: 2, expected: 1 }, [0x80; 4], 'n'),
             (CoreError::Denied(text()), [0x87; 4], 'n'),
             (CoreError::Lease(LeaseError::Expired), [0x80; 4], 'n'),
             (CoreError::Lease(LeaseError::Unknown), [0x80; 4], 'n'),
@@ -315,7 +322,9 @@ mod tests {
             assert!(violation.code().permitted_in(PacketType::Disconnect));
             assert!(!violation.rule().is_empty());
         }
-        for reason in [CloseReason::TakenOver, CloseReason::Deleted, CloseReason::Draining] {
+        for reason in
+            [CloseReason::TakenOver, CloseReason::Deleted, CloseReason::Disconnected, CloseReason::Draining]
+        {
             assert!(closed(reason).permitted_in(PacketType::Disconnect));
         }
     }

@@ -62,6 +62,14 @@ fn check(
     }
 }
 
+/// A name that stands in topics and on command lines as it is.
+fn plain(what: &'static str, name: ByteString) -> Result<ByteString, NameError> {
+    check(what, &name, QueueName::MAX_BYTES, "letters, digits, '.', '_' and '-'", |c| {
+        c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+    })?;
+    Ok(name)
+}
+
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -114,11 +122,39 @@ impl QueueName {
     /// # Errors
     /// [`NameError`] if the name is empty, too long or holds another character.
     pub fn parse(name: impl Into<ByteString>) -> Result<Self, NameError> {
-        let name = name.into();
-        check("queue name", &name, Self::MAX_BYTES, "letters, digits, '.', '_' and '-'", |c| {
-            c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
-        })?;
-        Ok(Self(name))
+        plain("queue name", name.into()).map(Self)
+    }
+}
+
+name_type! {
+    /// The name of a stream: 1 to 128 of `A-Z a-z 0-9 . _ -`.
+    StreamName
+}
+
+impl StreamName {
+    /// The longest stream name, in bytes.
+    pub const MAX_BYTES: usize = QueueName::MAX_BYTES;
+
+    /// # Errors
+    /// [`NameError`] if the name is empty, too long or holds another character.
+    pub fn parse(name: impl Into<ByteString>) -> Result<Self, NameError> {
+        plain("stream name", name.into()).map(Self)
+    }
+}
+
+name_type! {
+    /// The name of a reader's place in a stream: 1 to 128 of `A-Z a-z 0-9 . _ -`.
+    CursorName
+}
+
+impl CursorName {
+    /// The longest cursor name, in bytes.
+    pub const MAX_BYTES: usize = QueueName::MAX_BYTES;
+
+    /// # Errors
+    /// [`NameError`] if the name is empty, too long or holds another character.
+    pub fn parse(name: impl Into<ByteString>) -> Result<Self, NameError> {
+        plain("cursor name", name.into()).map(Self)
     }
 }
 

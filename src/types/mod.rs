@@ -8,6 +8,8 @@ pub mod message;
 pub mod topic;
 
 pub use clock::UnixMillis;
-pub use ids::{ClientId, MessageId, MessageIds, NameError, QueueName, Sequence, TargetId};
+pub use ids::{
+    ClientId, CursorName, MessageId, MessageIds, NameError, QueueName, Sequence, StreamName, TargetId,
+};
 pub use message::{DeadLetter, Extras, Message, Priority, Qos};
 pub use topic::{TopicFilter, TopicName};

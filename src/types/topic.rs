@@ -306,6 +306,26 @@ impl TopicFilter {
         levels.next().is_none()
     }
 
+    /// Whether it wants everything that the other wants.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        // [MQTT-4.7.2-1]
+        if self.starts_with_wildcard() && other.0.starts_with('$') {
+            return false;
+        }
+        let mut theirs = other.levels();
+        for wanted in self.levels() {
+            if wanted == "#" {
+                return true;
+            }
+            match theirs.next() {
+                Some(level) if wanted == level || wanted == "+" && level != "#" => {}
+                _ => return false,
+            }
+        }
+        theirs.next().is_none()
+    }
+
     /// Whether there is a topic that both want. (`+` and `/#` meet in the empty name, which is none: yes, all the same.)
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {

@@ -13,5 +13,6 @@ mod giving_up;
 mod keys;
 mod placing;
 mod power;
+mod streams;
 mod turns;
 mod whole;

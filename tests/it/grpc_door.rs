@@ -13,7 +13,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::harness::{Broker, config_file, within};
 
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
@@ -21,6 +21,7 @@ const SERVICES: [&str; 7] = [
     "stafett.v1.CallService",
     "stafett.v1.PubSubService",
     "stafett.v1.QueueService",
+    "stafett.v1beta1.LogService",
 ];
 
 #[tokio::test]
@@ -93,7 +94,8 @@ async fn server_info_says_what_runs() {
     let mut client = AdminServiceClient::new(broker.grpc().await);
     let info = within("info", client.get_server_info(GetServerInfoRequest {})).await.unwrap().into_inner();
     assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
-    assert_eq!(info.features, ["calls", "compression", "health", "mqtt", "pubsub", "queues", "reflection"]);
+    let features = ["calls", "compression", "health", "mqtt", "pubsub", "queues", "reflection", "streams"];
+    assert_eq!(info.features, features);
     assert_eq!(info.counters["connections"], 1);
     assert_eq!((info.counters["grpc_connections"], info.counters["mqtt_connections"]), (1, 0));
     assert_eq!(info.doors["grpc"], broker.address("grpc").to_string());

@@ -21,4 +21,5 @@ mod pubsub;
 mod queue;
 mod recovering;
 mod store;
+mod streams;
 mod sys;

@@ -85,7 +85,7 @@ struct Settings {
     bindings: Vec<String>,
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
+pub(in crate::cli) fn bytes(text: &str) -> Result<u64, String> {
     parse_bytes(text).ok_or_else(|| "must be a number of bytes, or have one of KiB, MiB, GiB, TiB".to_owned())
 }
 

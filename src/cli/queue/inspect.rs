@@ -89,7 +89,7 @@ impl Filter {
 }
 
 /// What it means that nothing came in time.
-pub(super) fn late(options: &ClientOptions) -> impl Fn(Elapsed) -> Failure {
+pub(in crate::cli) fn late(options: &ClientOptions) -> impl Fn(Elapsed) -> Failure {
     let within = humantime::format_duration(options.timeout).to_string();
     move |_| Failure { exit: Exit::Unreachable, reason: anyhow::anyhow!("no answer within {within}") }
 }

@@ -85,6 +85,9 @@ enum Command {
     Watch(watch::Watch),
 }
 
+pub(super) use define::bytes;
+pub(super) use inspect::late;
+
 type Client = QueueServiceClient<Channel>;
 
 pub(super) async fn run(queue: &Queue, options: &ClientOptions) -> Result<Exit, Failure> {
@@ -119,7 +122,7 @@ pub(super) async fn run(queue: &Queue, options: &ClientOptions) -> Result<Exit, 
 }
 
 /// Prints a number of things that were done.
-fn print_count(options: &ClientOptions, name: &str, count: u64) -> Result<(), Failure> {
+pub(super) fn print_count(options: &ClientOptions, name: &str, count: u64) -> Result<(), Failure> {
     if options.json { line(json!({ name: count })) } else { line(format_args!("{name} {count}")) }
 }
 

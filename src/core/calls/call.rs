@@ -7,7 +7,7 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
 use parking_lot::Mutex;
@@ -477,6 +477,11 @@ impl Calling {
 
     pub(super) fn call(&self) -> &Call {
         &self.call
+    }
+
+    /// Takes it away from a device that has had it for `limit`. Returns when to look again.
+    pub(super) fn overdue(&self, limit: Duration) -> Duration {
+        self.service.overdue(&self.call, limit)
     }
 
     /// The answer of a call that takes one. Cancel safe.

@@ -14,8 +14,8 @@ use super::call::{Call, Place, Shared, To};
 use super::device::NotAsked;
 use super::service::Service;
 use super::state::{Door, State, Wakes};
-use super::{CallError, Calls, Request};
-use crate::core::CoreError;
+use super::{CallError, Calls, Request, too_large};
+use crate::core::{CoreError, TooLarge};
 
 /// Those of whom one is asked.
 type Members = SmallVec<[usize; 1]>;
@@ -28,6 +28,8 @@ enum Passed {
     Unread,
     /// Too many requests wait for them.
     Busy,
+    /// They take no packet as large.
+    TooLarge(TooLarge),
 }
 
 impl State {
@@ -82,6 +84,7 @@ impl State {
                 Ok(()) => return Ok(at),
                 Err(NotAsked::Left) => self.stop(at, wakes),
                 Err(NotAsked::Full) => passed = Passed::Unread,
+                Err(NotAsked::TooLarge(what)) => passed = Passed::TooLarge(what),
             }
         }
         Err(passed)
@@ -95,6 +98,9 @@ impl State {
             match self.assign(at, &call, wakes) {
                 Ok(()) => {}
                 Err(NotAsked::Full) => wakes.callers.extend(call.unread()),
+                Err(NotAsked::TooLarge(what)) => {
+                    wakes.callers.extend(call.fail(CallError::Broker(too_large(what))));
+                }
                 Err(NotAsked::Left) => {
                     if let Some(entry) = self.entry(at) {
                         wakes.callers.extend(call.lost(&entry.serve));
@@ -140,6 +146,7 @@ impl Service {
                             let what = format!("too many requests wait for a responder of `{}`", self.name());
                             calls.refused(what, "calls_waiting", calls.bounds.waiting)
                         }
+                        Passed::TooLarge(what) => too_large(what),
                         _ => calls.unread(self.name()),
                     };
                     wakes.callers.extend(call.fail(CallError::Broker(error)));

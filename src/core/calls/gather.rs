@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::call::Shared;
 use super::parts::{Begun, Terms};
-use super::service::Service;
+use super::service::{Listening, Service};
 use super::{CallError, Calling, Calls, Counts, Reply, Request};
 use crate::core::{Broker, CoreError};
 use crate::types::{Message, TopicFilter, TopicName, clock};
@@ -43,6 +43,8 @@ pub struct Policy {
     pub timeout: Option<Duration>,
     /// Replies are kept for who asks: they take room to the end.
     pub keeps: bool,
+    /// Those are asked too who only listen to the topic.
+    pub listeners: bool,
     /// So many parts a responder has in hand at the most; 0: one.
     pub parts_in_hand: usize,
 }
@@ -136,6 +138,8 @@ pub struct Gathering {
     missing: BTreeMap<usize, (ByteString, Missing)>,
     /// What each was asked as.
     asked_as: Vec<TopicName>,
+    /// Those who only listen, by the names of what was asked; dropped last.
+    listening: Vec<Listening>,
     asked: usize,
     parts: usize,
     replied: usize,
@@ -192,6 +196,7 @@ impl Gathering {
             job: None,
             missing: BTreeMap::new(),
             asked_as: Vec::new(),
+            listening: Vec::new(),
             asked: awaited.len(),
             awaited,
             parts: 0,
@@ -356,11 +361,13 @@ impl Calls {
         self: &Arc<Self>,
         names: &[TopicName],
         request: &Request,
-        policy: Policy,
+        (policy, listening): (Policy, Vec<Listening>),
     ) -> Result<Gathering, CoreError> {
         let shared = Shared::new(self, request.message.weight())?;
         let mut gathering = Gathering::new(shared, FuturesUnordered::new(), policy);
-        for service in names.iter().filter_map(|name| self.service(name)) {
+        let listens = |at: usize| listening.get(at).map(|listening| Arc::clone(listening.service()));
+        let services = names.iter().enumerate().flat_map(|(at, name)| [self.service(name), listens(at)]);
+        for service in services.flatten() {
             let mut request = Request { takes_parts: false, ..request.clone() };
             request.message.topic = service.name().clone();
             let left = self.bounds.gather_responders - gathering.asked;
@@ -378,6 +385,7 @@ impl Calls {
             return Err(self.nobody(&request.message.topic));
         }
         Counts::add(&self.counts.multicasts);
+        gathering.listening = listening;
         Ok(gathering)
     }
 
@@ -415,7 +423,7 @@ impl Calls {
 
 impl Broker {
     /// Asks everyone who serves one of `names`, the first of which is the request's topic: each stream, each subscriber of
-    /// exactly that topic, and one member of each share group. Who is there for several is asked as each. Each has the
+    /// exactly that topic, if wanted of one with a wildcard too, and one member of each share group. Who is there for several is asked as each. Each has the
     /// request, or waits for room for it, when this returns. Never waits. The request is within
     /// [`Limits`](crate::core::Limits), as the door has checked.
     ///
@@ -431,10 +439,16 @@ impl Broker {
         if self.draining.is_cancelled() {
             return Err(CoreError::Draining);
         }
+        let mut listening = Vec::new();
         for name in names {
-            self.find_devices(name).inspect_err(|_| Counts::add(&self.calls.counts.refused))?;
+            let refused = |_: &CoreError| Counts::add(&self.calls.counts.refused);
+            self.find_devices(name).inspect_err(refused)?;
+            if policy.listeners {
+                listening.push(self.calls.listening(name));
+                self.find_listeners(name).inspect_err(refused)?;
+            }
         }
-        self.calls.gather(names, &request, policy)
+        self.calls.gather(names, &request, (policy, listening))
     }
 
     /// The names of services, and of topics that somebody subscribes to, which `filter` matches, at least one, in their order.

@@ -283,7 +283,7 @@ impl State {
             match self.give(at, number, wakes) {
                 Ok(true) => passed = 0,
                 Ok(false) => passed += 1,
-                Err(NotAsked::Full) => break Fed::Full,
+                Err(NotAsked::Full | NotAsked::TooLarge(_)) => break Fed::Full,
                 Err(NotAsked::Left) => self.stop(at, wakes),
             }
         };
@@ -303,7 +303,7 @@ impl State {
         let given = self.assign(at, &part, wakes);
         if let Err(why) = &given {
             self.jobs.put_first(number, part);
-            if let NotAsked::Full = why {
+            if let NotAsked::Full | NotAsked::TooLarge(_) = why {
                 self.jobs.full.insert(at);
             }
         }
@@ -321,7 +321,7 @@ impl State {
         while !order.is_empty() {
             order.retain(|&(_, at)| match self.give(at, number, wakes) {
                 Ok(given) => given,
-                Err(NotAsked::Full) => {
+                Err(NotAsked::Full | NotAsked::TooLarge(_)) => {
                     full = true;
                     false
                 }

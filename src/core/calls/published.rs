@@ -200,11 +200,7 @@ impl Broker {
 
 /// The answer to a call for which so much time is left.
 pub(super) async fn answer(begun: Result<Calling, CoreError>, left: Duration) -> Result<Reply, CallError> {
-    reply_within(&mut begun.map_err(CallError::Broker)?, left).await
-}
-
-/// The answer to a call that is begun.
-pub(super) async fn reply_within(calling: &mut Calling, left: Duration) -> Result<Reply, CallError> {
+    let mut calling = begun.map_err(CallError::Broker)?;
     tokio::time::timeout(left, calling.reply()).await.unwrap_or_else(|_| Err(late()))
 }
 
@@ -231,6 +227,7 @@ pub(super) fn error_message(error: &CallError, topic: TopicName, qos: Qos) -> Me
                 CoreError::BadReply { .. } => "BAD_REPLY",
                 CoreError::Limit { .. } | CoreError::Unread { .. } => "LIMIT_REACHED",
                 CoreError::Draining => "UNAVAILABLE",
+                CoreError::TooLarge { .. } => "INVALID_ARGUMENT",
                 _ => "INTERNAL",
             };
             (name, error.to_string())

@@ -51,6 +51,7 @@ pub(crate) struct Run {
     pub(crate) epoch: Epoch,
     subscribers: u32,
     queues: u32,
+    streams: u32,
     /// Some session or share group stores what is published at QoS 1 or 2.
     stores: bool,
     /// Some session stores what is published at QoS 0, too.
@@ -139,9 +140,15 @@ impl Planner<'_> {
             }
         }
         let Some(run) = runs.last() else { return Ok(false) };
+        if run.direct
+            && let [Target::Queue(queue)] = &*run.targets
+        {
+            queue.check_asked(&item.message)?;
+        }
         self.broker.limits.check_message(&item.message)?;
         let retain = item.message.retain;
-        if item.not_before.is_some() && (retain || run.subscribers > 0 || run.queues == 0) {
+        let others = run.subscribers > 0 || run.streams > 0;
+        if item.not_before.is_some() && (retain || others || run.queues == 0) {
             let what = "a message that does not go to queues alone cannot be delayed";
             return Err(CoreError::Unsupported(what.to_owned()));
         }
@@ -150,6 +157,7 @@ impl Planner<'_> {
         }
         let lasting = item.message.qos > Qos::AtMostOnce;
         Ok(run.queues > 0
+            || run.streams > 0
             || run.stores_all
             || lasting && (run.stores || retain)
             || item.incoming.is_some() && self.durable_session
@@ -168,7 +176,6 @@ impl Planner<'_> {
                 ));
             };
             let queue = self.broker.queues.get(name).ok_or_else(|| no_queue(message))?;
-            queue.check_asked(message)?;
             return Ok((Arc::new([Target::Queue(queue)]), true));
         }
         let targets =
@@ -187,10 +194,12 @@ fn no_queue(message: &Message) -> CoreError {
 
 impl Run {
     fn new(end: usize, targets: Arc<[Target]>, routing: &Routing, message: &Message, direct: bool) -> Self {
-        let (mut subscribers, mut queues, mut stores, mut stores_all) = (0, 0, false, false);
+        let (mut subscribers, mut queues, mut streams) = (0, 0, 0);
+        let (mut stores, mut stores_all) = (false, false);
         for target in &*targets {
             match target {
                 Target::Queue(_) => queues += 1,
+                Target::Stream(_) => streams += 1,
                 Target::Session(session) => {
                     subscribers += 1;
                     stores |= session.stores(Qos::ExactlyOnce);
@@ -203,11 +212,12 @@ impl Run {
             }
         }
         let epoch = routing.epoch(message.topic.first_level());
-        Self { end, targets, epoch, subscribers, queues, stores, stores_all, direct }
+        Self { end, targets, epoch, subscribers, queues, streams, stores, stores_all, direct }
     }
 
     fn published(&self, id: MessageId, duplicate: bool) -> Published {
-        Published { id, subscribers: self.subscribers, queues: self.queues, duplicate }
+        let &Self { subscribers, queues, streams, .. } = self;
+        Published { id, subscribers, queues, streams, duplicate }
     }
 
     /// Whether this session is among the targets.
@@ -220,6 +230,7 @@ impl Run {
         let message = &item.message;
         let append = |target: &Target| match target {
             Target::Queue(queue) => Some(queue.append(message, item.priority, item.not_before, now)),
+            Target::Stream(stream) => Some(Append::to(stream.id())),
             Target::Session(session) => {
                 let id = session.entry.target.filter(|_| session.stores(message.qos))?;
                 let retain = message.retain && session.retain_as_published;
@@ -306,7 +317,7 @@ impl Batch {
                         Fate::Refused(Box::new(no_queue(&item.message)))
                     }
                     Some(Outcome::Refused(refusal)) => {
-                        Fate::Refused(Box::new(CoreError::refused(refusal, |id| broker.queue_name_of(id))))
+                        Fate::Refused(Box::new(CoreError::refused(refusal, |id| broker.target_name(id))))
                     }
                     Some(Outcome::Published(_) | Outcome::Done | Outcome::All(_)) => Fate::Done,
                     Some(Outcome::Duplicate { id, .. }) => Fate::Known(id),

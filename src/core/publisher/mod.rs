@@ -83,6 +83,8 @@ pub struct Published {
     pub subscribers: u32,
     /// How many queues took it.
     pub queues: u32,
+    /// How many streams took it.
+    pub streams: u32,
     /// All of them had it before, by its deduplication id: the id is the first one's, and nothing was stored.
     pub duplicate: bool,
 }

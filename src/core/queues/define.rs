@@ -15,7 +15,7 @@ use crate::core::system::SYSTEM;
 use crate::core::{Broker, CoreError, Limits};
 
 /// What a binding cannot see: commands, and values that are never stored.
-const UNSEEN: [&str; 4] = ["$queue", "$share", "$delayed", SYSTEM];
+pub(in crate::core) const UNSEEN: [&str; 6] = ["$queue", "$stream", "$replay", "$share", "$delayed", SYSTEM];
 /// Beyond it a bound on deliveries bounds nothing.
 const MAX_DELIVERIES: u32 = 10_000;
 /// What a queue may remember for so long is bounded by number, too.
@@ -259,7 +259,7 @@ impl Broker {
     /// Hands in one change of a definition and waits until it is durable.
     async fn define(&self, op: Op) -> Result<(), CoreError> {
         match self.engine.commit(vec![op]).await?.pop() {
-            Some(Outcome::Refused(refusal)) => Err(CoreError::refused(refusal, |id| self.queue_name_of(id))),
+            Some(Outcome::Refused(refusal)) => Err(CoreError::refused(refusal, |id| self.target_name(id))),
             _ => Ok(()),
         }
     }
@@ -381,15 +381,22 @@ fn check_backoff(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
     }
 }
 
+/// Adds one difference between settings, if it is one.
+pub(in crate::core) fn compare<T: PartialEq + std::fmt::Debug>(
+    out: &mut String,
+    what: &str,
+    there: &T,
+    asked: &T,
+) {
+    if there != asked {
+        let lead = if out.is_empty() { " with other settings: " } else { ", " };
+        out.push_str(&format!("{lead}{what} is {there:?}, asked was {asked:?}"));
+    }
+}
+
 /// In words, what `asked` has different from `there`; empty if nothing. Whether it is paused is the operator's: a program
 /// that makes sure of its queue finds it while it is, too.
 fn difference(there: &QueueSpec, asked: &QueueSpec) -> String {
-    fn compare<T: PartialEq + std::fmt::Debug>(out: &mut String, what: &str, there: &T, asked: &T) {
-        if there != asked {
-            let lead = if out.is_empty() { " with other settings: " } else { ", " };
-            out.push_str(&format!("{lead}{what} is {there:?}, asked was {asked:?}"));
-        }
-    }
     let sorted = |filters: &[TopicFilter]| {
         let mut texts: Vec<_> = filters.iter().map(|filter| filter.as_str().to_owned()).collect();
         texts.sort_unstable();

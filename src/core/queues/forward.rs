@@ -78,7 +78,7 @@ impl Broker {
                     Ok(stored.filter_map(|(id, outcome)| Enqueued::of(id, outcome)).collect())
                 }
                 Some(Outcome::Refused(refusal)) => {
-                    Err(CoreError::refused(refusal, |id| self.queue_name_of(id)))
+                    Err(CoreError::refused(refusal, |id| self.target_name(id)))
                 }
                 // An engine answers each operation; one that does not has not done it.
                 Some(Outcome::Done | Outcome::Published(_) | Outcome::Duplicate { .. }) | None => {

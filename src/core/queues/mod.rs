@@ -249,8 +249,12 @@ impl Broker {
 
     /// The name of a target, for people.
     #[must_use]
-    pub fn queue_name_of(&self, id: TargetId) -> String {
-        self.queues.by_id(id).map_or_else(|| format!("#{}", id.0), |entry| entry.name.to_string())
+    pub fn target_name(&self, id: TargetId) -> String {
+        match (self.queues.by_id(id), self.streams.by_id(id)) {
+            (Some(queue), _) => queue.name.to_string(),
+            (None, Some(stream)) => stream.name().to_string(),
+            (None, None) => format!("#{}", id.0),
+        }
     }
 }
 

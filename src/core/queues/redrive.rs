@@ -113,7 +113,7 @@ impl Redriving {
                 Outcome::Refused(Refusal::NotLeased) => {}
                 Outcome::Refused(refusal) => {
                     self.note(&refusal, to);
-                    stayed.push((place, CoreError::refused(refusal, |id| self.broker.queue_name_of(id))));
+                    stayed.push((place, CoreError::refused(refusal, |id| self.broker.target_name(id))));
                 }
                 Outcome::Done | Outcome::Published(_) | Outcome::Duplicate { .. } | Outcome::All(_) => {
                     self.sum.moved += 1;

@@ -16,11 +16,12 @@ use super::entry::State;
 use super::{Session, SessionDelivery};
 use crate::core::delivery::{Offer, passed};
 use crate::core::share::ShareGroup;
+use crate::core::streams::subscription::StreamSubscription;
 use crate::core::{Broker, CoreError};
 use crate::counters::Passed;
 use crate::engine::{
     Append, Consumer, ConsumerOptions, EngineError, LeaseRef, Leased, Levels, Nack, Op, Outcome, Outgoing,
-    Publish, Settled, Ticket, View,
+    Publish, Settled, SubscribeOptions, Ticket, View,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{Qos, Sequence, TargetId, clock};
@@ -49,6 +50,8 @@ pub(crate) enum Kind {
     Group(Arc<ShareGroup>),
     /// A queue, by what was subscribed to. Its leases end, so a settlement says which attempt it means.
     Queue(FilterSpec, Mutex<FxHashMap<Sequence, u32>>),
+    /// A stream, by what was subscribed to. Nothing of it is leased or settled.
+    Stream(FilterSpec, SubscribeOptions),
 }
 
 impl Kind {
@@ -56,6 +59,9 @@ impl Kind {
     fn part(&self, state: &State) -> Option<(Levels, Option<NonZeroU32>)> {
         let (spec, at_most) = match self {
             Self::Backlog => return None,
+            Self::Stream(_, options) => {
+                return Some((options.levels().within(Qos::AtLeastOnce), options.identifier));
+            }
             Self::Group(group) => (&group.spec, Qos::ExactlyOnce),
             Self::Queue(spec, _) => (spec, Qos::AtLeastOnce),
         };
@@ -107,6 +113,24 @@ impl Sources {
         sources
     }
 
+    /// Adds a stream in the place of one that was subscribed to before, or says how many there may be.
+    fn put_stream(&mut self, spec: &FilterSpec, source: Source, max: usize) -> Result<(), CoreError> {
+        self.remove_stream(spec);
+        if self.list.iter().filter(|source| matches!(source.kind, Kind::Stream(..))).count() >= max {
+            let what = "too many streams that one connection reads".to_owned();
+            return Err(CoreError::Limit { what, max: max as u64 });
+        }
+        self.put(source);
+        Ok(())
+    }
+
+    /// Whether there was one.
+    fn remove_stream(&mut self, spec: &FilterSpec) -> bool {
+        let before = self.list.len();
+        self.remove(|kind| matches!(kind, Kind::Stream(own, _) if own == spec));
+        self.list.len() < before
+    }
+
     fn find(&self, target: TargetId) -> Option<Arc<Source>> {
         self.list.iter().find(|source| source.target() == target).cloned()
     }
@@ -133,6 +157,28 @@ impl Attachment {
             sources.put(source);
             self.changed.ring();
         }
+    }
+
+    /// Adds a stream; see [`Sources::put_stream`].
+    pub(crate) fn add_stream(
+        &self,
+        spec: &FilterSpec,
+        options: SubscribeOptions,
+        subscription: StreamSubscription,
+        max: usize,
+    ) -> Result<(), CoreError> {
+        let mut sources = self.sources.lock();
+        if !self.detached.load(Ordering::Acquire) {
+            let kind = Kind::Stream(spec.clone(), options);
+            sources.put_stream(spec, Source { consumer: Box::new(subscription), kind }, max)?;
+            self.changed.ring();
+        }
+        Ok(())
+    }
+
+    /// Ends reading a stream; whether it was read.
+    pub(crate) fn end_stream(&self, spec: &FilterSpec) -> bool {
+        self.sources.lock().remove_stream(spec)
     }
 
     /// Gives back everything that was taken.
@@ -313,13 +359,13 @@ impl Session {
         if ready { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// The source of something that this connection took, and the leases.
-    fn leases(
+    /// The leases of something that this connection took; none: there is nothing to settle.
+    pub(super) fn leases(
         &self,
         source: TargetId,
         sequences: &[Sequence],
         forget: bool,
-    ) -> Result<Vec<LeaseRef>, CoreError> {
+    ) -> Result<Option<Vec<LeaseRef>>, CoreError> {
         let found = self.attachment.sources.lock().find(source);
         let Some(found) = found else {
             return Err(CoreError::Precondition {
@@ -328,7 +374,10 @@ impl Session {
                     .to_owned(),
             });
         };
-        Ok(sequences.iter().map(|&sequence| found.lease(sequence, forget)).collect())
+        if matches!(found.kind, Kind::Stream(..)) {
+            return Ok(None);
+        }
+        Ok(Some(sequences.iter().map(|&sequence| found.lease(sequence, forget)).collect()))
     }
 
     /// Takes delivered messages out of their source.
@@ -336,7 +385,10 @@ impl Session {
     /// # Errors
     /// [`CoreError::Engine`]; [`CoreError::Precondition`] `SESSION_TAKEN_OVER`.
     pub fn settle(&self, source: TargetId, sequences: &[Sequence]) -> Result<Settled, CoreError> {
-        Ok(self.broker.engine.settle(source, &self.leases(source, sequences, true)?)?)
+        match self.leases(source, sequences, true)? {
+            Some(leases) => Ok(self.broker.engine.settle(source, &leases)?),
+            None => Ok(nothing()),
+        }
     }
 
     /// Gives messages back to their source, due again after `delay`; none: as it says.
@@ -350,11 +402,19 @@ impl Session {
         how: Nack,
         delay: Option<Duration>,
     ) -> Result<Settled, CoreError> {
-        Ok(self.broker.engine.nack(source, &self.leases(source, sequences, true)?, how, delay)?)
+        match self.leases(source, sequences, true)? {
+            Some(leases) => Ok(self.broker.engine.nack(source, &leases, how, delay)?),
+            None => Ok(nothing()),
+        }
     }
 
     /// Stores how far an outgoing QoS 1 or 2 delivery of this session is.
     pub fn outgoing(&self, source: TargetId, sequence: Sequence, outgoing: Outgoing) -> Ticket<Vec<Outcome>> {
         self.broker.engine.commit(vec![Op::Outgoing { target: source, sequence, outgoing }])
     }
+}
+
+/// What was settled where there is nothing to settle.
+fn nothing() -> Settled {
+    Settled { failed: Vec::new(), durable: Ticket::ready(Ok(())) }
 }

@@ -12,6 +12,7 @@ use crate::core::queues::QueueEntry;
 use crate::core::route::{Route, RouteChange, RouteKey};
 use crate::core::router::Change;
 use crate::core::share::ShareGroup;
+use crate::core::streams::subscription::{self, REPLAY_PREFIX};
 use crate::core::system::SYSTEM;
 use crate::core::{Broker, CoreError};
 use crate::engine::{Definition, GroupSpec, Op, Outcome, RetainHandling, SubscribeOptions, Ticket};
@@ -19,7 +20,7 @@ use crate::types::topic::FilterSpec;
 use crate::types::{Qos, TargetId, TopicFilter};
 
 /// What begins a filter that joins a queue's consumers.
-const QUEUE_PREFIX: &str = "$queue/";
+pub(super) const QUEUE_PREFIX: &str = "$queue/";
 /// Retained values that are offered before SUBSCRIBE is answered.
 const REPLAY_AT_ONCE: usize = 256;
 
@@ -32,6 +33,8 @@ enum Asked {
     Share,
     /// A part in the consumption of a queue.
     Queue(Arc<QueueEntry>),
+    /// What a stream has and gets.
+    Stream(subscription::Asked),
 }
 
 /// What is to be done for several filters together.
@@ -80,7 +83,9 @@ impl Session {
                     RetainHandling::DoNotSend => false,
                 };
                 // [MQTT-3.8.4-3]; a share gets no retained values.
-                if replays_for && matches!(&spec, FilterSpec::Plain(filter) if !is_queue(filter)) {
+                if replays_for
+                    && matches!(&spec, FilterSpec::Plain(filter) if !is_queue(filter) && !is_replay(filter))
+                {
                     replays.push((spec.filter().clone(), options));
                 }
                 added.push(spec);
@@ -134,6 +139,12 @@ impl Session {
         let mut group = None;
         let mut granted = options.max_qos;
         match asked {
+            Asked::Stream(asked) => {
+                // Of this connection alone: nothing is noted.
+                let subscription = broker.subscribe_stream(asked)?;
+                self.attachment.add_stream(spec, options, subscription, broker.limits.session_streams)?;
+                return Ok((granted.min(Qos::AtLeastOnce), true));
+            }
             Asked::Topics => {
                 work.routes.push(Change::Insert {
                     filter: spec.filter().clone(),
@@ -170,6 +181,10 @@ impl Session {
         let mut work = Work::default();
         let mut answers = Vec::with_capacity(filters.len());
         for spec in filters {
+            if is_replay(spec.filter()) {
+                answers.push(Ok(self.attachment.end_stream(&spec)));
+                continue;
+            }
             let Some(old) = self.entry.state.lock().take(&spec) else {
                 answers.push(Ok(false));
                 continue;
@@ -213,7 +228,16 @@ impl Broker {
                     let what = "a queue is shared by all its consumers already: subscribe to `$queue/<name>`";
                     return Err(CoreError::invalid("filter", what));
                 }
+                if is_replay(filter) {
+                    let what =
+                        "a stream is read by each for himself: subscribe to `$replay/<start>/<filter>`";
+                    return Err(CoreError::invalid("filter", what));
+                }
                 Ok(Asked::Share)
+            }
+            FilterSpec::Plain(filter) if is_replay(filter) => {
+                let rest = filter.as_str().strip_prefix(REPLAY_PREFIX).unwrap_or_default();
+                self.asked_of_stream(rest).map(Asked::Stream)
             }
             FilterSpec::Plain(filter) => match filter.as_str().strip_prefix(QUEUE_PREFIX) {
                 None => Ok(Asked::Topics),
@@ -375,6 +399,10 @@ impl Broker {
 
 fn is_queue(filter: &TopicFilter) -> bool {
     filter.as_str().starts_with(QUEUE_PREFIX)
+}
+
+fn is_replay(filter: &TopicFilter) -> bool {
+    filter.as_str().starts_with(REPLAY_PREFIX)
 }
 
 /// A filter with bytes of its own: it is kept longer than the packet it came in.

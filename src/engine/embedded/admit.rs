@@ -119,7 +119,7 @@ impl Writer {
                     Room::Freed(..) => overflow::room(&target, messages, bytes),
                 };
                 if let Some(bound) = full {
-                    return Err(refuse(Refusal::Full { target: append.target, bound }));
+                    return Err(refuse(target.refusal(bound)));
                 }
             }
         }

@@ -27,6 +27,8 @@ pub(super) struct Counts {
     pub(super) duplicates: Count,
     /// Messages that a full session or share group did not take, or a full queue dropped for newer ones.
     pub(super) dropped: Count,
+    /// Messages that streams keep no longer.
+    pub(super) retired: Count,
     /// Messages whose time was over.
     pub(super) expired: Count,
     /// Messages moved to a dead letter queue.
@@ -47,6 +49,7 @@ impl Counts {
             ("publishes_refused_disk_total", self.refused_disk.now()),
             ("messages_duplicate_total", self.duplicates.now()),
             ("messages_dropped_full_total", self.dropped.now()),
+            ("stream_messages_retired_total", self.retired.now()),
             ("messages_expired_total", self.expired.now()),
             ("messages_dead_lettered_total", self.dead_lettered.now()),
             ("leases_expired_total", self.leases_expired.now()),

@@ -4,16 +4,16 @@ use std::path::Path;
 
 use super::format::{self, Mark};
 use super::offline::{BodyReader, Offline};
-use crate::engine::{Definition, OpenError, Outgoing, SubscribeOptions};
+use crate::engine::{Cursor, Definition, OpenError, Outgoing, SubscribeOptions};
 use crate::types::topic::FilterSpec;
-use crate::types::{Message, Priority, Qos, Sequence, UnixMillis};
+use crate::types::{CursorName, Message, Priority, Qos, Sequence, UnixMillis};
 
 pub use super::offline::{Damage, Progress};
 
 /// One thing that a store holds.
 #[derive(Debug)]
 pub enum Item<'a> {
-    /// A queue, session or share group.
+    /// A queue, session, share group or stream.
     Target {
         /// What it is.
         definition: &'a Definition,
@@ -21,6 +21,8 @@ pub enum Item<'a> {
         subscriptions: &'a [(FilterSpec, SubscribeOptions)],
         /// Packet ids of QoS 2 publishes that a session has not released.
         incoming: &'a [u16],
+        /// How far readers of a stream are.
+        cursors: &'a [(CursorName, Cursor)],
     },
     /// The retained value of a topic.
     Retained(&'a Message),
@@ -99,7 +101,8 @@ pub fn export(
     for (id, definition) in &contents.definitions {
         let incoming: Vec<u16> = contents.live_of(*id).filter_map(|live| live.add.incoming).collect();
         let subscriptions = contents.subscriptions.get(id).map_or(&[][..], Vec::as_slice);
-        take(Item::Target { definition, subscriptions, incoming: &incoming })?;
+        let cursors = contents.cursors.get(id).map_or(&[][..], Vec::as_slice);
+        take(Item::Target { definition, subscriptions, incoming: &incoming, cursors })?;
         report.targets += 1;
     }
     let live = std::mem::take(&mut contents.live);
@@ -125,7 +128,7 @@ pub fn export(
             take(Item::Retained(&message))?;
             continue;
         }
-        let Mark { attempts, not_before, outgoing, losses: _ } = live.add.mark;
+        let Mark { attempts, not_before, outgoing, losses: _, rests: _ } = live.add.mark;
         report.messages += 1;
         take(Item::Message(&Waiting {
             target: contents.definitions.get(&target_id),
@@ -134,7 +137,11 @@ pub fn export(
             qos: live.add.qos,
             retain: live.add.retain,
             priority: live.add.priority,
-            expires_at: live.add.expires_at.or(message.expires_at),
+            expires_at: match contents.definitions.get(&target_id) {
+                // There it says when it was appended.
+                Some(Definition::Stream(_)) => message.expires_at,
+                _ => live.add.expires_at.or(message.expires_at),
+            },
             attempts,
             not_before,
             outgoing,

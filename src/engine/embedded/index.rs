@@ -22,6 +22,7 @@ use super::level::Level;
 use super::members::Members;
 use super::order::{Key, Order};
 use super::returns::Over;
+use super::streams::Kept;
 use crate::engine::{LeaseError, LeaseRef, Outgoing};
 use crate::types::UnixMillis;
 
@@ -87,6 +88,8 @@ pub(super) struct State {
     pub(super) gone: bool,
     /// Nothing is leased to consumers.
     pub(super) paused: bool,
+    /// Of a stream.
+    pub(super) kept: Option<Kept>,
     /// The deadline that the keeper knows, if any.
     pub(super) registered: Option<u64>,
 }
@@ -128,14 +131,18 @@ impl State {
     /// A stored message arrives, in sequence order. `mark` is of an earlier start.
     pub(super) fn push(&mut self, entry: Entry, mark: Mark, key: Option<Key>, now: UnixMillis) {
         self.know(entry.sequence, key);
-        if !mark.is_empty() {
-            self.marks.insert(entry.sequence, Mark { not_before: None, ..mark });
+        let kept = Mark { not_before: None, rests: false, ..mark };
+        if !kept.is_empty() {
+            self.marks.insert(entry.sequence, kept);
         }
-        self.expiring += usize::from(entry.expires != 0);
+        match &mut self.kept {
+            Some(kept) => kept.next = entry.sequence + 1,
+            None => self.expiring += usize::from(entry.expires != 0),
+        }
         match mark.not_before.filter(|&at| at > now) {
             Some(at) => {
-                if let Some(order) = self.order.as_mut().filter(|_| mark.attempts > 0) {
-                    order.hold(entry.sequence);
+                if let Some(order) = self.order.as_mut().filter(|_| mark.rests) {
+                    order.set_aside(entry.sequence);
                 }
                 self.delay(entry, at.0);
             }

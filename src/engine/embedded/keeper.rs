@@ -20,6 +20,7 @@ use super::index::State;
 use super::lanes::{Reply, SettleReply, Work, deadline};
 use super::returns::{Due, Over};
 use super::shared::Shared;
+use super::streams::Slot;
 use super::target::Target;
 use crate::engine::{Browsed, EngineError, Page, View};
 use crate::types::clock::unix_now;
@@ -44,6 +45,8 @@ pub(super) enum Job {
         max_bytes: usize,
         reply: Reply<Page>,
     },
+    /// Read what follows in a stream.
+    ReadStream { target: Arc<Target>, entries: Vec<Entry>, slot: Arc<Slot> },
     /// Find out how old the oldest message is.
     Oldest { target: Arc<Target>, reply: Reply<Option<UnixMillis>> },
 }
@@ -160,6 +163,11 @@ pub(super) fn keep_time(shared: &Shared) {
         let Ok(target) = shared.target(id) else { continue };
         let at = unix_now();
         let settings = target.settings.load_full();
+        if settings.stream {
+            target.state.lock().registered = None;
+            shared.lanes.push(Work::Retain(target));
+            continue;
+        }
         let _placing = shared.lanes.placing();
         let due = {
             let mut state = target.state.lock();
@@ -237,6 +245,7 @@ pub(super) fn read_back(shared: &Shared) {
             Job::Browse { target, view, from, max, max_bytes, reply } => {
                 drop(reply.send(browse(shared, &target, view, from, (max, max_bytes))));
             }
+            Job::ReadStream { target, entries, slot } => slot.fill(shared, &target, entries),
             Job::Oldest { target, reply } => drop(reply.send(Ok(oldest(shared, &target)))),
         }
     }
@@ -261,7 +270,7 @@ pub(super) fn discard(target: &Target, sequence: u64, error: &EngineError) {
 }
 
 /// The bytes of an entry, also when its message was written to another place since the entry was read. Blocks.
-fn body_of(
+pub(super) fn body_of(
     target: &Target,
     entry: &Entry,
     mut load: impl FnMut(&Entry) -> Result<Bytes, EngineError>,
@@ -338,5 +347,49 @@ fn oldest(shared: &Shared, target: &Target) -> Option<UnixMillis> {
             Err(_) if target.state.lock().oldest().is_some_and(|now| now.sequence != entry.sequence) => {}
             Err(_) => return None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Embedded;
+    use super::super::testing::{publish, settings};
+    use super::*;
+    use crate::engine::{BacklogSpec, Definition, Engine, Op};
+    use crate::types::Qos;
+
+    #[tokio::test]
+    async fn what_cannot_be_read_ends_a_page_and_is_its_error_when_asked_for_first() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let engine = Embedded::open(settings(dir.path())).unwrap();
+        let id = engine.next_target();
+        let backlog = Definition::Backlog(BacklogSpec { name: "kept".into() });
+        engine.commit(vec![Op::Define(id, backlog)]).await.unwrap();
+        // Each is a pack of its own, with rows of its own.
+        for payload in ["a", "b", "c"] {
+            let large: &str = payload.repeat(100_000).leak();
+            engine.commit(vec![publish(id, large, Qos::AtLeastOnce)]).await.unwrap();
+        }
+        let parts = &engine.shared.disk.trees.part;
+        let keys: Vec<_> = parts.iter().map(|row| row.unwrap().0).collect();
+        let second = keys.iter().find(|key| key[..8] != keys[0][..8]).unwrap()[..8].to_vec();
+        assert_ne!(keys.last().unwrap()[..8], second);
+        for key in keys.iter().filter(|key| key.starts_with(&second)) {
+            parts.remove(key).unwrap();
+        }
+        engine.close().unwrap();
+        drop(engine);
+
+        let engine = Embedded::open(settings(dir.path())).unwrap();
+        let first =
+            |page: &Page| page.messages.iter().map(|found| found.message.payload[0]).collect::<Vec<_>>();
+        let page = engine.browse(id, View::Ready, Sequence(0), 9, usize::MAX).await.unwrap();
+        assert_eq!(first(&page), [b'a']);
+        let damaged = page.next.unwrap();
+        let error = engine.browse(id, View::Ready, damaged, 9, usize::MAX).await.unwrap_err();
+        assert!(matches!(error, EngineError::Damaged(_)), "{error}");
+        let page = engine.browse(id, View::Ready, Sequence(damaged.0 + 1), 9, usize::MAX).await.unwrap();
+        assert_eq!((first(&page), page.next), (vec![b'c'], None));
+        engine.close().unwrap();
     }
 }

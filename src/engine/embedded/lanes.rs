@@ -13,10 +13,10 @@ use super::format::{Location, Mark};
 use super::hash::TextHash;
 use super::target::Target;
 use crate::engine::{
-    Append, Definition, EngineError, LeaseRef, Outcome, Outgoing, SubscribeOptions, Usage, View,
+    Append, Cursor, Definition, EngineError, LeaseRef, Outcome, Outgoing, SubscribeOptions, Usage, View,
 };
 use crate::types::topic::FilterSpec;
-use crate::types::{MessageId, Priority, Sequence, TargetId, TopicName, UnixMillis};
+use crate::types::{CursorName, MessageId, Priority, Sequence, TargetId, TopicName, UnixMillis};
 
 /// Where an answer goes. Nobody may wait for it any more.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
@@ -28,6 +28,8 @@ pub(super) enum Prepared {
     All(Vec<PreparedPublish>),
     Move(Box<PreparedMove>),
     Forward(Box<PreparedForward>),
+    AppendStream(Box<PreparedStreamAppend>),
+    SetCursor(TargetId, CursorName, Option<Cursor>),
     Outgoing { target: TargetId, sequence: Sequence, outgoing: Outgoing },
     ReleaseIncoming { session: TargetId, packet_id: u16 },
     Define(TargetId, Box<Definition>),
@@ -96,6 +98,14 @@ pub(super) struct PreparedForward {
     pub(super) messages: Vec<PreparedPublish>,
 }
 
+/// See [`crate::engine::StreamAppend`].
+#[derive(Debug)]
+pub(super) struct PreparedStreamAppend {
+    pub(super) target: TargetId,
+    pub(super) bodies: Vec<Bytes>,
+    pub(super) expected: Option<Sequence>,
+}
+
 /// What a publish does to the retained value of its topic.
 #[derive(Debug)]
 pub(super) struct Retained {
@@ -114,9 +124,22 @@ pub(super) enum SettleReply {
 /// What the writer does.
 #[derive(Debug)]
 pub(super) enum Work {
-    Commit { ops: SmallVec<[Prepared; 1]>, reply: Reply<Vec<Outcome>> },
-    Settle { target: Arc<Target>, entries: Vec<(u64, Location, u32)>, reply: SettleReply },
-    Mark { target: Arc<Target>, marks: Vec<(u64, Location, Mark)>, reply: Option<Reply<()>> },
+    Commit {
+        ops: SmallVec<[Prepared; 1]>,
+        reply: Reply<Vec<Outcome>>,
+    },
+    Settle {
+        target: Arc<Target>,
+        entries: Vec<(u64, Location, u32)>,
+        reply: SettleReply,
+    },
+    Mark {
+        target: Arc<Target>,
+        marks: Vec<(u64, Location, Mark)>,
+        reply: Option<Reply<()>>,
+    },
+    /// Let go what a stream does not keep any longer.
+    Retain(Arc<Target>),
 }
 
 impl Work {
@@ -140,11 +163,15 @@ impl Work {
                     Prepared::Forward(forward) => {
                         64 + forward.messages.iter().map(PreparedPublish::weight).sum::<usize>()
                     }
+                    Prepared::AppendStream(append) => {
+                        64 + append.bodies.iter().map(|body| 64 + body.len()).sum::<usize>()
+                    }
                     _ => 128,
                 })
                 .sum(),
             Self::Settle { entries, .. } => 32 + 12 * entries.len(),
             Self::Mark { marks, .. } => 32 + 24 * marks.len(),
+            Self::Retain(_) => 32,
         }
     }
 
@@ -156,7 +183,7 @@ impl Work {
                 drop(reply.send(Err(error.clone())));
             }
             Self::Settle { reply: SettleReply::Count(reply, _), .. } => drop(reply.send(Err(error.clone()))),
-            Self::Settle { .. } | Self::Mark { .. } => {}
+            Self::Settle { .. } | Self::Mark { .. } | Self::Retain(_) => {}
         }
     }
 }
@@ -208,7 +235,7 @@ impl Lanes {
         }
         match work {
             Work::Commit { .. } => queues.commits.push_back(work),
-            Work::Settle { .. } | Work::Mark { .. } => {
+            Work::Settle { .. } | Work::Mark { .. } | Work::Retain(_) => {
                 queues.put += 1;
                 queues.settlements.push_back(work);
             }

@@ -30,13 +30,14 @@ use self::pack::Packer;
 use self::pen::Pen;
 use self::prepare::prepare_all;
 use self::shared::Shared;
+use self::streams::EmbeddedStreamReader;
 use self::target::Target;
 use self::writer::Writer;
 use super::settings::EngineSettings;
 use super::{
     Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
-    Nack, Op, OpenError, OpenProgress, Page, Pending, Publish, Removed, Settled, Stored, TargetStats, Ticket,
-    Usage, View,
+    Nack, Op, OpenError, OpenProgress, Page, Pending, Publish, Removed, Settled, Stored, StreamReader,
+    StreamStats, TargetStats, Ticket, Usage, View,
 };
 use crate::bell::Bell;
 use crate::types::clock::unix_now;
@@ -81,6 +82,7 @@ mod rows;
 mod shared;
 mod space;
 mod stage;
+mod streams;
 mod survey;
 mod target;
 #[cfg(test)]
@@ -129,7 +131,7 @@ impl Embedded {
         );
         let recovered = recovery::recover(&disk, &bodies, progress)?;
         let unusable = |what: String| OpenError::Unusable { path: settings.data_dir.clone(), what };
-        let (boot, secret) = begin(&disk).map_err(|e| unusable(e.to_string()))?;
+        let (boot, secret) = marker::begin(&disk).map_err(|e| unusable(e.to_string()))?;
         let journaled = settings.durability == Durability::Fsync;
         let log = Log::open(&disk, journaled).map_err(|e| unusable(e.to_string()))?;
         disk.sync().map_err(|e| unusable(e.to_string()))?;
@@ -198,27 +200,6 @@ impl Embedded {
             }
         }
     }
-}
-
-/// Counts this start and finds or makes the store's secret.
-fn begin(disk: &Disk) -> sled::Result<(u64, [u8; 16])> {
-    let meta = &disk.trees.meta;
-    let boot = marker::meta_number(&disk.trees, "boot")? + 1;
-    meta.insert("boot", &boot.to_be_bytes())?;
-    let secret = match meta.get("secret")?.as_deref().and_then(<[u8]>::first_chunk) {
-        Some(secret) => *secret,
-        None => {
-            let secret = (u128::from(rand_u64()) << 64 | u128::from(rand_u64())).to_be_bytes();
-            meta.insert("secret", &secret)?;
-            secret
-        }
-    };
-    Ok((boot, secret))
-}
-
-/// 64 random bits, of the 80 that a new id has.
-fn rand_u64() -> u64 {
-    ulid::Ulid::generate().random() as u64
 }
 
 impl Engine for Embedded {
@@ -393,6 +374,20 @@ impl Engine for Embedded {
         let (reply, ticket) = Ticket::new();
         self.shared.tasks.push(Job::Oldest { target, reply });
         Box::pin(ticket)
+    }
+
+    fn stream_reader(&self, target: TargetId) -> Result<Box<dyn StreamReader>, EngineError> {
+        let target = self.shared.stream(target)?;
+        let id = self.shared.next_consumer.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(EmbeddedStreamReader::join(self.shared.clone(), target, id)))
+    }
+
+    fn stream_stats(&self, target: TargetId) -> Result<StreamStats, EngineError> {
+        Ok(self.shared.stream(target)?.stream_stats())
+    }
+
+    fn stream_at(&self, target: TargetId, time: UnixMillis) -> Result<Sequence, EngineError> {
+        Ok(self.shared.stream(target)?.stream_at(time))
     }
 
     fn usage(&self, target: TargetId) -> Result<Usage, EngineError> {

@@ -11,14 +11,15 @@ use prost::Message as _;
 
 use super::format::FormatError;
 use crate::engine::{
-    BacklogSpec, Definition, GroupSpec, Overflow, QueueSpec, RetainHandling, SessionSpec, SubscribeOptions,
+    BacklogSpec, Cursor, Definition, GroupSpec, Overflow, QueueSpec, RetainHandling, SessionSpec, StreamSpec,
+    SubscribeOptions,
 };
 use crate::types::topic::FilterSpec;
-use crate::types::{ClientId, Qos, QueueName, TopicFilter, UnixMillis};
+use crate::types::{ClientId, CursorName, Qos, QueueName, Sequence, StreamName, TopicFilter, UnixMillis};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Object {
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5")]
     kind: Option<Kind>,
 }
 
@@ -32,6 +33,8 @@ enum Kind {
     Group(StoredGroup),
     #[prost(message, tag = "4")]
     Backlog(StoredBacklog),
+    #[prost(message, tag = "5")]
+    Stream(StoredStream),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -117,6 +120,30 @@ struct StoredBacklog {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct StoredStream {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, repeated, tag = "2")]
+    filters: Vec<String>,
+    #[prost(uint64, optional, tag = "3")]
+    max_age_ms: Option<u64>,
+    #[prost(uint64, tag = "4")]
+    max_messages: u64,
+    #[prost(uint64, tag = "5")]
+    max_bytes: u64,
+    #[prost(uint64, tag = "6")]
+    created_at: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredCursor {
+    #[prost(uint64, tag = "1")]
+    sequence: u64,
+    #[prost(uint64, tag = "2")]
+    committed_at: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct StoredSubscription {
     #[prost(uint32, tag = "1")]
     max_qos: u32,
@@ -177,6 +204,14 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             max_bytes: group.max_bytes,
         }),
         Definition::Backlog(backlog) => Kind::Backlog(StoredBacklog { name: backlog.name.to_string() }),
+        Definition::Stream(stream) => Kind::Stream(StoredStream {
+            name: stream.name.to_string(),
+            filters: stream.filters.iter().map(ToString::to_string).collect(),
+            max_age_ms: stream.max_age.map(millis),
+            max_messages: stream.max_messages,
+            max_bytes: stream.max_bytes,
+            created_at: stream.created_at.0,
+        }),
     };
     Object { kind: Some(kind) }.encode_to_vec()
 }
@@ -187,17 +222,17 @@ fn wrong(error: impl ToString) -> FormatError {
     FormatError::Invalid(WHAT, error.to_string())
 }
 
+fn filters(texts: Vec<String>) -> Result<Vec<TopicFilter>, FormatError> {
+    texts.into_iter().map(|filter| TopicFilter::parse(filter.into()).map_err(wrong)).collect()
+}
+
 /// Reads the row of a definition.
 pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
     let object = Object::decode(row).map_err(wrong)?;
     Ok(match object.kind.ok_or_else(|| wrong("it has no kind that this program knows"))? {
         Kind::Queue(queue) => Definition::Queue(QueueSpec {
             name: QueueName::parse(queue.name).map_err(wrong)?,
-            bindings: queue
-                .bindings
-                .into_iter()
-                .map(|filter| TopicFilter::parse(filter.into()).map_err(wrong))
-                .collect::<Result<_, _>>()?,
+            bindings: filters(queue.bindings)?,
             lease: Duration::from_millis(queue.lease_ms),
             max_deliveries: NonZeroU32::new(queue.max_deliveries),
             dead_letter: queue.dead_letter.map(|name| QueueName::parse(name).map_err(wrong)).transpose()?,
@@ -240,7 +275,27 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             max_bytes: group.max_bytes,
         }),
         Kind::Backlog(backlog) => Definition::Backlog(BacklogSpec { name: backlog.name.into() }),
+        Kind::Stream(stream) => Definition::Stream(StreamSpec {
+            name: StreamName::parse(stream.name).map_err(wrong)?,
+            filters: filters(stream.filters)?,
+            max_age: stream.max_age_ms.map(Duration::from_millis),
+            max_messages: stream.max_messages,
+            max_bytes: stream.max_bytes,
+            created_at: UnixMillis(stream.created_at),
+        }),
     })
+}
+
+/// The row of a cursor.
+pub(super) fn encode_cursor(cursor: Cursor) -> Vec<u8> {
+    StoredCursor { sequence: cursor.sequence.0, committed_at: cursor.committed_at.0 }.encode_to_vec()
+}
+
+/// Reads the key (behind its stream) and the row of a cursor.
+pub(super) fn decode_cursor(name: &[u8], row: &[u8]) -> Result<(CursorName, Cursor), FormatError> {
+    let name = CursorName::parse(std::str::from_utf8(name).map_err(wrong)?.to_owned()).map_err(wrong)?;
+    let StoredCursor { sequence, committed_at } = StoredCursor::decode(row).map_err(wrong)?;
+    Ok((name, Cursor { sequence: Sequence(sequence), committed_at: UnixMillis(committed_at) }))
 }
 
 /// The row of a subscription.
@@ -328,9 +383,25 @@ mod tests {
                 max_bytes: 4,
             }),
             Definition::Backlog(BacklogSpec { name: "calls".into() }),
+            Definition::Stream(StreamSpec {
+                name: StreamName::parse("readings").unwrap(),
+                filters: vec![TopicFilter::parse("site/#".into()).unwrap()],
+                max_age: Some(Duration::from_secs(60)),
+                max_messages: 7,
+                max_bytes: 8,
+                created_at: UnixMillis(9),
+            }),
         ] {
             assert_eq!(decode(&encode(&definition)).unwrap(), definition);
         }
+    }
+
+    #[test]
+    fn cursors_come_back() {
+        let cursor = Cursor { sequence: Sequence(u64::MAX), committed_at: UnixMillis(7) };
+        let (name, back) = decode_cursor(b"billing", &encode_cursor(cursor)).unwrap();
+        assert_eq!((name.as_str(), back), ("billing", cursor));
+        assert!(decode_cursor(b"a b", &encode_cursor(cursor)).is_err());
     }
 
     #[test]

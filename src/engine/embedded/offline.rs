@@ -17,9 +17,9 @@ use super::ledger::Ledger;
 use super::log;
 use super::objects;
 use super::rows::{Rows, guarded};
-use crate::engine::{Definition, EngineError, OpenError, SubscribeOptions};
-use crate::types::Message;
+use crate::engine::{Cursor, Definition, EngineError, OpenError, SubscribeOptions};
 use crate::types::topic::FilterSpec;
+use crate::types::{CursorName, Message};
 
 /// sled's cache while a store is read from end to end.
 const CACHE_BYTES: u64 = 32 << 20;
@@ -87,6 +87,8 @@ impl Drop for Scratch {
 pub(super) struct Contents {
     pub(super) definitions: BTreeMap<u32, Definition>,
     pub(super) subscriptions: BTreeMap<u32, Vec<(FilterSpec, SubscribeOptions)>>,
+    /// Of streams.
+    pub(super) cursors: BTreeMap<u32, Vec<(CursorName, Cursor)>>,
     /// By target and sequence. What belongs to a deleted target is left out.
     pub(super) live: Vec<Live>,
     /// Numbers of the packs whose heads can be read.
@@ -119,6 +121,7 @@ impl Contents {
             Some(Definition::Session(session)) => format!("session {}", session.client_id),
             Some(Definition::Group(group)) => format!("group {}", group.filter),
             Some(Definition::Backlog(backlog)) => format!("backlog {}", backlog.name),
+            Some(Definition::Stream(stream)) => format!("stream {}", stream.name),
             None if target == format::RETAINED => "retained values".to_owned(),
             None => format!("target {target}"),
         }
@@ -245,6 +248,18 @@ impl Offline {
                 Ok((key, value)) => {
                     let id = target_of(&key);
                     let filter = key.get(4..).unwrap_or_default();
+                    let stream =
+                        id.filter(|id| matches!(contents.definitions.get(id), Some(Definition::Stream(_))));
+                    if let Some(id) = stream {
+                        match objects::decode_cursor(filter, &value) {
+                            Ok(cursor) => contents.cursors.entry(id).or_default().push(cursor),
+                            Err(what) => {
+                                let place = format!("the cursor {}", String::from_utf8_lossy(filter));
+                                contents.damage(place, what, "its reader does not know how far it was");
+                            }
+                        }
+                        continue;
+                    }
                     let read = objects::decode_subscription(filter, &value).map_err(|e| e.to_string());
                     let place = format!("the subscription {}", String::from_utf8_lossy(filter));
                     (place, read.and_then(|it| id.map(|id| (id, it)).ok_or("has a wrong key".to_owned())))
@@ -332,6 +347,9 @@ impl Offline {
         }
         // The crash came in the middle of an operation: none of it happened.
         contents.leftovers += chain.len() as u64;
+        if let Some((first, _)) = chain.first() {
+            contents.last_pack = first.saturating_sub(1);
+        }
         for (pack, _) in chain {
             contents.packs.remove(&pack);
         }

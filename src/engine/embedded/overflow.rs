@@ -201,7 +201,11 @@ impl Writer {
                 target.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
             }
             target.totals.dropped.fetch_add(1, Ordering::Relaxed);
-            self.shared.counts.dropped.add(1);
+            if target.settings.load().stream {
+                self.shared.counts.retired.add(1);
+            } else {
+                self.shared.counts.dropped.add(1);
+            }
         }
         Ok(())
     }

@@ -6,8 +6,10 @@ use smallvec::{SmallVec, smallvec};
 use super::body::{encode_alone, encode_message};
 use super::format::LARGE_BYTES;
 use super::hash::{Text, TextHash};
-use super::lanes::{OnlyIf, Prepared, PreparedForward, PreparedMove, PreparedPublish, Retained};
-use crate::engine::{Append, Forward, Op, Publish};
+use super::lanes::{
+    OnlyIf, Prepared, PreparedForward, PreparedMove, PreparedPublish, PreparedStreamAppend, Retained,
+};
+use crate::engine::{Append, Forward, Op, Publish, StreamAppend};
 use crate::types::Message;
 
 /// The operations of one ticket.
@@ -33,6 +35,11 @@ fn prepare(op: Op, secret: &[u8; 16], buffer: &mut BytesMut) -> Prepared {
             let messages = messages.into_iter().map(|item| prepare_append(item, secret, buffer)).collect();
             Prepared::Forward(Box::new(PreparedForward { from, lease, messages }))
         }
+        Op::AppendStream(StreamAppend { target, messages, expected }) => {
+            let bodies = messages.iter().map(|message| body(message, buffer)).collect();
+            Prepared::AppendStream(Box::new(PreparedStreamAppend { target, bodies, expected }))
+        }
+        Op::SetCursor(stream, name, cursor) => Prepared::SetCursor(stream, name, cursor),
         Op::Outgoing { target, sequence, outgoing } => Prepared::Outgoing { target, sequence, outgoing },
         Op::ReleaseIncoming { session, packet_id } => Prepared::ReleaseIncoming { session, packet_id },
         Op::Define(id, definition) => Prepared::Define(id, Box::new(definition)),

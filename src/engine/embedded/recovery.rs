@@ -20,7 +20,7 @@ use super::objects;
 use super::order::Key;
 use super::shared::Registry;
 use super::target::Settings;
-use crate::engine::{Definition, OpenError, OpenProgress, Stored, StoredSession};
+use crate::engine::{Definition, OpenError, OpenProgress, Stored, StoredSession, StoredStream};
 use crate::types::clock::{now, unix_now};
 use crate::types::{TargetId, TopicName, UnixMillis};
 
@@ -59,6 +59,7 @@ struct Reading<'a> {
     ledger: Ledger,
     stored: Stored,
     sessions: HashMap<TargetId, usize>,
+    streams: HashMap<TargetId, usize>,
     sequences: HashMap<u32, u64>,
     /// Every ADD of every head, by target.
     adds: HashMap<u32, Vec<(Entry, Option<u16>)>>,
@@ -81,6 +82,7 @@ impl<'a> Reading<'a> {
             ledger: Ledger::default(),
             stored: Stored::default(),
             sessions: HashMap::new(),
+            streams: HashMap::new(),
             sequences: HashMap::new(),
             adds: HashMap::new(),
             keys: HashMap::new(),
@@ -93,7 +95,7 @@ impl<'a> Reading<'a> {
     }
 
     fn damaged(&self, what: impl std::fmt::Display) -> OpenError {
-        OpenError::Damaged { path: self.path.to_owned(), what: what.to_string() }
+        damaged(self.path, what)
     }
 
     fn definitions(&mut self) -> Result<(), OpenError> {
@@ -107,6 +109,10 @@ impl<'a> Reading<'a> {
                 Definition::Queue(spec) => self.stored.queues.push((id, spec)),
                 Definition::Group(spec) => self.stored.groups.push((id, spec)),
                 Definition::Backlog(spec) => self.stored.backlogs.push((id, spec)),
+                Definition::Stream(spec) => {
+                    self.streams.insert(id, self.stored.streams.len());
+                    self.stored.streams.push(StoredStream { id, spec, cursors: Vec::new() });
+                }
                 Definition::Session(spec) => {
                     self.sessions.insert(id, self.stored.sessions.len());
                     self.stored.sessions.push(StoredSession {
@@ -122,6 +128,13 @@ impl<'a> Reading<'a> {
             let (key, value) = row.map_err(|e| self.damaged(e))?;
             let (id, filter) =
                 key.split_at_checked(4).ok_or_else(|| self.damaged("a subscription has a wrong key"))?;
+            let stream = target_key(id).and_then(|id| self.streams.get(&id));
+            if let Some(stream) = stream.and_then(|&at| self.stored.streams.get_mut(at)) {
+                stream
+                    .cursors
+                    .push(objects::decode_cursor(filter, &value).map_err(|e| damaged(self.path, e))?);
+                continue;
+            }
             let subscription = objects::decode_subscription(filter, &value).map_err(|e| self.damaged(e))?;
             let session = target_key(id).and_then(|id| self.sessions.get(&id));
             match session.and_then(|&at| self.stored.sessions.get_mut(at)) {
@@ -189,28 +202,32 @@ impl<'a> Reading<'a> {
         if goes_on || continued {
             self.chain.push((pack, bytes, head));
             if !goes_on {
-                let first = self.chain.first().map_or(pack, |(first, ..)| *first);
-                let mut before = None;
-                for (pack, bytes, head) in std::mem::take(&mut self.chain) {
-                    let home = if head.flags & WHOLE == 0 { first } else { pack };
-                    let goes_after = if home == pack { before } else { Some(home) };
-                    self.accept(pack, home, goes_after, bytes, head);
-                    before = Some(pack);
+                let chain = std::mem::take(&mut self.chain);
+                let all: Vec<u64> = chain.iter().map(|(pack, ..)| *pack).collect();
+                let (first, others) = (all.first().copied().unwrap_or(pack), all.len().saturating_sub(1));
+                for (at, (pack, bytes, head)) in chain.into_iter().enumerate() {
+                    let whole = head.flags & WHOLE != 0;
+                    let home = if whole { pack } else { first };
+                    let goes_after = match at {
+                        0 => 0..0,
+                        _ if !whole => 0..1,
+                        _ if at == others => 0..others,
+                        _ => 0..0,
+                    };
+                    self.accept(pack, home, all.get(goes_after).unwrap_or_default(), bytes, head);
                 }
             }
         } else {
-            self.accept(pack, pack, None, bytes, head);
+            self.accept(pack, pack, &[], bytes, head);
         }
         Ok(())
     }
 
-    /// Takes over the records of a head of so many bytes; the bodies of its ADDs lie in `home`, and it goes after `first`.
-    fn accept(&mut self, pack: u64, home: u64, first: Option<u64>, bytes: usize, head: Head) {
+    /// Takes over the records of a head of so many bytes; the bodies of its ADDs lie in `home`, and it goes after these.
+    fn accept(&mut self, pack: u64, home: u64, goes_after: &[u64], bytes: usize, head: Head) {
         self.last_pack = self.last_pack.max(pack);
         self.ledger.begin(pack, 0);
-        if let Some(first) = first {
-            self.ledger.follow(pack, first);
-        }
+        goes_after.iter().for_each(|&other| self.ledger.follow(pack, other));
         let mut names = Vec::new();
         for record in head.records {
             match record {
@@ -349,6 +366,7 @@ impl<'a> Reading<'a> {
             let next = self.sequences.get(&target.id.0).copied().unwrap_or(1);
             target.next_sequence.store(next, Ordering::Relaxed);
             target.earlier.store(next, Ordering::Relaxed);
+            target.read_back(next);
         }
         let dedup = self.dedup(at)?;
         let known = self.trees.meta.get("next_target").map_err(|e| self.damaged(e))?;
@@ -385,6 +403,10 @@ impl Reading<'_> {
         }
         Ok(dedup)
     }
+}
+
+fn damaged(path: &Path, what: impl std::fmt::Display) -> OpenError {
+    OpenError::Damaged { path: path.to_owned(), what: what.to_string() }
 }
 
 fn target_key(key: &[u8]) -> Option<TargetId> {

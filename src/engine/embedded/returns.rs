@@ -88,7 +88,8 @@ impl State {
         }
         let not_before = (until > now.0).then_some(UnixMillis(until));
         let changed = counted || noted || not_before.is_some();
-        Ok(Returned { entry, mark: Mark { not_before, ..mark }, exhausted, changed })
+        let mark = Mark { not_before, rests: not_before.is_some(), ..mark };
+        Ok(Returned { entry, mark, exhausted, changed })
     }
 
     /// Keeps a leased message for the keeper, who will move it.
@@ -195,6 +196,9 @@ impl State {
 
     /// When something of this target will be due, in milliseconds since 1970.
     pub(super) fn next_deadline(&self, now: UnixMillis) -> Option<u64> {
+        if let Some(kept) = &self.kept {
+            return self.retires_at(kept, now);
+        }
         let delayed = self.delayed.first_key_value().map(|(&(at, _), _)| at);
         let lease = self.leases.first_end().map(|(at, _)| at);
         let note = self.leases.next_note();

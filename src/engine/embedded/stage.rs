@@ -62,6 +62,7 @@ impl Writer {
                     self.answers.push(Answer::Done(reply));
                 }
             }
+            Work::Retain(target) => self.stage_retention(&target)?,
         }
         Ok(())
     }
@@ -104,6 +105,7 @@ impl Writer {
                 Prepared::Publish(_)
                     | Prepared::All(_)
                     | Prepared::Forward(_)
+                    | Prepared::AppendStream(_)
                     | Prepared::Define(..)
                     | Prepared::Subscribe(..)
             )
@@ -116,13 +118,29 @@ impl Writer {
             Prepared::All(items) => self.stage_all(items),
             Prepared::Move(moved) => self.stage_move(*moved),
             Prepared::Forward(forward) => self.stage_forward(*forward),
+            Prepared::AppendStream(append) => self.stage_stream_append(*append),
             other => self.stage_rare(other),
         }
     }
 
     fn stage_rare(&mut self, op: Prepared) -> Result<Outcome, Failed> {
         match op {
-            Prepared::Publish(_) | Prepared::All(_) | Prepared::Move(_) | Prepared::Forward(_) => {}
+            Prepared::Publish(_)
+            | Prepared::All(_)
+            | Prepared::Move(_)
+            | Prepared::Forward(_)
+            | Prepared::AppendStream(_) => {}
+            Prepared::SetCursor(stream, name, cursor) => {
+                if self.shared.target(stream).is_err() {
+                    return Ok(Outcome::Refused(Refusal::Gone(stream)));
+                }
+                let key = subscription_key(stream, name.as_str());
+                let (log, disk) = (&mut self.packer.log, &self.shared.disk);
+                match cursor {
+                    Some(cursor) => log.insert(disk, Tree::Sub, &key, objects::encode_cursor(cursor))?,
+                    None => log.remove(disk, Tree::Sub, &key)?,
+                }
+            }
             Prepared::Outgoing { target, sequence, outgoing } => {
                 let Ok(target) = self.shared.target(target) else {
                     return Ok(Outcome::Refused(Refusal::Gone(target)));
@@ -233,7 +251,7 @@ impl Writer {
                 }
                 Some(bound) => {
                     Self::stay(leavers);
-                    return Ok(self.refused_full(Refusal::Full { target: append.target, bound }));
+                    return Ok(self.refused_full(target.refusal(bound)));
                 }
             }
         }
@@ -253,6 +271,16 @@ impl Writer {
         packer.begin_op(&mut books, publish.records() + leavers.len(), publish.body.len())?;
         let place = if stores { Some(packer.body(&mut books, &publish.body)?) } else { None };
         self.leave(leavers)?;
+        // In the first pack, as what leaves: a later one goes with it, and it can go before what this settles.
+        if let Some(retained) = &publish.retained
+            && let Some((sequence, of)) = self.retained.remove(&retained.topic)
+        {
+            let of = self.ledger.current(of);
+            if self.ledger.settle(of) {
+                let (packer, mut books) = self.books();
+                packer.record(&mut books, &Record::Settle { target: RETAINED, sequence, of })?;
+            }
+        }
         let mut sequences = SmallVec::with_capacity(open.len());
         for slot in open {
             let (target, append, place) = match (slot, place) {
@@ -277,23 +305,16 @@ impl Writer {
             }
             sequences.push(Some(sequence));
         }
-        if let Some(retained) = publish.retained {
-            if let Some((sequence, of)) = self.retained.remove(&retained.topic) {
-                let of = self.ledger.current(of);
-                if self.ledger.settle(of) {
-                    let (packer, mut books) = self.books();
-                    packer.record(&mut books, &Record::Settle { target: RETAINED, sequence, of })?;
-                }
-            }
-            if let (false, Some(place)) = (retained.clear, place) {
-                let sequence = self.next_retained;
-                self.next_retained += 1;
-                self.dirty_sequences.insert(TargetId(RETAINED));
-                let add = bodiless(RETAINED, sequence, place, publish.expires_at, None);
-                let (packer, mut books) = self.books();
-                let location = packer.add(&mut books, add)?;
-                self.retained.insert(retained.topic.detached(), (sequence, location));
-            }
+        if let Some(retained) = publish.retained.filter(|retained| !retained.clear)
+            && let Some(place) = place
+        {
+            let sequence = self.next_retained;
+            self.next_retained += 1;
+            self.dirty_sequences.insert(TargetId(RETAINED));
+            let add = bodiless(RETAINED, sequence, place, publish.expires_at, None);
+            let (packer, mut books) = self.books();
+            let location = packer.add(&mut books, add)?;
+            self.retained.insert(retained.topic.detached(), (sequence, location));
         }
         if let Some((session, id)) = incoming {
             let sequence = self.next_sequence(&session);
@@ -323,10 +344,12 @@ impl Writer {
         mark: Mark,
     ) -> Result<Sequence, Failed> {
         let sequence = self.next_sequence(&target);
-        let (priority, key) = {
+        let (priority, key, expires_at) = {
             let settings = target.settings.load();
             let priority = if settings.priorities { priority } else { Priority::default() };
-            (priority, key.filter(|_| settings.ordered))
+            // A stream keeps when it was appended instead; who reads looks at the message's own expiry.
+            let expires_at = if settings.stream { Some(target.stamp(unix_now())) } else { expires_at };
+            (priority, key.filter(|_| settings.ordered), expires_at)
         };
         let add = Add {
             target: target.id.0,
@@ -368,22 +391,33 @@ impl Writer {
             (Err(_), _) => return Ok(Outcome::Refused(Refusal::Gone(from))),
             (_, Err(_)) => return Ok(Outcome::Refused(Refusal::Gone(to))),
         };
+        let mut leavers = Leavers::default();
         if bounded && destination.settings.load().when_full != WhenFull::DropNew {
             if let Some((free_bytes, watermark_bytes)) = self.low_disk {
                 self.shared.counts.refused_disk.add(1);
                 return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
             }
-            if let Some(bound) = room(&destination, 1, body.len() as u64) {
+            let len = body.len() as u64;
+            // What lies in a queue moves when there is room; what was said to a call is new to the queue.
+            let full = match source.settings.load().when_full {
+                WhenFull::Queue(_) => room(&destination, 1, len),
+                WhenFull::DropNew => self.make_room(&destination, (1, len), &mut leavers),
+            };
+            if let Some(bound) = full {
+                Self::stay(leavers);
                 self.shared.counts.refused_full.add(1);
                 return Ok(Outcome::Refused(Refusal::Full { target: to, bound }));
             }
         }
         let Some(entry) = source.state.lock().take_for_move(view, sequence.0) else {
+            Self::stay(leavers);
             return Ok(Outcome::Refused(Refusal::NotLeased));
         };
+        self.leave(leavers.before())?;
         let (packer, mut books) = self.books();
-        packer.begin_op(&mut books, 2, body.len())?;
+        packer.begin_op(&mut books, 2 + leavers.len(), body.len())?;
         let place = packer.body(&mut books, &body)?;
+        self.leave(leavers)?;
         if self.stage_settle(&source, sequence.0, entry.location())? {
             source.messages.fetch_sub(1, Ordering::Relaxed);
             source.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
@@ -470,7 +504,7 @@ fn minds(target: &Target, only: OnlyIf) -> Option<Refusal> {
     }
 }
 
-/// The key of a subscription: its session and its filter.
+/// The key of a subscription: its session and its filter. That of a cursor: its stream and its name.
 pub(super) fn subscription_key(session: TargetId, filter: &str) -> Vec<u8> {
     let mut key = Vec::with_capacity(4 + filter.len());
     key.extend_from_slice(&session.0.to_be_bytes());

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use super::entry::Entry;
 use super::index::State;
 use super::retries::Retries;
+use super::streams::Kept;
 use crate::engine::{Definition, Overflow, TargetStats, Usage};
 use crate::types::{QueueName, Sequence, TargetId};
 
@@ -38,6 +39,10 @@ pub(super) struct Settings {
     /// What expires goes to the dead letter queue.
     pub(super) buries_expired: bool,
     pub(super) paused: bool,
+    /// Nobody consumes it; see [`super::streams`].
+    pub(super) stream: bool,
+    /// In milliseconds. Of a stream.
+    pub(super) max_age: Option<u64>,
 }
 
 impl From<&Definition> for Settings {
@@ -47,13 +52,22 @@ impl From<&Definition> for Settings {
             Definition::Session(session) => (session.max_messages, session.max_bytes),
             Definition::Group(group) => (group.max_messages, group.max_bytes),
             Definition::Backlog(_) => (u64::MAX, u64::MAX),
+            Definition::Stream(stream) => (stream.max_messages, stream.max_bytes),
         };
         let queue = match definition {
             Definition::Queue(queue) => Some(queue),
             _ => None,
         };
+        let stream = match definition {
+            Definition::Stream(stream) => Some(stream),
+            _ => None,
+        };
+        let when_full = match stream {
+            Some(_) => WhenFull::Queue(Overflow::DropOldest),
+            None => queue.map_or(WhenFull::DropNew, |queue| WhenFull::Queue(queue.overflow)),
+        };
         Self {
-            when_full: queue.map_or(WhenFull::DropNew, |queue| WhenFull::Queue(queue.overflow)),
+            when_full,
             max_messages,
             max_bytes,
             retries: queue.map(Retries::from).unwrap_or_default(),
@@ -66,6 +80,10 @@ impl From<&Definition> for Settings {
             buries_expired: queue
                 .is_some_and(|queue| queue.dead_letter_expired && queue.dead_letter.is_some()),
             paused: queue.is_some_and(|queue| queue.paused),
+            stream: stream.is_some(),
+            max_age: stream
+                .and_then(|stream| stream.max_age)
+                .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         }
     }
 }
@@ -85,6 +103,8 @@ pub(super) struct Target {
     /// Messages below were stored by an earlier start.
     pub(super) earlier: AtomicU64,
     pub(super) totals: Totals,
+    /// When the last message of a stream was appended, in milliseconds since 1970. The writer alone changes it.
+    pub(super) last_append: AtomicU64,
     pub(super) state: Mutex<State>,
 }
 
@@ -101,7 +121,8 @@ pub(super) struct Totals {
 impl Target {
     pub(super) fn new(id: TargetId, settings: Settings, next_sequence: u64) -> Self {
         let order = settings.ordered.then(Box::default);
-        let state = State { order, paused: settings.paused, ..State::default() };
+        let kept = Kept::of(&settings, next_sequence);
+        let state = State { order, kept, paused: settings.paused, ..State::default() };
         Self {
             id,
             settings: ArcSwap::from_pointee(settings),
@@ -112,6 +133,7 @@ impl Target {
             next_sequence: AtomicU64::new(next_sequence),
             earlier: AtomicU64::new(next_sequence),
             totals: Totals::default(),
+            last_append: AtomicU64::new(0),
             state: Mutex::new(state),
         }
     }

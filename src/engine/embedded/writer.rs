@@ -277,7 +277,7 @@ impl Writer {
                         push(&mut state, entry, mark, key, at, &mut dead);
                         pushed += 1;
                     }
-                    state.members.wake(pushed);
+                    state.announce(pushed);
                     self.shared.tasks.register(&target, &mut state, at);
                     drop(state);
                     for place in dead {
@@ -315,6 +315,9 @@ impl Writer {
                     let paused = target.settings.load().paused;
                     let mut state = target.state.lock();
                     state.pause(paused);
+                    if target.look_again(&mut state) {
+                        self.shared.tasks.register(&target, &mut state, at);
+                    }
                     // Who may take, and what, may be another now.
                     state.members.wake_all();
                 }

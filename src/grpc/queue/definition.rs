@@ -6,9 +6,10 @@ use std::time::Duration;
 use crate::core::queues::define::plain_queue;
 use crate::core::{CoreError, Limits};
 use crate::engine::{Overflow, QueueSpec};
-use crate::grpc::convert::{duration, duration_of};
+use crate::grpc::bounds::masked;
+use crate::grpc::convert::{duration, duration_of, filters};
 use crate::grpc::proto::v1;
-use crate::types::{QueueName, TopicFilter, clock};
+use crate::types::{QueueName, clock};
 
 /// The fields that may be said of a queue, beside its name.
 const FIELDS: [&str; 18] = [
@@ -50,18 +51,7 @@ pub(super) fn spec_of(queue: &v1::Queue, limits: &Limits) -> Result<QueueSpec, C
 /// # Errors
 /// [`CoreError::Invalid`] for a field that is none or cannot be changed.
 pub(super) fn fields_of(mask: Option<prost_types::FieldMask>) -> Result<Vec<&'static str>, CoreError> {
-    let paths = mask.map(|mask| mask.paths).unwrap_or_default();
-    if paths.is_empty() {
-        return Err(CoreError::invalid("update_mask", "names no field"));
-    }
-    let known = |path: String| {
-        let known = FIELDS.into_iter().find(|&field| field == path);
-        known.ok_or_else(|| {
-            let may = FIELDS.join(", ");
-            CoreError::invalid("update_mask", format!("{path:?} is not one of {may}"))
-        })
-    };
-    paths.into_iter().map(known).collect()
+    masked(mask, &FIELDS)
 }
 
 /// Sets one field of `spec` to what `queue` says.
@@ -136,18 +126,6 @@ fn or(given: u64, default: u64) -> u64 {
 /// [`CoreError::Invalid`] naming `field`.
 pub(super) fn queue_name(field: &str, name: &str) -> Result<QueueName, CoreError> {
     QueueName::parse(name.to_owned()).map_err(|error| CoreError::name(field, &error))
-}
-
-/// Topic filters.
-///
-/// # Errors
-/// [`CoreError::Invalid`] naming the place in `field`.
-pub(super) fn filters(field: &str, filters: &[String]) -> Result<Vec<TopicFilter>, CoreError> {
-    let parse = |(at, filter): (usize, &String)| {
-        let parsed = TopicFilter::parse(filter.clone().into());
-        parsed.map_err(|error| CoreError::topic(format!("{field}[{at}]"), &error))
-    };
-    filters.iter().enumerate().map(parse).collect()
 }
 
 /// The settings as the contract says them.

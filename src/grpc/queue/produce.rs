@@ -68,8 +68,13 @@ impl Feed for Produce {
     async fn completed(&mut self) -> Result<(Results, Commit), EngineError> {
         let (batch, commit) = self.0.completed().await?;
         let stored = batch.results().map(|result| {
-            let queued =
-                |Enqueued { id, duplicate, .. }| Published { id, subscribers: 0, queues: 1, duplicate };
+            let queued = |Enqueued { id, duplicate, .. }| Published {
+                id,
+                subscribers: 0,
+                queues: 1,
+                streams: 0,
+                duplicate,
+            };
             result.map(queued)
         });
         Ok((stored.collect(), commit))

@@ -6,12 +6,13 @@ use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::grpc::bounds::{Answer, MAX_ITEMS, answer, some_items};
+use crate::grpc::convert::filters;
 use crate::grpc::feed;
 use crate::grpc::proto::v1;
 use crate::grpc::status::status;
 
 use super::batch::enqueue_many;
-use super::definition::{filters, queue_name, queue_of};
+use super::definition::{queue_name, queue_of};
 use super::{QueueService, consume, produce, watch};
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

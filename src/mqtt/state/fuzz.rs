@@ -220,8 +220,13 @@ impl Run {
     /// The core answers the publish that waits longest.
     fn receipt(&mut self, ok: bool) -> Option<Input> {
         let tag = self.handed.pop_front()?;
-        let published =
-            Published { id: MessageId::from_u128(1), subscribers: 1, queues: 0, duplicate: false };
+        let published = Published {
+            id: MessageId::from_u128(1),
+            subscribers: 1,
+            queues: 0,
+            streams: 0,
+            duplicate: false,
+        };
         let refused = CoreError::Full { queue: "q".to_owned(), bound: "max_messages 1".to_owned() };
         Some(Input::Receipt(Receipt { tag, result: if ok { Ok(published) } else { Err(refused) } }))
     }

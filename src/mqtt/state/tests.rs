@@ -97,7 +97,8 @@ impl Machine {
     }
 
     fn accepted(&mut self, qos: codec::Qos, packet_id: u16, subscribers: u32) -> Vec<Packet> {
-        let published = Published { id: MessageId::from_u128(1), subscribers, queues: 0, duplicate: false };
+        let published =
+            Published { id: MessageId::from_u128(1), subscribers, queues: 0, streams: 0, duplicate: false };
         let receipt = Receipt { tag: receipt_tag(qos, packet_id), result: Ok(published) };
         self.input(Input::Receipt(receipt)).packets
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::places::Waiting;
-use crate::core::calls::published::{late, reply_within};
+use crate::core::calls::published::late;
 use crate::core::calls::state::UNREAD;
 use crate::core::calls::{CallError, Calling, Counts, How, Reply};
 use crate::core::{Broker, CoreError};
@@ -45,8 +45,8 @@ impl Broker {
             let how = How { tries: call.tries.load(Ordering::Relaxed), waits: false };
             match self.begin(call.request.clone(), how) {
                 Ok((calling, true)) => drop(self.tasks.spawn(Arc::clone(&self).carry(call, calling))),
-                // It never can be begun: the bound was higher when it was stored.
-                Err(error @ CoreError::Limit { .. }) if self.calls.fits(&call.request).is_err() => {
+                // It never can be begun.
+                Err(error) if self.is_final(&error, &call) => {
                     let said = Err(CallError::Broker(error));
                     self.tasks.spawn(Arc::clone(&self).answer_stored(call, said));
                 }
@@ -68,6 +68,16 @@ impl Broker {
         }
     }
 
+    /// Whether a call cannot be begun later either: no responder takes a request as large, or the bound was higher when it
+    /// was stored.
+    fn is_final(&self, error: &CoreError, call: &Waiting) -> bool {
+        match error {
+            CoreError::TooLarge { .. } => true,
+            CoreError::Limit { .. } => self.calls.fits(&call.request).is_err(),
+            _ => false,
+        }
+    }
+
     /// Waits a while where a call could not be begun although somebody has room: nobody says when that is over.
     async fn rest(&self) {
         tokio::select! {
@@ -78,7 +88,7 @@ impl Broker {
 
     /// Has a call that is begun answered, or puts it back.
     async fn carry(self: Arc<Self>, call: Arc<Waiting>, mut calling: Calling) {
-        let said = reply_within(&mut calling, call.deadline().since(clock::unix_now())).await;
+        let said = self.reply_in_time(&call, &mut calling).await;
         call.tries.store(calling.call().tries(), Ordering::Relaxed);
         drop(calling);
         if waits_again(&said) {
@@ -88,6 +98,20 @@ impl Broker {
             Counts::add(&self.calls.stored.counts.expired);
         }
         self.answer_stored(call, said).await;
+    }
+
+    /// The answer to a call, at the latest at its deadline. No device has it for longer than one that somebody waits for.
+    async fn reply_in_time(&self, call: &Waiting, calling: &mut Calling) -> Result<Reply, CallError> {
+        let limit = self.calls.bounds.late.max(RETRY);
+        let mut next = limit;
+        loop {
+            let left = call.deadline().since(clock::unix_now());
+            match tokio::time::timeout(left.min(next), calling.reply()).await {
+                Ok(said) => return said,
+                Err(_) if left <= next => return Err(late()),
+                Err(_) => next = calling.overdue(limit),
+            }
+        }
     }
 
     /// Nobody has got these calls: they wait again, where they stood.

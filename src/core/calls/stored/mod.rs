@@ -5,8 +5,8 @@
 //!                                                                                  └─▶ replies (on disk) ─▶ a topic, await_reply
 //! ```
 //!
-//! `places` has where each one is, `dispatch` takes them from the disk and begins them when their service has room, `carry`
-//! has those in its hands that somebody may have, `answer` what is said to them until it is where it goes, `passing` counts
+//! `places` has where each one is, `looks` which services may have room, `dispatch` takes them from the disk and begins them
+//! when theirs has, `carry` has those in its hands that somebody may have, `answer` what is said to them until it is where it goes, `passing` counts
 //! that, `record` is how they are stored.
 //!
 //! Invariants: a request is on disk until its reply is, and the step from one to the other is one act of the engine; one that
@@ -17,6 +17,7 @@
 mod answer;
 mod carry;
 mod dispatch;
+mod looks;
 mod passing;
 mod places;
 mod record;
@@ -32,7 +33,7 @@ use smallvec::smallvec;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use super::{CallError, Calls, Counts, Reply, Request};
+use super::{Audience, CallError, Calls, Counts, Reply, Request};
 use crate::core::{Broker, CoreError, Limits};
 use crate::engine::{
     Append, BacklogSpec, Consumer, ConsumerOptions, Definition, EngineError, LeaseRef, Op, Outcome, Publish,
@@ -41,10 +42,11 @@ use crate::engine::{
 use crate::types::topic::FilterSpec;
 use crate::types::{MessageId, QueueName, Sequence, TargetId, TopicName, clock};
 
-pub(super) use places::Watch;
+pub(super) use looks::Watch;
 
+use looks::Looks;
 use passing::Passing;
-use places::{Look, Looks, NoRoom, Places, Room, weight_of};
+use places::{Look, NoRoom, Places, Room, weight_of};
 use record::Kept;
 
 /// What the engine knows the calls by.
@@ -175,7 +177,7 @@ impl Calls {
         for spec in &filters {
             match spec {
                 FilterSpec::Plain(filter) => places.look_at(filter.as_str()),
-                FilterSpec::Shared { filter, .. } => places.look(|service| filter.matches(service)),
+                FilterSpec::Shared { filter, .. } => self.stored.looks.search(filter),
             }
         }
     }
@@ -184,7 +186,7 @@ impl Calls {
     fn watch(self: &Arc<Self>, watch: Option<Arc<Watch>>) {
         if let Some(watch) = watch {
             let name = watch.service.clone();
-            self.service_with(&name, |service| service.watch(Some(watch)));
+            self.service_with(Audience::Serving, &name, |service| service.watch(Some(watch)));
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
-use super::places::Looks;
+use super::looks::Looks;
 use crate::core::Broker;
 
 /// See the module.

@@ -241,13 +241,17 @@ fn error_record(error: &CallError) -> ErrorRecord {
         CallError::Broker(CoreError::Limit { what, max }) => {
             ErrorRecord { max: *max, ..record(ErrorKind::Limit, what) }
         }
+        CallError::Broker(large @ CoreError::TooLarge { .. }) => {
+            ErrorRecord { code: INVALID_ARGUMENT, ..record(ErrorKind::Fault, &large.to_string()) }
+        }
         CallError::Broker(other) => {
             ErrorRecord { code: INTERNAL, ..record(ErrorKind::Fault, &other.to_string()) }
         }
     }
 }
 
-/// As `google.rpc.Code` counts it.
+/// As `google.rpc.Code` counts them.
+const INVALID_ARGUMENT: i32 = 3;
 const INTERNAL: i32 = 13;
 
 fn error_of(record: ErrorRecord, service: String) -> CallError {

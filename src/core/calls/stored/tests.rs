@@ -7,7 +7,7 @@ use crate::core::calls::{Answer, Asked, Caller, Responder, Said, Serve};
 use crate::core::pubsub::tests::bed::{self, Bed, options, subscribe, within};
 use crate::core::queues::consumer::Window;
 use crate::engine::embedded::Embedded;
-use crate::engine::{Engine, EngineSettings};
+use crate::engine::{Engine, EngineSettings, Health};
 use crate::types::{Message, Qos};
 
 const KIB: usize = 1024;
@@ -182,6 +182,20 @@ async fn a_reply_that_is_stored_and_not_published_is_published_at_the_next_start
     assert_eq!(bed::texts(&heard), ["said"]);
     // The others are there too.
     assert!(matches!(within(bed.broker.await_reply(id, Duration::ZERO)).await, Ok(None)));
+}
+
+#[tokio::test]
+async fn no_call_is_made_whose_reply_has_no_room_on_the_disk() {
+    let bed = Bed::new().await;
+    bed.store(ReplyTo::Caller).await.unwrap();
+    let low = Health::LowDisk { free_bytes: 1, watermark_bytes: 2 };
+    bed.engine.health.send_replace(low);
+    turns().await;
+    let responder = bed.responder(1);
+    turns().await;
+    assert_eq!(take(&responder).len(), 0);
+    bed.engine.health.send_replace(Health::Ok);
+    assert_eq!(taken(&responder, 1).await.len(), 1);
 }
 
 #[tokio::test]

@@ -19,8 +19,8 @@ use crate::engine::embedded::Embedded;
 use crate::engine::settings::EngineSettings;
 use crate::engine::{
     Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
-    Nack, Op, Outcome, Page, Pending, QueueSpec, Removed, Settled, Stored, SubscribeOptions, TargetStats,
-    Ticket, Usage, View,
+    Nack, Op, Outcome, Page, Pending, QueueSpec, Removed, Settled, Stored, StreamReader, StreamStats,
+    SubscribeOptions, TargetStats, Ticket, Usage, View,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{
@@ -310,6 +310,7 @@ pub(in crate::core) fn texts(deliveries: &[SessionDelivery]) -> Vec<String> {
 pub(in crate::core) struct Held {
     inner: Embedded,
     holding: Mutex<Option<VecDeque<HeldTicket>>>,
+    pub(in crate::core) health: watch::Sender<Health>,
     /// Looking at messages fails, with this.
     pub(in crate::core) blind: Mutex<Option<EngineError>>,
     /// What is at this place cannot be looked at, in whatever target.
@@ -320,7 +321,13 @@ type HeldTicket = (Ticket, tokio::sync::oneshot::Sender<Result<Vec<Outcome>, Eng
 
 impl Held {
     fn new(inner: Embedded, damaged: Option<Sequence>) -> Self {
-        Self { inner, holding: Mutex::default(), blind: Mutex::default(), damaged: Mutex::new(damaged) }
+        Self {
+            inner,
+            holding: Mutex::default(),
+            health: watch::Sender::new(Health::Ok),
+            blind: Mutex::default(),
+            damaged: Mutex::new(damaged),
+        }
     }
 
     /// From now on tickets do not complete.
@@ -363,6 +370,15 @@ impl Engine for Held {
     }
     fn consumer(&self, target: TargetId, options: ConsumerOptions) -> Result<Box<dyn Consumer>, EngineError> {
         self.inner.consumer(target, options)
+    }
+    fn stream_reader(&self, target: TargetId) -> Result<Box<dyn StreamReader>, EngineError> {
+        self.inner.stream_reader(target)
+    }
+    fn stream_stats(&self, target: TargetId) -> Result<StreamStats, EngineError> {
+        self.inner.stream_stats(target)
+    }
+    fn stream_at(&self, target: TargetId, time: UnixMillis) -> Result<Sequence, EngineError> {
+        self.inner.stream_at(target, time)
     }
     fn settle(&self, target: TargetId, leases: &[LeaseRef]) -> Result<Settled, EngineError> {
         self.inner.settle(target, leases)
@@ -431,7 +447,7 @@ impl Engine for Held {
         self.inner.counters()
     }
     fn health(&self) -> watch::Receiver<Health> {
-        self.inner.health()
+        self.health.subscribe()
     }
     fn close(&self) -> Result<(), EngineError> {
         self.inner.close()

@@ -1,5 +1,7 @@
 //! What is bounded: tries of a call, replies on their way to the disk, calls that are larger than any bound.
 
+use std::num::NonZeroU32;
+
 use super::*;
 
 #[tokio::test]
@@ -83,4 +85,51 @@ async fn a_call_that_never_has_room_is_refused() {
     let error = calls.reply_to(&large).await.error.unwrap();
     assert_eq!(Code::from(error.code), Code::ResourceExhausted);
     assert!(error.message.contains("limits.call_bytes"), "{error:?}");
+}
+
+/// Answers the next request that a device gets.
+async fn answer(lamp: &mut Peer, said: &'static str) {
+    let asked = properties_of(&lamp.receive().await);
+    let mut answer = publish(&asked.response_topic.unwrap(), QOS1, 1, said);
+    answer.properties = Some(Default::default());
+    answer.properties.as_mut().unwrap().correlation_data = asked.correlation_data;
+    lamp.say_packet(answer).await;
+}
+
+#[tokio::test]
+async fn a_request_that_no_device_takes_is_answered_with_that() {
+    let broker = Broker::start().await;
+    let mut calls = Calls::of(&broker).await;
+    let mut small = connect(V5, "small");
+    small.properties.maximum_packet_size = NonZeroU32::new(256);
+    let mut lamp = Peer::connected(&broker, small).await;
+    lamp.subscribe("lamp", QOS1).await;
+    let large = "x".repeat(1024);
+    let status = calls.refused(asking("lamp", &large)).await;
+    assert_eq!((status.code(), &*crate::queue::field(&status)), (Code::InvalidArgument, "request"));
+    assert!(status.message().contains("at most 256"), "{status:?}");
+    let (long, short) = (calls.store(later("lamp", &large)).await, calls.store(later("lamp", "on")).await);
+    assert_eq!(calls.error_of(&long).await.0, Code::InvalidArgument);
+    answer(&mut lamp, "it is on").await;
+    assert_eq!(calls.said(&short).await, "it is on");
+    // Whoever takes it gets it.
+    let mut other = Peer::subscribed(&broker, V5, "lamp", QOS1).await;
+    let call = calls.begin(asking("lamp", &large));
+    answer(&mut other, "done").await;
+    assert_eq!(answered(call).await, "done");
+}
+
+#[tokio::test]
+async fn a_device_that_does_not_answer_has_a_call_no_longer_than_any() {
+    let (_directory, path) =
+        crate::harness::config_file("[limits]\ncall_timeout = \"1s\"\ndevice_calls = 1\n");
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let mut lamp = Peer::subscribed(&broker, V5, "lamp", QOS1).await;
+    let (once, twice) = (calls.store(later("lamp", "once")).await, calls.store(again("lamp", "twice")).await);
+    assert_eq!(lamp.receive().await.payload, "once");
+    assert_eq!(calls.error_of(&once).await, (Code::Aborted, "RESPONDER_LOST".to_owned()));
+    assert_eq!(lamp.receive().await.payload, "twice");
+    answer(&mut lamp, "done").await;
+    assert_eq!(calls.said(&twice).await, "done");
 }
