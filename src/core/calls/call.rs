@@ -85,8 +85,8 @@ impl Shared {
         Ok(Arc::new(Self { weight, bytes, held, calls: Arc::clone(calls) }))
     }
 
-    /// Whether so much is not read, or would not be with `out` replies that are awaited and one more of `each` bytes, that it may
-    /// as well be read first. Who reads is then told by [`Self::is_freed`]. One reply alone always has room.
+    /// Whether so much is not read, or would not be with `out` replies that are awaited and one more of `each` bytes, that it
+    /// may as well be read first. Who reads is then told by [`Self::is_freed`]. One reply alone always has room.
     pub(super) fn holds(&self, out: usize, each: usize) -> bool {
         let max = self.calls.bounds.gather_bytes;
         let full = || {

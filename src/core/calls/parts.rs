@@ -793,8 +793,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
-        /// Whatever happens: nobody has more parts of a job in hand than it may, and no two the same part; every part is accounted
-        /// for; and while there is one who answers, and its replies are read, every job comes to its end.
+        /// Whatever happens: nobody has more parts of a job in hand than it may, and no two the same part; every part is
+        /// accounted for; and while there is one who answers, and its replies are read, every job comes to its end.
         #[test]
         fn every_part_ends_once(steps in steps()) {
             let calls = bed(|limits| limits.gather_bytes = 2000);
