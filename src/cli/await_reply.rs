@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request};
 
 use crate::grpc::proto::v1;
 
@@ -42,7 +42,12 @@ impl AwaitReply {
             return Ok(Exit::Nothing);
         }
         match answer.reply.as_ref().and_then(|reply| reply.error.as_ref()) {
-            Some(error) => Err(refused(&Status::new(Code::from(error.code), error.message.clone()))),
+            // What is said, and not that it could not be asked for.
+            Some(error) => {
+                let code = Code::from(error.code);
+                let exit = if code == Code::DeadlineExceeded { Exit::Unreachable } else { Exit::Failed };
+                Err(Failure { exit, reason: anyhow::anyhow!("{code:?}: {}", error.message) })
+            }
             None => {
                 show(options, answer.reply)?;
                 Ok(Exit::Done)

@@ -18,6 +18,7 @@ mod publish;
 mod queue;
 mod serve;
 mod serve_with;
+mod session;
 mod store;
 mod stream;
 mod subscribe;
@@ -53,6 +54,7 @@ Examples:
   stafett queue receive orders --ack
   stafett stream create readings --filter 'sensors/#'
   stafett stream read readings --follow
+  stafett session list
   stafett store check ./stafett-data";
 
 /// A message broker in one process.
@@ -122,6 +124,8 @@ enum Command {
     Queue(Box<queue::Queue>),
     /// Make streams, append to them, read them again and again
     Stream(Box<stream::Stream>),
+    /// See the sessions of clients, and end them
+    Session(session::Session),
     /// Give a user of MQTT a password, or take the user away
     Passwd(passwd::Passwd),
     /// Look after a store while no broker runs on it
@@ -177,6 +181,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::ServeWith(serve) => client::block_on(serve.run(&cli.client)),
         Command::Queue(queue) => client::block_on(queue::run(&queue, &cli.client)),
         Command::Stream(stream) => client::block_on(stream::run(&stream, &cli.client)),
+        Command::Session(session) => client::block_on(session::run(&session, &cli.client)),
         Command::Passwd(passwd) => passwd::run(&passwd),
         Command::Store(store) => store::run(store, cli.client.json),
     }

@@ -341,6 +341,7 @@ fn waiting_json(waiting: &Waiting<'_>) -> Value {
         let state = match outgoing.state {
             OutgoingState::Sent => "sent",
             OutgoingState::Received => "received",
+            OutgoingState::Settled => "settled",
         };
         json!({ "packet_id": outgoing.packet_id, "state": state })
     });

@@ -104,6 +104,7 @@ impl Subscribe {
                 max_outstanding_messages: until.window(self.window),
                 max_outstanding_bytes: 0,
             }),
+            ..Default::default()
         };
         let mut client =
             PubSubServiceClient::new(connect(options).await?).max_decoding_message_size(usize::MAX);

@@ -53,7 +53,7 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 89] = [
+pub static ENTRIES: [Entry; 90] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -154,6 +154,7 @@ pub static ENTRIES: [Entry; 89] = [
     entry("limits.gather_responders", |s| Slot::count(&mut s.limits.core.gather_responders, 1..=1_000_000)),
     entry("limits.gather_bytes", |s| Slot::bytes(&mut s.limits.core.gather_bytes, KIB..=1024 * GIB)),
     entry("limits.gather_parts", |s| Slot::count(&mut s.limits.core.gather_parts, 1..=1_000_000)),
+    entry("limits.parts_waiting", |s| Slot::count(&mut s.limits.core.parts_waiting, 1..=100_000_000)),
     entry("limits.calls_waiting", |s| Slot::count(&mut s.limits.core.calls_waiting, 0..=100_000_000)),
     entry("limits.call_tries", |s| Slot::count(&mut s.limits.core.call_tries, 1..=100)),
     entry("limits.max_responders", |s| Slot::count(&mut s.limits.core.max_responders, 1..=10_000_000)),

@@ -36,6 +36,14 @@ pub trait Outbox: Send + Sync {
         Answers::Never
     }
 
+    /// Whether the peer takes a packet as large as this delivery.
+    ///
+    /// # Errors
+    /// How large it would be, and may be.
+    fn takes(&self, _offer: &Offer<'_>) -> Result<(), TooLarge> {
+        Ok(())
+    }
+
     /// How many deliveries wait or are unacknowledged: of a share group's members the one with the least is chosen.
     fn backlog(&self) -> usize {
         0
@@ -60,6 +68,15 @@ pub struct Offer<'a> {
     pub publisher: Option<&'a ClientId>,
 }
 
+/// A delivery that is larger than any packet that the peer takes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooLarge {
+    /// Its packet.
+    pub len: usize,
+    /// The largest one.
+    pub max: usize,
+}
+
 /// How a subscriber answers when it is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answers {
@@ -78,6 +95,8 @@ pub enum CloseReason {
     TakenOver,
     /// Its session was deleted.
     Deleted,
+    /// An operator ends it.
+    Disconnected,
     /// The server is about to stop.
     Draining,
 }

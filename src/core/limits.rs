@@ -58,6 +58,8 @@ pub struct Limits {
     pub gather_bytes: usize,
     /// Parts of one request; beyond it, it is refused.
     pub gather_parts: usize,
+    /// Parts of requests that wait at one service; beyond it a request in parts is refused.
+    pub parts_waiting: usize,
     /// Calls of one service, or requests of multicasts to one responder, that wait for room.
     pub calls_waiting: usize,
     /// How many responders are asked at most when each is lost with an idempotent call in hand.
@@ -66,7 +68,8 @@ pub struct Limits {
     pub max_responders: usize,
     /// Requests that one subscriber has in hand, of one service; beyond it calls wait.
     pub device_calls: usize,
-    /// How long a call that is published waits for its answer when it does not say.
+    /// How long a call that is published waits for its answer when it does not say, and how long a subscriber may have an
+    /// asynchronous call.
     pub call_timeout: Duration,
     /// Asynchronous calls under way, and replies to them that are kept.
     pub async_calls: usize,
@@ -175,6 +178,7 @@ impl Default for Limits {
             gather_responders: 1000,
             gather_bytes: 16 << 20,
             gather_parts: 10_000,
+            parts_waiting: 50_000,
             calls_waiting: 10_000,
             call_tries: 3,
             max_responders: 100_000,

@@ -40,11 +40,11 @@ use route::Routes;
 use streams::Streams;
 use token::TokenKey;
 
-pub use delivery::{Answers, CloseReason, Offer, Outbox};
+pub use delivery::{Answers, CloseReason, Offer, Outbox, TooLarge};
 pub use error::CoreError;
 pub use limits::Limits;
 pub use publisher::{Inbound, Published, Publisher, PublisherInfo, Receipt};
-pub use session::{End, OpenSession, Opened, Session, SessionDelivery};
+pub use session::{End, Numbered, OpenSession, Opened, Session, SessionDelivery, SessionInfo, Will};
 pub use system::SYSTEM;
 
 /// One broker over one engine.

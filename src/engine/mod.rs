@@ -287,6 +287,8 @@ pub enum OutgoingState {
     Sent = 1,
     /// PUBREC was seen: only PUBREL may follow.
     Received = 2,
+    /// It was settled by a door without packet ids: only PUBREL may follow, and nothing is delivered.
+    Settled = 3,
 }
 
 /// How the engine does.
@@ -371,7 +373,8 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     ) -> Result<Vec<(usize, LeaseError)>, EngineError>;
 
     /// Looks at messages in sequence order from `from` on: at most `max`, and no more after `max_bytes` as they are stored
-    /// (one may overdraw).
+    /// (one may overdraw). One that cannot be read ends the page before it, and is the error of a page that is asked for from
+    /// it on.
     fn browse(
         &self,
         target: TargetId,

@@ -1,17 +1,21 @@
 //! `AdminService`: what an operator asks a running broker.
 //!
-//! Invariant: answers from counters and facts alone; never waits, never fails.
+//! Invariant: information comes from counters and facts alone; it never waits, and never fails.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
+use crate::core::Broker;
 use crate::counters::Counters;
 use crate::types::UnixMillis;
 
+use super::bounds::answer;
 use super::convert::timestamp;
 use super::proto::v1;
+use super::sessions;
 
 /// What does not change while the process runs.
 #[derive(Clone, Debug, Default)]
@@ -45,23 +49,11 @@ impl AdminService {
         facts.features.sort_unstable();
         Self { facts, counters, bridges }
     }
-}
 
-impl fmt::Debug for AdminService {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AdminService").field("facts", &self.facts).finish_non_exhaustive()
-    }
-}
-
-#[tonic::async_trait]
-impl v1::admin_service_server::AdminService for AdminService {
-    async fn get_server_info(
-        &self,
-        _request: Request<v1::GetServerInfoRequest>,
-    ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
+    fn info(&self) -> v1::GetServerInfoResponse {
         let counters: HashMap<String, u64> =
             self.counters.list().map(|(name, count)| (name.to_owned(), count)).collect();
-        Ok(Response::new(v1::GetServerInfoResponse {
+        v1::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: Some(timestamp(self.facts.started_at)),
             counters,
@@ -70,17 +62,59 @@ impl v1::admin_service_server::AdminService for AdminService {
             durability: self.facts.durability.unwrap_or_default().to_owned(),
             bridges: (self.bridges)().into_iter().collect(),
             doors: self.facts.doors.iter().map(|(name, at)| ((*name).to_owned(), at.clone())).collect(),
-        }))
+        }
+    }
+}
+
+impl fmt::Debug for AdminService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdminService").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+/// The service as it is served, over a broker.
+pub(super) struct Admin {
+    pub(super) service: AdminService,
+    pub(super) broker: Arc<Broker>,
+}
+
+#[tonic::async_trait]
+impl v1::admin_service_server::AdminService for Admin {
+    async fn get_server_info(
+        &self,
+        _request: Request<v1::GetServerInfoRequest>,
+    ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
+        Ok(Response::new(self.service.info()))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsResponse>, Status> {
+        answer(sessions::list(&self.broker, request.into_inner()))
+    }
+
+    async fn delete_session(
+        &self,
+        request: Request<v1::DeleteSessionRequest>,
+    ) -> Result<Response<v1::DeleteSessionResponse>, Status> {
+        answer(sessions::delete(&self.broker, request.into_inner()).await)
+    }
+
+    async fn disconnect_client(
+        &self,
+        request: Request<v1::DisconnectClientRequest>,
+    ) -> Result<Response<v1::DisconnectClientResponse>, Status> {
+        answer(sessions::disconnect(&self.broker, request.into_inner()).await)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::v1::admin_service_server::AdminService as _;
     use super::*;
 
-    #[tokio::test]
-    async fn merges_the_counters_of_every_source() {
+    #[test]
+    fn merges_the_counters_of_every_source() {
         let facts = ServerFacts {
             started_at: UnixMillis(1_500),
             features: vec!["reflection", "health"],
@@ -88,8 +122,7 @@ mod tests {
         };
         let counters = Counters::new(vec![Box::new(|| vec![("a", 1)]), Box::new(|| vec![("b_total", 2)])]);
         let service = AdminService::new(facts, counters, Box::new(|| vec![("b".into(), "up".into())]));
-        let answer =
-            service.get_server_info(Request::new(v1::GetServerInfoRequest {})).await.unwrap().into_inner();
+        let answer = service.info();
         assert_eq!(answer.counters, HashMap::from([("a".to_owned(), 1), ("b_total".to_owned(), 2)]));
         assert_eq!(answer.bridges["b"], "up");
         assert_eq!(answer.started_at, Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }));

@@ -23,6 +23,7 @@ mod pubsub;
 mod queue;
 mod reflection;
 mod request;
+mod sessions;
 mod status;
 mod stream;
 
@@ -42,6 +43,7 @@ use crate::rate::ConnectRate;
 use crate::shutdown::Shutdown;
 use crate::tls::Tls;
 
+use admin::Admin;
 pub use admin::{AdminService, BridgeSource, ServerFacts};
 pub use deliveries::DeliveryBatch;
 pub use health::HealthBoard;
@@ -184,6 +186,7 @@ impl Door {
         let pubsub = PubSubService::new(Arc::clone(&broker), streams);
         let calls = CallService::new(Arc::clone(&broker), streams);
         let logs = LogService::new(Arc::clone(&broker), streams);
+        let admin = Admin { service: admin, broker: Arc::clone(&broker) };
         let routes = self.early.clone();
         let routes = routes
             .add_service(tuned!(AdminServiceServer, admin, settings))

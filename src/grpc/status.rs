@@ -53,6 +53,13 @@ pub(super) fn of_call(error: &CallError) -> Status {
     }
 }
 
+/// What a stream ends with whose session is not its own any more.
+pub(super) fn taken_away(reason: &str, message: &str) -> Status {
+    let mut details = ErrorDetails::new();
+    info(&mut details, reason, []);
+    Status::with_error_details(Code::Aborted, message, details)
+}
+
 /// A status of our own as the status of one item or event.
 pub(super) fn plain(code: Code, message: impl Into<String>) -> pb::Status {
     pb::Status { code: code.into(), message: message.into(), details: Vec::new() }

@@ -21,8 +21,8 @@ use super::codec::{Connect, Version};
 use super::out::{Out, SHARED_FROM};
 use super::state::{Origin, Window};
 use super::translate::Delivery;
-use crate::core::Offer;
 use crate::core::share::ShareGroup;
+use crate::core::{Offer, TooLarge};
 use crate::types::{Message, Qos, UnixMillis, clock};
 
 /// How the receiver takes its packets.
@@ -87,6 +87,20 @@ struct Written {
 
 /// What stands where a packet id will.
 const PLACEHOLDER: Option<NonZeroU16> = NonZeroU16::new(1);
+
+/// Whether the receiver takes a packet as large as this delivery [5: MQTT-3.1.2-24].
+pub(super) fn fits(offer: &Offer<'_>, form: Form) -> Result<(), TooLarge> {
+    if form.max_packet == usize::MAX {
+        return Ok(());
+    }
+    let Offer { message, qos, retain, identifiers, .. } = *offer;
+    let packet_id = if qos > Qos::AtMostOnce { PLACEHOLDER } else { None };
+    let delivery = Delivery { message, qos, retain, dup: false, packet_id, identifiers };
+    // Whatever is left of its time takes as many bytes.
+    let expiry = message.expires_at.map(|_| 0);
+    let len = delivery.with(expiry, |publish| publish.encoded_len(form.version)).unwrap_or(usize::MAX);
+    if len > form.max_packet { Err(TooLarge { len, max: form.max_packet }) } else { Ok(()) }
+}
 
 /// Encodes one delivery at the end of `out`, under an alias of its topic where there are `aliases`; what the receiver does
 /// not take is left out [5: MQTT-3.1.2-25]. Returns whether it is there.

@@ -13,12 +13,11 @@
 //! - `listener`, `stream`, `websocket`: what is bound, and what lies over its sockets; `terms`: what it grants;
 //! - `outbox`, `frames`, `aliases`, `out`, `buffers`: deliveries on their way to the socket;
 //! - `translate`, `violation`: the one place each where words and errors are mapped;
-//! - `will`: wills that wait for their delay.
 //!
 //! Takes listeners that are already bound. Rules are cited by their number where they are enforced and where they are
 //! tested, with the version where the numbers differ.
 //!
-//! Invariant: holds no state that another door cannot see, beside wills on their way. Knows nothing of the other doors,
+//! Invariant: holds no state that another door cannot see. Knows nothing of the other doors,
 //! of the store or of the configuration.
 
 mod aliases;
@@ -37,7 +36,6 @@ mod terms;
 mod translate;
 mod violation;
 pub mod websocket;
-mod will;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -65,7 +63,6 @@ use listener::Layers;
 use outbox::{Bounds, Mailbox};
 #[doc(hidden)]
 pub use state::fuzz_state;
-use will::Wills;
 
 pub use listener::{ListenError, Listener, ListenerSettings, UNIX_MODE, UsersFiles};
 pub use terms::{DeniedFilter, Terms, UnknownVersion, Versions};
@@ -229,8 +226,6 @@ struct Door {
     counters: Counters,
     /// Of all listeners.
     buffers: Arc<Buffers>,
-    /// Of all listeners: a client may come back to another one.
-    wills: Arc<Wills>,
     shutdown: Shutdown,
     connected: Mutex<FxHashMap<u64, Arc<Mailbox>>>,
     next: AtomicU64,
@@ -282,7 +277,6 @@ impl Door {
             rate: ConnectRate::default(),
             users: None,
             passwords: Arc::new(Passwords::new(0)),
-            wills: Arc::new(Wills::new(Arc::clone(&broker), shutdown.clone())),
             broker,
             counters,
             buffers: Arc::default(),
@@ -305,7 +299,6 @@ pub async fn serve(
     shutdown: Shutdown,
 ) {
     let buffers = Arc::default();
-    let wills = Arc::new(Wills::new(Arc::clone(&broker), shutdown.clone()));
     let mut serving = JoinSet::new();
     for listener in listeners {
         let Listener { socket, settings, layers, users, .. } = listener;
@@ -319,7 +312,6 @@ pub async fn serve(
             broker: Arc::clone(&broker),
             counters: counters.clone(),
             buffers: Arc::clone(&buffers),
-            wills: Arc::clone(&wills),
             shutdown: shutdown.clone(),
             connected: Mutex::default(),
             next: AtomicU64::new(0),

@@ -15,10 +15,10 @@ use parking_lot::Mutex;
 use super::aliases::Aliases;
 use super::buffers::Buffers;
 use super::codec::{ReasonCode, Version};
-use super::frames::{Form, Frames};
+use super::frames::{Form, Frames, fits};
 use super::violation;
 use crate::bell::Bell;
-use crate::core::{Answers, CloseReason, Offer, Outbox};
+use crate::core::{Answers, CloseReason, Offer, Outbox, TooLarge};
 use crate::types::Qos;
 
 /// How much may wait.
@@ -161,6 +161,10 @@ impl Outbox for Mailbox {
             Version::V5 => Answers::ByProperties,
             Version::V311 => Answers::ByTopic,
         }
+    }
+
+    fn takes(&self, offer: &Offer<'_>) -> Result<(), TooLarge> {
+        fits(offer, self.form)
     }
 
     fn backlog(&self) -> usize {

@@ -25,7 +25,7 @@ use smallvec::SmallVec;
 use super::codec::{
     self, PayloadFormat, PublishProperties, PublishRef, SubscribeFilter, SubscriptionId, WillProperties,
 };
-use crate::core::{CoreError, Limits};
+use crate::core::{CoreError, Inbound, Will};
 use crate::engine::{RetainHandling, SubscribeOptions};
 use crate::types::topic::FilterSpec;
 use crate::types::{Extras, Message, MessageId, Priority, Qos, TopicName, UnixMillis};
@@ -108,7 +108,7 @@ pub(super) fn message(publish: codec::Publish, topic: TopicName, now: UnixMillis
     message
 }
 
-/// A will as the message to publish, with the delay that was asked for. It holds no part of the CONNECT's buffer.
+/// A will as the message to publish, with the delay that was asked for.
 ///
 /// # Errors
 /// [`CoreError::Invalid`].
@@ -134,41 +134,8 @@ pub(super) fn will(will: codec::Will) -> Result<Will, CoreError> {
     } = will.properties;
     message.extras = extras(payload_format, content_type, response_topic, correlation_data, user_properties);
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-    Ok(Will {
-        message: message.detached(),
-        delay: delay.map_or(Duration::ZERO, seconds),
-        expiry: message_expiry.map(seconds),
-    })
-}
-
-/// What is published when a connection is lost.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Will {
-    message: Message,
-    /// After the connection's end.
-    pub(super) delay: Duration,
-    /// After the publishing.
-    expiry: Option<Duration>,
-}
-
-impl Will {
-    /// Whether it can be published when its time comes.
-    ///
-    /// # Errors
-    /// [`CoreError::Invalid`], [`CoreError::TooLarge`].
-    pub(super) fn check(&self, limits: &Limits) -> Result<(), CoreError> {
-        let topic = &self.message.topic;
-        if topic.is_reserved() && !topic.as_str().starts_with(QUEUE_PREFIX) {
-            let what = format!("`{topic}`: names that begin with `$` are the server's");
-            return Err(CoreError::invalid("will topic", what));
-        }
-        limits.check_message(&self.message)
-    }
-
-    /// The message, published now.
-    pub(super) fn publish(self, now: UnixMillis) -> Message {
-        Message { expires_at: self.expiry.map(|expiry| now.after(expiry)), ..self.message }
-    }
+    let delay = delay.map_or(Duration::ZERO, seconds);
+    Ok(Will::new(Inbound::new(message, 0), delay, message_expiry.map(seconds)))
 }
 
 /// What a message and a will carry alike, if it is anything.

@@ -225,7 +225,7 @@ pub(super) const fn accepted(published: &Published) -> ReasonCode {
 pub(super) const fn closed(reason: CloseReason) -> ReasonCode {
     match reason {
         CloseReason::TakenOver => ReasonCode::SessionTakenOver, // 5: [MQTT-3.1.4-3]
-        CloseReason::Deleted => ReasonCode::AdministrativeAction,
+        CloseReason::Deleted | CloseReason::Disconnected => ReasonCode::AdministrativeAction,
         CloseReason::Draining => ReasonCode::ServerShuttingDown,
     }
 }
@@ -322,7 +322,9 @@ mod tests {
             assert!(violation.code().permitted_in(PacketType::Disconnect));
             assert!(!violation.rule().is_empty());
         }
-        for reason in [CloseReason::TakenOver, CloseReason::Deleted, CloseReason::Draining] {
+        for reason in
+            [CloseReason::TakenOver, CloseReason::Deleted, CloseReason::Disconnected, CloseReason::Draining]
+        {
             assert!(closed(reason).permitted_in(PacketType::Disconnect));
         }
     }

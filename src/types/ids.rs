@@ -197,6 +197,12 @@ impl MessageId {
         ulid::Ulid(self.0).array_to_str(to)
     }
 
+    /// An id that nobody can guess: 48 bits of time, 80 random ones. Who has it has a right.
+    #[must_use]
+    pub fn unguessable(at: UnixMillis) -> Self {
+        Self(ulid::Ulid::from_parts(at.0, ulid::Ulid::generate().random()).0)
+    }
+
     /// The id of 26 characters.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -294,5 +300,16 @@ mod tests {
         assert_eq!(a.to_string().len(), 26);
         assert_eq!(MessageId::parse(&a.to_string()), Some(a));
         assert_eq!(MessageId::parse("no id"), None);
+    }
+
+    #[test]
+    fn ids_that_nobody_can_guess_have_80_bits_by_chance() {
+        let at = UnixMillis(1_700_000_000_123);
+        let ids: Vec<_> = (0..200).map(|_| MessageId::unguessable(at)).collect();
+        assert!(ids.iter().all(|id| id.time() == at));
+        for bit in 0..80 {
+            let set = ids.iter().filter(|id| id.to_u128() >> bit & 1 == 1).count();
+            assert!((40..160).contains(&set), "bit {bit} is set in {set} of 200");
+        }
     }
 }

@@ -380,7 +380,7 @@ async fn sessions_keep_their_subscriptions_and_packet_ids() {
     let sequence = {
         let consumer = bench.engine.consumer(session, ConsumerOptions::default()).unwrap();
         let leased = take(&*consumer, 1).await;
-        for state in [OutgoingState::Sent, OutgoingState::Received] {
+        for state in [OutgoingState::Sent, OutgoingState::Settled, OutgoingState::Received] {
             let outgoing = Outgoing { packet_id: 3, state };
             bench.commit(Op::Outgoing { target: session, sequence: leased[0].sequence, outgoing }).await;
         }

@@ -261,6 +261,25 @@ async fn a_poison_message_holds_up_its_key_alone_and_not_for_ever() {
 }
 
 #[tokio::test]
+async fn what_was_given_back_to_rest_is_passed_by_nothing_of_its_key_over_a_restart() {
+    let bench = Bench::new();
+    let queue = bench.queue_with(ordered("q")).await;
+    fill(&bench, queue, &[("a", "a1"), ("a", "a2"), ("b", "b1"), ("b", "b2")]).await;
+    let consumer = bench.consumer(queue);
+    let leased = take_now(&*consumer);
+    assert_eq!(texts(&leased), ["a1", "b1"]);
+    for (leased, how) in leased.iter().zip([Nack::Release, Nack::Failed(None)]) {
+        let given_back = bench.engine.nack(queue, &[lease_of(leased)], how, Some(HOUR)).unwrap();
+        within("a mark", given_back.durable).await.unwrap();
+    }
+    drop(consumer);
+    let bench = bench.reopen();
+    assert_eq!(texts(&take_now(&*bench.consumer(queue))), [""; 0]);
+    let stats = bench.engine.stats(queue).unwrap();
+    assert_eq!((stats.delayed, stats.ready), (2, 2));
+}
+
+#[tokio::test]
 async fn keys_pass_from_one_active_consumer_to_the_next_and_hold_up_no_lower_one() {
     let bench = Bench::new();
     let queue = bench.queue_with(QueueSpec { single_active_consumer: true, ..ordered("q") }).await;

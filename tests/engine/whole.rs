@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
-use stafett::engine::embedded::Embedded;
+use stafett::engine::embedded::{Embedded, check};
 use stafett::engine::{Append, Definition, Durability, Engine, Op};
 use stafett::types::{MessageIds, TargetId};
 
@@ -74,6 +74,10 @@ impl Said {
 
     /// How many batches are there.
     async fn check(&self, directory: &Path) -> Result<u64, String> {
+        let looked = check::check(directory, &mut |_| {}).map_err(|e| e.to_string())?;
+        if !looked.is_sound() {
+            return Err(format!("before it is opened the store is said to be damaged: {:?}", looked.damages));
+        }
         let engine = Embedded::open(settings(directory, Durability::Fsync)).map_err(|e| e.to_string())?;
         let mut left: HashMap<u64, u64> = HashMap::new();
         if !engine.stored().queues.is_empty() {

@@ -14,8 +14,8 @@ use super::call::{Call, Place, Shared, To};
 use super::device::NotAsked;
 use super::service::Service;
 use super::state::{Door, State, Wakes};
-use super::{CallError, Calls, Request};
-use crate::core::CoreError;
+use super::{CallError, Calls, Request, too_large};
+use crate::core::{CoreError, TooLarge};
 
 /// Those of whom one is asked.
 type Members = SmallVec<[usize; 1]>;
@@ -28,6 +28,8 @@ enum Passed {
     Unread,
     /// Too many requests wait for them.
     Busy,
+    /// They take no packet as large.
+    TooLarge(TooLarge),
 }
 
 impl State {
@@ -82,6 +84,7 @@ impl State {
                 Ok(()) => return Ok(at),
                 Err(NotAsked::Left) => self.stop(at, wakes),
                 Err(NotAsked::Full) => passed = Passed::Unread,
+                Err(NotAsked::TooLarge(what)) => passed = Passed::TooLarge(what),
             }
         }
         Err(passed)
@@ -95,6 +98,9 @@ impl State {
             match self.assign(at, &call, wakes) {
                 Ok(()) => {}
                 Err(NotAsked::Full) => wakes.callers.extend(call.unread()),
+                Err(NotAsked::TooLarge(what)) => {
+                    wakes.callers.extend(call.fail(CallError::Broker(too_large(what))));
+                }
                 Err(NotAsked::Left) => {
                     if let Some(entry) = self.entry(at) {
                         wakes.callers.extend(call.lost(&entry.serve));
@@ -120,7 +126,7 @@ impl Service {
     ) -> Result<Vec<(ByteString, Arc<Call>)>, CoreError> {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
-        let all = state.members();
+        let (all, takers) = (state.members(), state.takers);
         if all.len() > max {
             return Err(calls.too_many_to_ask());
         }
@@ -140,6 +146,7 @@ impl Service {
                             let what = format!("too many requests wait for a responder of `{}`", self.name());
                             calls.refused(what, "calls_waiting", calls.bounds.waiting)
                         }
+                        Passed::TooLarge(what) => too_large(what),
                         _ => calls.unread(self.name()),
                     };
                     wakes.callers.extend(call.fail(CallError::Broker(error)));
@@ -149,6 +156,10 @@ impl Service {
             let entry = at.and_then(|at| state.entry(at));
             let id = entry.and_then(|entry| entry.serve.id.clone()).unwrap_or_default();
             asked.push((id, call));
+        }
+        // One of those that do not answer any more may have been the last that others wait for.
+        if state.takers < takers {
+            state.hand_out(None, &mut wakes);
         }
         drop(state);
         wakes.run();

@@ -5,7 +5,7 @@
 //!      Calling ◀─ parts, end ◀─────── Responder::reply ◀────── door
 //! ```
 //!
-//! `call` is one request with its answer, `service` and `state` decide who is asked, `direct` asks everyone, `gather` takes
+//! `call` is one request with its answer, `service`, `state` and `choice` decide who is asked, `direct` asks everyone, `gather` takes
 //! the replies of all, `parts` gives parts of a request to responders, `responder` is the handle of who answers, `device` a subscriber that answers, `line` what waits,
 //! `stored` asynchronous calls, `topics` where one of 3.1.1 answers, `owed` what it owes, `published` what of this comes and goes as a publish, `words`
 //! what is said.
@@ -16,6 +16,7 @@
 //! devices may be locked, and nothing else. None is held across an await.
 
 mod call;
+mod choice;
 mod device;
 mod direct;
 mod gather;
@@ -42,7 +43,7 @@ use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Broker, CoreError, Limits};
+use super::{Broker, CoreError, Limits, TooLarge};
 use crate::types::{TopicFilter, TopicName};
 
 pub use call::Calling;
@@ -61,12 +62,23 @@ use device::Index;
 use service::Service;
 use stored::Stored;
 
+/// Whom a service is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Audience {
+    /// Those who answer its calls.
+    Serving,
+    /// Those whose subscription has a wildcard.
+    Listening,
+}
+
 /// All calls and those who answer them.
 #[derive(Debug)]
 pub(crate) struct Calls {
     bounds: Bounds,
     /// The names come from peers.
     services: RwLock<HashMap<TopicName, Arc<Service>>>,
+    /// Those who only listen to a service's topic, and are asked when that is wanted.
+    listening: RwLock<HashMap<TopicName, Arc<Service>>>,
     next_key: AtomicU64,
     next_job: AtomicU64,
     devices: Index,
@@ -87,12 +99,29 @@ struct Bounds {
     reply_bytes: usize,
     gather_responders: usize,
     gather_bytes: usize,
-    gather_parts: usize,
+    parts_waiting: usize,
     waiting: usize,
     tries: usize,
     responders: usize,
     late: Duration,
 }
+
+/// A request that no device takes that could answer it.
+fn too_large(TooLarge { len, max }: TooLarge) -> CoreError {
+    let (len, max) = (len as u64, max as u64);
+    CoreError::TooLarge { field: "request".to_owned(), len, max, unit: "bytes as a packet" }
+}
+
+/// How a call is begun.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    /// So many responders have seen the request before.
+    tries: usize,
+    /// Whether it waits when nobody has room.
+    waits: bool,
+}
+
+const FIRST: How = How { tries: 0, waits: true };
 
 /// What is counted.
 #[derive(Debug, Default)]
@@ -134,13 +163,14 @@ impl Calls {
                 reply_bytes: limits.call_reply_bytes,
                 gather_responders: limits.gather_responders,
                 gather_bytes: limits.gather_bytes,
-                gather_parts: limits.gather_parts,
+                parts_waiting: limits.parts_waiting,
                 waiting: limits.calls_waiting,
                 tries: limits.call_tries,
                 responders: limits.max_responders,
                 late: limits.call_timeout,
             },
             services: RwLock::default(),
+            listening: RwLock::default(),
             next_key: AtomicU64::new(1),
             next_job: AtomicU64::new(1),
             devices: Index::default(),
@@ -150,15 +180,17 @@ impl Calls {
         })
     }
 
-    /// Hands a request to a responder, or lets it wait for one.
-    pub(crate) fn call(self: &Arc<Self>, request: Request) -> Result<Calling, CoreError> {
+    /// Hands a request to a responder. Whether one has it or, if it may, it waits for one.
+    fn begin(self: &Arc<Self>, request: Request, how: How) -> Result<(Calling, bool), CoreError> {
         let Some(service) = self.service(&request.message.topic) else {
             return Err(self.nobody(&request.message.topic));
         };
-        let call = Arc::new(Call::new(self, call::To::One(request))?);
-        service.take_in(&call)?;
-        Counts::add(&self.counts.begun);
-        Ok(Calling::new(service, call))
+        let call = Arc::new(Call::new(self, call::To::One(request))?.tried(how.tries));
+        let taken = service.take_in(&call, how.waits)?;
+        if taken {
+            Counts::add(&self.counts.begun);
+        }
+        Ok((Calling::new(service, call), taken))
     }
 
     /// Adds a responder.
@@ -166,7 +198,7 @@ impl Calls {
         let key = self.next_key().inspect_err(|_| Counts::add(&self.counts.refused))?;
         serve.id.get_or_insert_with(|| format!("responder-{key}").into());
         let name = serve.service.clone();
-        Ok(self.service_with(&name, |service| service.join(key, serve)))
+        Ok(self.service_with(Audience::Serving, &name, |service| service.join(key, serve)))
     }
 
     /// A place for a responder more.
@@ -211,7 +243,18 @@ impl Calls {
     }
 
     fn service(&self, name: &TopicName) -> Option<Arc<Service>> {
-        self.services.read().get(name).cloned()
+        self.service_of(Audience::Serving, name)
+    }
+
+    fn service_of(&self, audience: Audience, name: &TopicName) -> Option<Arc<Service>> {
+        self.services_of(audience).read().get(name).cloned()
+    }
+
+    fn services_of(&self, audience: Audience) -> &RwLock<HashMap<TopicName, Arc<Service>>> {
+        match audience {
+            Audience::Serving => &self.services,
+            Audience::Listening => &self.listening,
+        }
     }
 
     /// The names of services that `filter` matches.
@@ -220,17 +263,22 @@ impl Calls {
     }
 
     /// Does something with a service, which is made if there is none; nobody forgets it meanwhile.
-    fn service_with<T>(self: &Arc<Self>, name: &TopicName, act: impl FnOnce(&Arc<Service>) -> T) -> T {
+    fn service_with<T>(
+        self: &Arc<Self>,
+        audience: Audience,
+        name: &TopicName,
+        act: impl FnOnce(&Arc<Service>) -> T,
+    ) -> T {
         // What is there needs no more than that nobody forgets it: calls of other services go on meanwhile.
-        if let Some(service) = self.services.read().get(name) {
+        if let Some(service) = self.services_of(audience).read().get(name) {
             return act(service);
         }
-        let mut services = self.services.write();
+        let mut services = self.services_of(audience).write();
         match services.get(name) {
             Some(service) => act(service),
             None => act(services
                 .entry(name.detached())
-                .or_insert_with_key(|name| Service::new(self, name.clone()))),
+                .or_insert_with_key(|name| Service::new(self, audience, name.clone()))),
         }
     }
 
@@ -245,7 +293,7 @@ impl Calls {
 
     /// Forgets a service that nobody serves.
     fn forget(&self, service: &Arc<Service>) {
-        let mut services = self.services.write();
+        let mut services = self.services_of(service.audience()).write();
         let is_there = services.get(service.name()).is_some_and(|there| Arc::ptr_eq(there, service));
         if is_there && service.is_empty() {
             services.remove(service.name());
@@ -306,14 +354,18 @@ impl Broker {
     ///
     /// # Errors
     /// [`CoreError::NoResponders`], [`CoreError::Limit`] when there are too many calls, or when who would answer is beyond
-    /// the bound of responders, [`CoreError::Unread`], [`CoreError::Draining`].
+    /// the bound of responders, [`CoreError::Unread`], [`CoreError::TooLarge`], [`CoreError::Draining`].
     pub fn call(&self, request: Request) -> Result<Calling, CoreError> {
+        self.begin(request, FIRST).map(|(calling, _)| calling)
+    }
+
+    fn begin(&self, request: Request, how: How) -> Result<(Calling, bool), CoreError> {
         if self.draining.is_cancelled() {
             return Err(CoreError::Draining);
         }
         let found = self.find_devices(&request.message.topic);
-        match (self.calls.call(request), found) {
-            (Err(CoreError::NoResponders { .. }), Err(full)) => {
+        match (self.calls.begin(request, how), found) {
+            (Err(CoreError::NoResponders { .. }) | Ok((_, false)), Err(full)) => {
                 Counts::add(&self.calls.counts.refused);
                 Err(full)
             }

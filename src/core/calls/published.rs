@@ -227,6 +227,7 @@ pub(super) fn error_message(error: &CallError, topic: TopicName, qos: Qos) -> Me
                 CoreError::BadReply { .. } => "BAD_REPLY",
                 CoreError::Limit { .. } | CoreError::Unread { .. } => "LIMIT_REACHED",
                 CoreError::Draining => "UNAVAILABLE",
+                CoreError::TooLarge { .. } => "INVALID_ARGUMENT",
                 _ => "INTERNAL",
             };
             (name, error.to_string())

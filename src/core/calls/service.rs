@@ -3,41 +3,70 @@
 //! Invariants, under its lock: a call waits only while no responder has room, or the one that it is for has none; a call in hand is in its responder's table
 //! and nowhere else; without a responder that takes requests nothing waits.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 
 use super::call::{Call, Place};
+use super::choice::Handed;
 use super::device::{Candidate, Seen};
 use super::responder::Responder;
-use super::state::{Door, Entry, Handed, Held, State, Wakes};
+use super::state::{Door, Entry, Held, State, Wakes};
 use super::stored::Watch;
-use super::{Answer, Calls, Counts, ReplyRefused, ResponderFacts, Serve};
+use super::{Answer, Audience, Calls, Counts, Missing, ReplyRefused, ResponderFacts, Serve, too_large};
 use crate::core::CoreError;
 use crate::core::session::SessionKey;
-use crate::types::TopicName;
+use crate::types::{TopicName, clock};
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Service {
     name: TopicName,
+    audience: Audience,
+    /// How many gatherings are about to ask it, or wait for it: changed with the services locked.
+    gatherings: AtomicUsize,
     pub(super) calls: Weak<Calls>,
     pub(super) state: Mutex<State>,
 }
 
 impl Service {
-    pub(super) fn new(calls: &Arc<Calls>, name: TopicName) -> Arc<Self> {
-        Arc::new(Self { name, calls: Arc::downgrade(calls), state: Mutex::default() })
+    pub(super) fn new(calls: &Arc<Calls>, audience: Audience, name: TopicName) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            audience,
+            gatherings: AtomicUsize::new(0),
+            calls: Arc::downgrade(calls),
+            state: Mutex::default(),
+        })
     }
 
     pub(super) fn name(&self) -> &TopicName {
         &self.name
     }
 
+    pub(super) fn audience(&self) -> Audience {
+        self.audience
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.state.lock().is_empty()
+        self.gatherings.load(Ordering::Relaxed) == 0 && self.state.lock().is_empty()
+    }
+
+    /// Takes its devices away if nothing is in their hands and they owe nothing.
+    fn disband(&self, calls: &Calls) {
+        let mut state = self.state.lock();
+        if state.places.iter().flatten().any(|entry| !entry.is_idle()) {
+            return;
+        }
+        for entry in std::mem::take(&mut state.places).into_iter().flatten() {
+            state.forget(&entry);
+            calls.gone(&entry);
+        }
+        state.seen = None;
     }
 
     /// Who is told when it has room; none: nobody any more.
@@ -50,14 +79,20 @@ impl Service {
         self.state.lock().room(max)
     }
 
-    /// Hands a call to a responder, or puts it in the line.
-    pub(super) fn take_in(&self, call: &Arc<Call>) -> Result<(), CoreError> {
+    /// Whether someone has room that took nothing just now.
+    pub(super) fn rests(&self) -> bool {
+        self.state.lock().rests()
+    }
+
+    /// Hands a call to a responder, or puts it in the line if it `waits`. False if it does not, and nobody has room.
+    pub(super) fn take_in(&self, call: &Arc<Call>, waits: bool) -> Result<bool, CoreError> {
         let Some(calls) = self.calls.upgrade() else { return Err(CoreError::Draining) };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         let handed = if state.waiting.is_empty() { state.hand(call, &mut wakes) } else { Handed::Busy };
         let taken = match handed {
-            Handed::Yes => Ok(()),
+            Handed::Yes => Ok(true),
+            Handed::Busy if !waits => Ok(false),
             Handed::Busy if state.waiting.len() >= calls.bounds.waiting => {
                 let what = format!("too many calls wait for a responder of `{}`", self.name);
                 Err(calls.refused(what, "calls_waiting", calls.bounds.waiting))
@@ -65,9 +100,10 @@ impl Service {
             Handed::Busy => {
                 call.put(Place::Waiting);
                 state.waiting.push(Arc::clone(call));
-                Ok(())
+                Ok(true)
             }
             Handed::Full => Err(calls.unread(&self.name)),
+            Handed::TooLarge(what) => Err(too_large(what)),
             Handed::Nobody => Err(calls.nobody(&self.name)),
         };
         state.end_parts_for_nobody(&mut wakes);
@@ -97,12 +133,7 @@ impl Service {
             }
             Place::With(at, number) => {
                 call.put(Place::Over);
-                if let Some((key, asked)) = state.give_up(at, number, &mut wakes) {
-                    let owed = self.calls.upgrade().and_then(|calls| self.owed(&calls, (at, key), asked));
-                    if let Some(entry) = state.entry(at) {
-                        entry.owed = owed;
-                    }
-                }
+                self.give_up(&mut state, at, number, &mut wakes);
                 state.go_on(at, &mut wakes);
                 state.hand_out(Some(at), &mut wakes);
             }
@@ -110,6 +141,43 @@ impl Service {
         drop(state);
         wakes.run();
         true
+    }
+
+    fn give_up(self: &Arc<Self>, state: &mut State, at: usize, number: u64, wakes: &mut Wakes) {
+        if let Some((key, asked)) = state.give_up(at, number, wakes) {
+            let owed = self.calls.upgrade().and_then(|calls| self.owed(&calls, (at, key), asked));
+            if let Some(entry) = state.entry(at) {
+                entry.owed = owed;
+            }
+        }
+    }
+
+    /// Takes a call away from a device that has had it for `limit`: it is lost. Returns when to look again.
+    pub(super) fn overdue(self: &Arc<Self>, call: &Arc<Call>, limit: Duration) -> Duration {
+        let (Some(calls), Place::With(at, number)) = (self.calls.upgrade(), call.place()) else {
+            return limit;
+        };
+        let mut wakes = Wakes::default();
+        let mut state = self.state.lock();
+        let Some(entry) = state.entry(at).filter(|entry| matches!(entry.door, Door::Device(_))) else {
+            return limit;
+        };
+        let serve = entry.serve.clone();
+        let Some(held) = entry.in_hand.get(&number).filter(|held| Arc::ptr_eq(&held.call, call)) else {
+            return limit;
+        };
+        let left = limit.saturating_sub(clock::now().saturating_duration_since(held.since));
+        if !left.is_zero() {
+            return left;
+        }
+        let held = Held { call: Arc::clone(call), since: held.since, taken: held.taken };
+        self.give_up(&mut state, at, number, &mut wakes);
+        Self::pass_on(&calls, &mut state, &serve, vec![(number, held)], &mut wakes);
+        state.go_on(at, &mut wakes);
+        state.hand_out(Some(at), &mut wakes);
+        drop(state);
+        wakes.run();
+        limit
     }
 
     /// Adds a responder, and hands it what waits.
@@ -238,7 +306,10 @@ impl Service {
                 Counts::add(&calls.counts.retried);
                 call.put(Place::Waiting);
                 match call.job() {
-                    Some(job) => state.jobs.put_first(job, call),
+                    Some(job) => {
+                        call.missed(Missing::Lost);
+                        state.jobs.put_first(job, call);
+                    }
                     None => state.waiting.push_first(call),
                 }
             } else {
@@ -349,10 +420,42 @@ impl Service {
     }
 }
 
+/// Those who listen to a topic, for as long as a gathering is about them. Nobody else asks them, and there are many topics to
+/// which one may listen: they go with the last of them.
+#[derive(Debug)]
+pub(super) struct Listening(Arc<Service>);
+
+impl Listening {
+    pub(super) fn service(&self) -> &Arc<Service> {
+        &self.0
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let Some(calls) = self.0.calls.upgrade() else { return };
+        let mut services = calls.listening.write();
+        if self.0.gatherings.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.disband(&calls);
+            if self.0.is_empty() {
+                services.remove(&self.0.name);
+            }
+        }
+    }
+}
+
 impl Calls {
+    /// Holds on to those who listen to a topic; [`Broker::find_listeners`](crate::core::Broker) finds them.
+    pub(super) fn listening(self: &Arc<Self>, name: &TopicName) -> Listening {
+        self.service_with(Audience::Listening, name, |service| {
+            service.gatherings.fetch_add(1, Ordering::Relaxed);
+            Listening(Arc::clone(service))
+        })
+    }
+
     /// A responder is not there any more.
     fn gone(&self, entry: &Entry) {
-        self.counts.responders.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        self.counts.responders.fetch_sub(1, Ordering::Relaxed);
         if let Door::Device(device) = &entry.door {
             self.devices.remove(entry.key, device.key());
         }

@@ -14,18 +14,19 @@ use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::call::{Call, Place};
+use super::choice::Handed;
 use super::device::{Device, NotAsked, Seen};
 use super::line::Line;
 use super::parts::Jobs;
 use super::stored::Watch;
-use super::{CallError, ReplyRefused, Said, Serve};
+use super::{CallError, ReplyRefused, Said, Serve, too_large};
 use crate::core::CoreError;
 use crate::types::clock;
 
-/// Of so many responders with room the one with the least in hand is chosen; asking all would cost more than it gains.
-const ASKED: usize = 32;
 /// Of so many requests that were given up a responder's late reply is known as such.
 const REMEMBERED: usize = 1024;
+/// A device that took nothing counts for so long as one that has no room, for calls that do not wait in the line.
+pub(super) const UNREAD: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -43,19 +44,6 @@ pub(super) struct State {
     pub(super) jobs: Jobs,
     /// Told when there is room and nothing waits here: stored calls wait for it.
     pub(super) watch: Option<Arc<Watch>>,
-}
-
-/// What has become of a call that was to be handed to somebody.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Handed {
-    /// A responder has it.
-    Yes,
-    /// All that can take it are busy: it waits.
-    Busy,
-    /// Too much waits for each of them to read.
-    Full,
-    /// There is nobody.
-    Nobody,
 }
 
 /// Responders that do the same.
@@ -87,6 +75,8 @@ pub(super) struct Entry {
     /// then, or until this timer ends that.
     pub(super) owed: Option<AbortOnDropHandle<()>>,
     pub(super) door: Door,
+    /// When it took nothing last.
+    pub(super) unread: Option<Instant>,
     pub(super) served: u64,
     pub(super) errors: u64,
     pub(super) busy: Duration,
@@ -149,6 +139,16 @@ impl Entry {
         self.serve.credit.saturating_sub(self.in_hand.len())
     }
 
+    /// Whether nothing is in its hand or waits for it, and nothing it says would be an answer.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_hand.is_empty() && self.line.is_empty() && self.owed.is_none()
+    }
+
+    /// Whether it took nothing just now.
+    fn is_unread(&self) -> bool {
+        self.unread.is_some_and(|at| clock::now().saturating_duration_since(at) < UNREAD)
+    }
+
     pub(super) fn answers(&self) -> bool {
         match &self.door {
             Door::Stream(_) => true,
@@ -173,9 +173,17 @@ impl State {
             if room >= max {
                 break;
             }
-            room += entry.room();
+            if !entry.is_unread() {
+                room += entry.room();
+            }
         }
         room.min(max)
+    }
+
+    /// Whether someone has room that took nothing just now: that is no room yet.
+    pub(super) fn rests(&self) -> bool {
+        self.waiting.is_empty()
+            && self.places.iter().flatten().any(|entry| entry.is_unread() && entry.has_room())
     }
 
     /// A new responder's place.
@@ -194,6 +202,7 @@ impl State {
             over: VecDeque::new(),
             owed: None,
             door,
+            unread: None,
             served: 0,
             errors: 0,
             busy: Duration::ZERO,
@@ -245,7 +254,9 @@ impl State {
     /// A responder has left its place.
     pub(super) fn forget(&mut self, entry: &Entry) {
         self.takers -= usize::from(!entry.draining);
-        self.jobs.left(entry.key);
+        for job in entry.in_hand.values().filter_map(|held| held.call.job()) {
+            self.jobs.gave(job, entry.key);
+        }
         if let Some(group) = self.groups.get_mut(entry.group) {
             group.members -= 1;
             group.in_hand -= entry.in_hand.len();
@@ -275,48 +286,6 @@ impl State {
         }
     }
 
-    /// The responder that gets the next call, `passed` left out: of the group with the least in hand the one with the least,
-    /// in turn among equals.
-    fn choose(&mut self, passed: &[usize]) -> Option<usize> {
-        self.turn = (self.turn + 1) % self.places.len().max(1);
-        let mut best: Option<((usize, usize), usize)> = None;
-        let mut asked = 0;
-        for at in (self.turn..self.places.len()).chain(0..self.turn) {
-            let Some(Some(entry)) = self.places.get(at) else { continue };
-            if !entry.has_room() || passed.contains(&at) {
-                continue;
-            }
-            let group = self.groups.get(entry.group).map_or(0, |group| group.in_hand);
-            let load = (group, entry.in_hand.len());
-            if best.is_none_or(|(least, _)| load < least) {
-                best = Some((load, at));
-            }
-            asked += 1;
-            if load == (0, 0) || asked == ASKED {
-                break;
-            }
-        }
-        best.map(|(_, at)| at)
-    }
-
-    /// Hands a call to whoever is chosen. One that takes nothing now is passed over.
-    pub(super) fn hand(&mut self, call: &Arc<Call>, wakes: &mut Wakes) -> Handed {
-        let mut passed: SmallVec<[usize; 4]> = SmallVec::new();
-        while let Some(at) = self.choose(&passed) {
-            match self.assign(at, call, wakes) {
-                Ok(()) => return Handed::Yes,
-                Err(NotAsked::Left) => self.stop(at, wakes),
-                Err(NotAsked::Full) => passed.push(at),
-            }
-        }
-        match self.takers {
-            0 => Handed::Nobody,
-            // Those that are left have something in hand, whose end is when to look again.
-            takers if takers > passed.len() => Handed::Busy,
-            _ => Handed::Full,
-        }
-    }
-
     /// Hands out what waits while there is room, and says so where there is more; parts to the responder in this place, which
     /// has room now, or to everyone. What nobody can take ends.
     pub(super) fn hand_out(&mut self, at: Option<usize>, wakes: &mut Wakes) {
@@ -332,6 +301,7 @@ impl State {
                     break;
                 }
                 Handed::Full => call.unread(),
+                Handed::TooLarge(what) => call.fail(CallError::Broker(too_large(what))),
                 Handed::Nobody => call.nobody(),
             };
             wakes.callers.extend(waker);
@@ -455,6 +425,11 @@ impl State {
             entry.served += 1;
             entry.errors += u64::from(!matches!(said, Said::Last(_)));
             entry.busy += clock::now().saturating_duration_since(since);
+        }
+        if let Some(job) = call.job()
+            && self.jobs.waits_again(job, &call, &said, wakes)
+        {
+            return Ok(());
         }
         let mut refused = Ok(());
         let ended = match said {

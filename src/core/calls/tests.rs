@@ -59,6 +59,10 @@ pub(super) fn bed(change: impl FnOnce(&mut Limits)) -> Arc<Calls> {
 }
 
 impl Calls {
+    pub(super) fn call(self: &Arc<Self>, request: Request) -> Result<Calling, CoreError> {
+        self.begin(request, FIRST).map(|(calling, _)| calling)
+    }
+
     pub(super) fn responder(self: &Arc<Self>, id: &str, group: &str, credit: usize) -> Responder {
         self.serve(serve(id, group, credit)).unwrap()
     }
@@ -98,6 +102,33 @@ fn nobody() -> CoreError {
 
 fn failed(error: CoreError) -> Option<Result<(String, String), CallError>> {
     Some(Err(CallError::Broker(error)))
+}
+
+#[test]
+fn a_stored_call_does_not_wait_in_the_line() {
+    let calls = bed(|_| {});
+    let stored = How { tries: 2, waits: false };
+    let one = calls.responder("one", "", 1);
+    let _first = calls.call(request("first")).unwrap();
+    assert!(!calls.begin(request("stored"), stored).unwrap().1);
+    let mut second = calls.call(request("second")).unwrap();
+    assert_eq!(asked(&one), [(1, "first".to_owned())]);
+    assert_eq!(answer(&one, 1, Said::Last(message("1"))), None);
+    assert_eq!(asked(&one), [(2, "second".to_owned())]);
+    assert_eq!(answer(&one, 2, Said::Last(message("2"))), None);
+    assert_eq!(got(&mut second), reply("one", "2"));
+    // Now there is room; those who have seen it before count.
+    let (mut calling, taken) = calls.begin(idempotent("stored"), stored).unwrap();
+    assert!(taken);
+    let (again, _) = one.take(ALL);
+    assert_eq!((again.len(), again[0].attempt()), (1, 3));
+    drop(one);
+    assert!(matches!(
+        got(&mut calling),
+        Some(Err(CallError::Broker(CoreError::ResponderLost { responder, .. }))) if responder == "one"
+    ));
+    assert_eq!(calling.call().tries(), 3);
+    assert_eq!(calls.count("calls_total"), 3);
 }
 
 #[test]
@@ -417,7 +448,7 @@ async fn errors_take_room_in_a_gathering_like_replies() {
         let calls = bed(|limits| limits.gather_bytes = 1000);
         let both = [calls.responder("one", "", 9), calls.responder("two", "", 9)];
         let policy = Policy { keeps, ..Policy::default() };
-        let mut gathering = calls.gather(&names(), &request("a"), policy).unwrap();
+        let mut gathering = calls.gather(&names(), &request("a"), (policy, Vec::new())).unwrap();
         let before = calls.count("call_bytes");
         let mut said = Vec::new();
         for responder in &both {
@@ -437,13 +468,14 @@ async fn errors_take_room_in_a_gathering_like_replies() {
 async fn what_a_gathering_has_kept_is_free_though_a_call_of_it_lies_in_a_line() {
     let calls = bed(|_| {});
     let (quick, stuck) = (calls.responder("quick", "", 9), calls.responder("stuck", "", 1));
-    let _in_hand = calls.gather(&names(), &request("first"), Policy::default()).unwrap();
+    let _in_hand = calls.gather(&names(), &request("first"), (Policy::default(), Vec::new())).unwrap();
     let [(first, _)] = asked(&stuck)[..] else { panic!("it is not asked") };
     // Two more wait, so that one that is over stays.
-    let _others = [(); 2].map(|()| calls.gather(&names(), &request("other"), Policy::default()).unwrap());
+    let _others =
+        [(); 2].map(|()| calls.gather(&names(), &request("other"), (Policy::default(), Vec::new())).unwrap());
     let before = calls.count("call_bytes");
     let policy = Policy { keeps: true, ..Policy::default() };
-    let mut gathering = calls.gather(&names(), &request("last"), policy).unwrap();
+    let mut gathering = calls.gather(&names(), &request("last"), (policy, Vec::new())).unwrap();
     let number = asked(&quick).pop().unwrap().0;
     assert_eq!(answer(&quick, number, Said::Last(message(&"x".repeat(100_000)))), None);
     assert_eq!(heard(&mut gathering), 1);
@@ -457,7 +489,7 @@ async fn what_a_gathering_has_kept_is_free_though_a_call_of_it_lies_in_a_line() 
 async fn nobody_is_asked_twice_by_a_gathering() {
     let calls = bed(|_| {});
     let (one, two) = (calls.responder("one", "", 9), calls.responder("two", "", 9));
-    let mut gathering = calls.gather(&names(), &idempotent("a"), Policy::default()).unwrap();
+    let mut gathering = calls.gather(&names(), &idempotent("a"), (Policy::default(), Vec::new())).unwrap();
     assert_eq!((asked(&one).len(), asked(&two).len()), (1, 1));
     drop(one);
     assert!(matches!(gathering.next().now_or_never().flatten().unwrap().said, Err(CallError::Broker(_))));
@@ -502,7 +534,7 @@ proptest! {
                 Step::Cancel(at) if !waiting.is_empty() => drop(waiting.remove(at % waiting.len())),
                 Step::Gather(min_replies) => {
                     let policy = Policy { min_replies, ..Policy::default() };
-                    if let Ok(gathering) = calls.gather(&names(), &request("x"), policy) {
+                    if let Ok(gathering) = calls.gather(&names(), &request("x"), (policy, Vec::new())) {
                         begun += gathering.asked() as u64;
                         gatherings.push(gathering);
                     }

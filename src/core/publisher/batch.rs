@@ -140,6 +140,11 @@ impl Planner<'_> {
             }
         }
         let Some(run) = runs.last() else { return Ok(false) };
+        if run.direct
+            && let [Target::Queue(queue)] = &*run.targets
+        {
+            queue.check_asked(&item.message)?;
+        }
         self.broker.limits.check_message(&item.message)?;
         let retain = item.message.retain;
         let others = run.subscribers > 0 || run.streams > 0;
@@ -171,7 +176,6 @@ impl Planner<'_> {
                 ));
             };
             let queue = self.broker.queues.get(name).ok_or_else(|| no_queue(message))?;
-            queue.check_asked(message)?;
             return Ok((Arc::new([Target::Queue(queue)]), true));
         }
         let targets =

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::retained::Retained;
+use super::session::will::Wills;
 use super::session::{SessionKey, Sessions, keep_time};
 use super::share::{Groups, ShareKey};
 use super::{Broker, Limits};
@@ -17,6 +18,7 @@ use crate::types::{Message, TargetId, clock};
 pub(crate) struct PubSub {
     pub(crate) retained: Retained,
     pub(crate) sessions: Sessions,
+    pub(crate) wills: Wills,
     pub(crate) groups: Groups,
     /// Deliveries that outboxes did not take.
     pub(crate) dropped: Arc<AtomicU64>,
@@ -37,6 +39,7 @@ impl PubSub {
         Self {
             retained: Retained::new(limits),
             sessions: Sessions::default(),
+            wills: Wills::default(),
             groups: Groups::default(),
             dropped: Arc::default(),
             cut: AtomicU64::new(0),
@@ -140,4 +143,4 @@ impl Broker {
 }
 
 #[cfg(all(test, feature = "embedded"))]
-mod tests;
+pub(in crate::core) mod tests;

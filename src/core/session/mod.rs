@@ -7,13 +7,16 @@
 //! Invariants: a session has one connection at most; its client id stands for one session at a time; what a
 //! connection leased is back before the next connection gets the session.
 
+mod doors;
 pub(crate) mod entry;
+mod inspect;
 mod open;
 mod registry;
 pub(crate) mod sources;
 mod subscribe;
 mod subscriptions;
 mod timers;
+pub(crate) mod will;
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -23,9 +26,12 @@ use std::time::Duration;
 use bytestring::ByteString;
 use smallvec::SmallVec;
 
+pub use doors::Numbered;
 pub use entry::{SessionEntry, SessionKey};
+pub use inspect::SessionInfo;
 pub(crate) use registry::Sessions;
 pub(crate) use timers::keep_time;
+pub use will::Will;
 
 use entry::Attachment;
 

@@ -46,7 +46,7 @@ impl Broker {
                     what: format!("the session of client `{client_id}` belongs to another principal"),
                 });
             }
-            self.take_from(&there).await;
+            self.take_from(&there, CloseReason::TakenOver).await;
         }
         // A session that ended with the connection is not there any more.
         let there = match claim.current() {
@@ -95,13 +95,16 @@ impl Broker {
             Some(incoming) => incoming.all().await,
             None => Vec::new(),
         };
+        if present {
+            self.pubsub.wills.came_back(session.client_id());
+        }
         Ok(Opened { session, present, expiry, incoming, outgoing })
     }
 
-    /// Closes the connection of a session and waits until it has given everything back.
-    async fn take_from(&self, entry: &Arc<SessionEntry>) {
-        let Some(attached) = entry.attached.load_full() else { return };
-        attached.outbox.close(CloseReason::TakenOver);
+    /// Closes the connection of a session and waits until it has given everything back. Returns whether it had one.
+    pub(super) async fn take_from(&self, entry: &Arc<SessionEntry>, reason: CloseReason) -> bool {
+        let Some(attached) = entry.attached.load_full() else { return false };
+        attached.outbox.close(reason);
         let given_back = tokio::time::timeout(RELEASE_WITHIN, attached.released.heard()).await;
         if given_back.is_err() {
             tracing::warn!(client = %entry.client_id, "a connection does not end: its session is taken from it");
@@ -109,6 +112,7 @@ impl Broker {
             attached.give_back();
             self.calls.session_left(entry.key);
         }
+        true
     }
 
     fn new_entry(
@@ -167,6 +171,7 @@ impl Broker {
             attached.give_back();
         }
         self.calls.session_left(entry.key);
+        self.pubsub.wills.session_ended(&entry.client_id);
         let work = self.end_subscriptions(entry);
         sessions.forget(entry);
         if entry.target.is_some() {

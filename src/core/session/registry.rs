@@ -3,8 +3,9 @@
 //! A client id has a slot while it has a session or someone opens one. Who opens or expires a session holds the
 //! slot's gate; a connection that ends does not, since whoever opens waits for it.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -18,8 +19,8 @@ use crate::types::{ClientId, TargetId};
 /// All sessions.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
-    /// The names come from peers.
-    slots: Mutex<HashMap<ClientId, Arc<Slot>>>,
+    /// The names come from peers. In their order, so that a page of them is found without a look at all.
+    slots: Mutex<BTreeMap<ClientId, Arc<Slot>>>,
     /// Sessions that outlive their connection.
     durable: AtomicUsize,
     pub(super) timers: Timers,
@@ -98,6 +99,19 @@ impl Sessions {
 
     pub(super) fn give_place_back(&self) {
         self.durable.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// At most `max` sessions in the order of their client ids, of those that begin with `prefix`, after `after`.
+    pub(super) fn page(&self, prefix: &str, after: Option<&ClientId>, max: usize) -> Vec<Arc<SessionEntry>> {
+        let from = match after {
+            Some(after) if after.as_str() >= prefix => Bound::Excluded(after.as_str()),
+            _ => Bound::Included(prefix),
+        };
+        let slots = self.slots.lock();
+        let of_prefix = slots
+            .range::<str, _>((from, Bound::Unbounded))
+            .take_while(|(client_id, _)| client_id.as_str().starts_with(prefix));
+        of_prefix.filter_map(|(_, slot)| slot.current.lock().clone()).take(max).collect()
     }
 
     /// How many sessions there are, connected or not.

@@ -360,7 +360,7 @@ impl Session {
     }
 
     /// The leases of something that this connection took; none: there is nothing to settle.
-    fn leases(
+    pub(super) fn leases(
         &self,
         source: TargetId,
         sequences: &[Sequence],

@@ -20,7 +20,7 @@ use crate::types::topic::FilterSpec;
 use crate::types::{Qos, TargetId, TopicFilter};
 
 /// What begins a filter that joins a queue's consumers.
-const QUEUE_PREFIX: &str = "$queue/";
+pub(super) const QUEUE_PREFIX: &str = "$queue/";
 /// Retained values that are offered before SUBSCRIBE is answered.
 const REPLAY_AT_ONCE: usize = 256;
 

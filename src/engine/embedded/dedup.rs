@@ -49,6 +49,7 @@ impl First {
 #[derive(Debug)]
 struct Row {
     first: u64,
+    last: u64,
     newest: UnixMillis,
     ids: SmallVec<[TextHash; 1]>,
 }
@@ -64,9 +65,14 @@ struct Ids {
 impl Ids {
     /// Forgets what is over, and gives the keys of its rows to `dropped`.
     fn forget(&mut self, queue: TargetId, window: Duration, now: UnixMillis, dropped: &mut VecDeque<Key>) {
+        if self.rows.front().is_some_and(|row| row.newest > now) {
+            // The clock was ahead of what it is: they are new now, lest they are so for as long as it was ahead.
+            self.rows.iter_mut().for_each(|row| row.newest = row.newest.min(now));
+        }
         while let Some(row) = self.rows.pop_front_if(|row| row.newest.after(window) <= now) {
             for id in row.ids {
-                if self.known.get(&id).is_some_and(|first| first.is_over(window, now)) {
+                // One that was over before its row may be known again, of a later message.
+                if self.known.get(&id).is_some_and(|first| first.sequence <= row.last) {
                     self.known.remove(&id);
                 }
             }
@@ -78,10 +84,10 @@ impl Ids {
     }
 
     fn add_row(&mut self, ids: &[(TextHash, First)]) {
-        let Some((_, first)) = ids.first() else { return };
+        let (Some((_, first)), Some((_, last))) = (ids.first(), ids.last()) else { return };
         let newest = ids.iter().map(|(_, first)| first.id.time()).max().unwrap_or_default();
         let hashes = ids.iter().map(|(id, _)| *id).collect();
-        self.rows.push_back(Row { first: first.sequence, newest, ids: hashes });
+        self.rows.push_back(Row { first: first.sequence, last: last.sequence, newest, ids: hashes });
     }
 }
 
@@ -321,6 +327,25 @@ mod tests {
         assert!(!dedup.has_room(QUEUE, 1, 1, MINUTE, UnixMillis(70_000)));
         assert_eq!(dedup.take_dropped(9).count(), 1);
         assert_eq!(dedup.find(QUEUE, hash("a"), MINUTE, UnixMillis(70_000)), Some(at(60_000, 2)));
+    }
+
+    #[test]
+    fn ids_from_a_clock_that_was_ahead_are_forgotten_a_window_after_it_is_right() {
+        let mut dedup = Dedup::default();
+        let right = 1_000_000;
+        for (sequence, name) in [(1, "a"), (2, "b")] {
+            dedup.remember(QUEUE, hash(name), at(right * 1_000, sequence));
+            dedup.take_rows();
+        }
+        dedup.remember(QUEUE, hash("c"), at(right, 3));
+        dedup.take_rows();
+        let room = |dedup: &mut Dedup, now| dedup.has_room(QUEUE, 3, 3, MINUTE, UnixMillis(now));
+        assert!(!room(&mut dedup, right));
+        assert_eq!(dedup.find(QUEUE, hash("a"), MINUTE, UnixMillis(right)), Some(at(right * 1_000, 1)));
+        assert!(!room(&mut dedup, right + 59_999));
+        assert!(room(&mut dedup, right + 60_000));
+        assert_eq!(dedup.find(QUEUE, hash("a"), MINUTE, UnixMillis(right + 60_000)), None);
+        assert_eq!(dedup.take_dropped(9).count(), 3);
     }
 
     #[test]

@@ -128,7 +128,7 @@ pub fn export(
             take(Item::Retained(&message))?;
             continue;
         }
-        let Mark { attempts, not_before, outgoing, losses: _ } = live.add.mark;
+        let Mark { attempts, not_before, outgoing, losses: _, rests: _ } = live.add.mark;
         report.messages += 1;
         take(Item::Message(&Waiting {
             target: contents.definitions.get(&target_id),

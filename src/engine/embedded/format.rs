@@ -20,8 +20,8 @@
 //!
 //! An operation whose records do not fit one row is written as a chain of heads: all but the last have
 //! [`CONTINUES`], all but the first [`CONTINUED`]. The bodies of one message for many targets lie in the first, and all ADDs are
-//! that pack's; where the operation has several messages each pack is [`WHOLE`], with bodies and ADDs of its own, and goes
-//! after the one before it. Recovery ignores an unfinished chain.
+//! that pack's; where the operation has several messages each pack is [`WHOLE`], with bodies and ADDs of its own, and the last
+//! goes after all others. Recovery ignores an unfinished chain.
 //!
 //! Tags, flags and bits are never used again for something else.
 
@@ -112,6 +112,8 @@ pub(super) struct Mark {
     /// How many of them ended with their consumer, up to [`Mark::MAX_LOSSES`].
     pub(super) losses: u8,
     pub(super) not_before: Option<UnixMillis>,
+    /// It rests until then because it was given back, and was not sent to be delayed.
+    pub(super) rests: bool,
     pub(super) outgoing: Option<Outgoing>,
 }
 
@@ -156,8 +158,9 @@ fn narrow<T: TryFrom<u64>>(value: u64, what: &'static str, kind: &'static str) -
     T::try_from(value).map_err(|_| FormatError::Unknown { what, kind, value })
 }
 
-/// Losses stand above the state of an outgoing message.
+/// Losses stand above the state of an outgoing message, and above them whether it rests.
 const LOSSES_SHIFT: u32 = 4;
+const RESTS: u8 = 1 << 6;
 
 impl Mark {
     /// More are not told apart.
@@ -170,11 +173,12 @@ impl Mark {
     pub(super) fn encode(&self, out: &mut impl BufMut) {
         encode_varint(u64::from(self.attempts), out);
         encode_varint(self.not_before.map_or(0, |at| at.0), out);
-        let losses = self.losses.min(Self::MAX_LOSSES) << LOSSES_SHIFT;
+        let rests = if self.rests { RESTS } else { 0 };
+        let above = rests | self.losses.min(Self::MAX_LOSSES) << LOSSES_SHIFT;
         match self.outgoing {
-            None => out.put_u8(losses),
+            None => out.put_u8(above),
             Some(outgoing) => {
-                out.put_u8(losses | outgoing.state as u8);
+                out.put_u8(above | outgoing.state as u8);
                 out.put_u16(outgoing.packet_id);
             }
         }
@@ -185,20 +189,21 @@ impl Mark {
         let attempts = narrow(varint(buf, WHAT)?, WHAT, "number of attempts")?;
         let not_before = Some(varint(buf, WHAT)?).filter(|&at| at != 0).map(UnixMillis);
         let value = byte(buf, WHAT)?;
-        let losses = value >> LOSSES_SHIFT;
+        let (rests, losses) = (value & RESTS != 0, (value & !RESTS) >> LOSSES_SHIFT);
         let state = match value & ((1 << LOSSES_SHIFT) - 1) {
             0 if losses <= Self::MAX_LOSSES => {
-                return Ok(Self { attempts, losses, not_before, outgoing: None });
+                return Ok(Self { attempts, losses, not_before, rests, outgoing: None });
             }
             1 if losses <= Self::MAX_LOSSES => OutgoingState::Sent,
             2 if losses <= Self::MAX_LOSSES => OutgoingState::Received,
+            3 if losses <= Self::MAX_LOSSES => OutgoingState::Settled,
             _ => return Err(FormatError::Unknown { what: WHAT, kind: "state", value: value.into() }),
         };
         if buf.remaining() < 2 {
             return Err(FormatError::Short(WHAT));
         }
         let outgoing = Some(Outgoing { packet_id: buf.get_u16(), state });
-        Ok(Self { attempts, losses, not_before, outgoing })
+        Ok(Self { attempts, losses, not_before, rests, outgoing })
     }
 }
 
@@ -486,13 +491,19 @@ mod tests {
     use super::*;
 
     fn mark() -> impl Strategy<Value = Mark> {
-        let outgoing = proptest::option::of((any::<u16>(), any::<bool>()).prop_map(|(packet_id, sent)| {
-            Outgoing { packet_id, state: if sent { OutgoingState::Sent } else { OutgoingState::Received } }
-        }));
-        (any::<u32>(), 0..=Mark::MAX_LOSSES, proptest::option::of(1..u64::MAX), outgoing).prop_map(
-            |(attempts, losses, at, outgoing)| {
+        let states = prop_oneof![
+            Just(OutgoingState::Sent),
+            Just(OutgoingState::Received),
+            Just(OutgoingState::Settled)
+        ];
+        let outgoing = proptest::option::of(
+            (any::<u16>(), states).prop_map(|(packet_id, state)| Outgoing { packet_id, state }),
+        );
+        let at = proptest::option::of(1..u64::MAX);
+        (any::<u32>(), 0..=Mark::MAX_LOSSES, at, any::<bool>(), outgoing).prop_map(
+            |(attempts, losses, at, rests, outgoing)| {
                 let not_before = at.map(UnixMillis);
-                Mark { attempts, losses, not_before, outgoing }
+                Mark { attempts, losses, not_before, rests, outgoing }
             },
         )
     }

@@ -131,8 +131,9 @@ impl State {
     /// A stored message arrives, in sequence order. `mark` is of an earlier start.
     pub(super) fn push(&mut self, entry: Entry, mark: Mark, key: Option<Key>, now: UnixMillis) {
         self.know(entry.sequence, key);
-        if !mark.is_empty() {
-            self.marks.insert(entry.sequence, Mark { not_before: None, ..mark });
+        let kept = Mark { not_before: None, rests: false, ..mark };
+        if !kept.is_empty() {
+            self.marks.insert(entry.sequence, kept);
         }
         match &mut self.kept {
             Some(kept) => kept.next = entry.sequence + 1,
@@ -140,8 +141,8 @@ impl State {
         }
         match mark.not_before.filter(|&at| at > now) {
             Some(at) => {
-                if let Some(order) = self.order.as_mut().filter(|_| mark.attempts > 0) {
-                    order.hold(entry.sequence);
+                if let Some(order) = self.order.as_mut().filter(|_| mark.rests) {
+                    order.set_aside(entry.sequence);
                 }
                 self.delay(entry, at.0);
             }

@@ -318,6 +318,11 @@ fn browse(
             Ok(message) => message,
             // Settled and removed since it was listed.
             Err(EngineError::Damaged(_)) if target.state.lock().entry(entry.sequence).is_none() => continue,
+            // Who is told from where on it is can go on behind it.
+            Err(EngineError::Damaged(_)) if entry.sequence != from.0 => {
+                page.next = Some(Sequence(entry.sequence));
+                break;
+            }
             Err(error) => return Err(error),
         };
         message.expires_at = message.expires_at.or_else(|| entry.expires_at());
@@ -342,5 +347,49 @@ fn oldest(shared: &Shared, target: &Target) -> Option<UnixMillis> {
             Err(_) if target.state.lock().oldest().is_some_and(|now| now.sequence != entry.sequence) => {}
             Err(_) => return None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Embedded;
+    use super::super::testing::{publish, settings};
+    use super::*;
+    use crate::engine::{BacklogSpec, Definition, Engine, Op};
+    use crate::types::Qos;
+
+    #[tokio::test]
+    async fn what_cannot_be_read_ends_a_page_and_is_its_error_when_asked_for_first() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let engine = Embedded::open(settings(dir.path())).unwrap();
+        let id = engine.next_target();
+        let backlog = Definition::Backlog(BacklogSpec { name: "kept".into() });
+        engine.commit(vec![Op::Define(id, backlog)]).await.unwrap();
+        // Each is a pack of its own, with rows of its own.
+        for payload in ["a", "b", "c"] {
+            let large: &str = payload.repeat(100_000).leak();
+            engine.commit(vec![publish(id, large, Qos::AtLeastOnce)]).await.unwrap();
+        }
+        let parts = &engine.shared.disk.trees.part;
+        let keys: Vec<_> = parts.iter().map(|row| row.unwrap().0).collect();
+        let second = keys.iter().find(|key| key[..8] != keys[0][..8]).unwrap()[..8].to_vec();
+        assert_ne!(keys.last().unwrap()[..8], second);
+        for key in keys.iter().filter(|key| key.starts_with(&second)) {
+            parts.remove(key).unwrap();
+        }
+        engine.close().unwrap();
+        drop(engine);
+
+        let engine = Embedded::open(settings(dir.path())).unwrap();
+        let first =
+            |page: &Page| page.messages.iter().map(|found| found.message.payload[0]).collect::<Vec<_>>();
+        let page = engine.browse(id, View::Ready, Sequence(0), 9, usize::MAX).await.unwrap();
+        assert_eq!(first(&page), [b'a']);
+        let damaged = page.next.unwrap();
+        let error = engine.browse(id, View::Ready, damaged, 9, usize::MAX).await.unwrap_err();
+        assert!(matches!(error, EngineError::Damaged(_)), "{error}");
+        let page = engine.browse(id, View::Ready, Sequence(damaged.0 + 1), 9, usize::MAX).await.unwrap();
+        assert_eq!((first(&page), page.next), (vec![b'c'], None));
+        engine.close().unwrap();
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A pack may go when all its ADDs are settled and no pack that its SETTLE and MARK records name is left to be
 //! brought back without them: each named pack is gone itself or has a checkpoint as recent as this pack. The packs of a
-//! chain go after its first, whose ADDs theirs are, or each after the one before it.
+//! chain go after its first, whose ADDs theirs are; where each has its own, the last goes after all others.
 //! Whoever removes a pack does so a sync later than what justified it.
 //!
 //! The writer's alone; no lock, no disk.
@@ -34,8 +34,8 @@ struct Pack {
     needs: u32,
     /// Packs whose records name this one since its last checkpoint.
     needed_by: SmallVec<[u64; 2]>,
-    /// The pack of its chain after which this one goes.
-    first: Option<u64>,
+    /// How many of its chain are there after which this one goes.
+    after: u32,
     /// Those of its chain that go after this one.
     others: Vec<u64>,
     /// Logical bytes written when it was: its age.
@@ -75,12 +75,12 @@ impl Ledger {
         self.packs.insert(pack, Pack { needs: 1, written_at: clock, ..Pack::default() });
     }
 
-    /// A pack that was begun goes on with a chain, and goes after `first` of it.
-    pub(super) fn follow(&mut self, pack: u64, first: u64) {
-        let Some(entry) = self.packs.get_mut(&first) else { return };
+    /// A pack that was begun is of a chain, and goes after `other` of it.
+    pub(super) fn follow(&mut self, pack: u64, other: u64) {
+        let Some(entry) = self.packs.get_mut(&other) else { return };
         entry.others.push(pack);
         if let Some(entry) = self.packs.get_mut(&pack) {
-            entry.first = Some(first);
+            entry.after += 1;
         }
     }
 
@@ -118,7 +118,7 @@ impl Ledger {
         }
         names.clear();
         let Some(entry) = self.packs.get_mut(&pack) else { return };
-        needs += u32::from(entry.first.is_some());
+        needs += entry.after;
         entry.slots = entry.slots.max(slots);
         entry.needs = needs;
         self.bytes += entry.grow(bytes);
@@ -254,9 +254,11 @@ impl Ledger {
         }
     }
 
-    /// Packs that deserve a checkpoint: somebody depends on them and they are not about to go.
+    /// Packs that deserve a checkpoint: somebody depends on them and they are not about to go. What its chain keeps may be
+    /// there for long, with all its messages settled.
     pub(super) fn dirty(&self) -> Vec<u64> {
-        self.dirty.iter().copied().filter(|pack| self.packs.get(pack).is_some_and(|e| e.live > 0)).collect()
+        let stays = |entry: &Pack| entry.live > 0 || entry.after > 0 && entry.needs > 0;
+        self.dirty.iter().copied().filter(|pack| self.packs.get(pack).is_some_and(stays)).collect()
     }
 
     /// What a checkpoint of a pack says.
@@ -396,6 +398,34 @@ mod tests {
         assert_eq!(ledger.take_free(), [1]);
         ledger.removed(1);
         assert_eq!(ledger.take_free(), [2]);
+    }
+
+    #[test]
+    fn what_a_chain_keeps_keeps_nothing_else() {
+        let mut ledger = Ledger::default();
+        for pack in 1..=3 {
+            ledger.begin(pack, 0);
+            ledger.add(pack);
+        }
+        ledger.follow(3, 1);
+        ledger.follow(3, 2);
+        for pack in 1..=3 {
+            ledger.seal(pack, 100, 0, &mut vec![]);
+        }
+        ledger.settle(at(2, 0));
+        ledger.settle(at(3, 0));
+        ledger.insert(4, 0, 100, &mut vec![2, 3], 0);
+        assert_eq!(ledger.take_free(), [2], "it has no part of 1");
+        ledger.removed(2);
+        assert!(ledger.take_free().is_empty(), "4 says what is settled of 3, and 3 that 1 is whole");
+        assert_eq!(ledger.dirty(), [3]);
+        ledger.checkpointed(3, 4);
+        assert_eq!(ledger.take_free(), [4]);
+        ledger.removed(4);
+        ledger.settle(at(1, 0));
+        assert_eq!(ledger.take_free(), [1]);
+        ledger.removed(1);
+        assert_eq!(ledger.take_free(), [3]);
     }
 
     #[test]

@@ -347,6 +347,9 @@ impl Offline {
         }
         // The crash came in the middle of an operation: none of it happened.
         contents.leftovers += chain.len() as u64;
+        if let Some((first, _)) = chain.first() {
+            contents.last_pack = first.saturating_sub(1);
+        }
         for (pack, _) in chain {
             contents.packs.remove(&pack);
         }

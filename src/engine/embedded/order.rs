@@ -139,14 +139,7 @@ impl Order {
         Some(changed)
     }
 
-    /// A message that was delivered in vain before rests, and holds its key up.
-    pub(super) fn hold(&mut self, sequence: u64) {
-        if let Some(key) = self.keys.get(&sequence) {
-            self.lines.entry(*key).or_insert_with(|| Line::of(sequence));
-        }
-    }
-
-    /// A message is on its way out, and has its place until it is gone or joins again.
+    /// A message is on its way out or rests, and has its place until it is gone or joins again.
     pub(super) fn set_aside(&mut self, sequence: u64) {
         let Some(&key) = self.keys.get(&sequence) else { return };
         match self.lines.entry(key) {
@@ -328,7 +321,7 @@ mod tests {
     fn what_rests_holds_its_key_up() {
         let mut order = Order::default();
         order.know(1, key(7));
-        order.hold(1);
+        order.set_aside(1);
         assert!(!join(&mut order, 2, 7));
         assert!(order.join(entry(1)).is_some());
         assert_eq!(sequence(order.leave(1)), Some(2));

@@ -40,8 +40,8 @@ pub(super) struct Packer {
     open: Option<Open>,
     /// The first pack of the chain that is being written.
     chain: Option<u64>,
-    /// What is written is one operation of several messages, which fill several packs.
-    linked: bool,
+    /// What is written is one operation of several messages, which fill several packs: those that are sealed.
+    linked: Option<Vec<u64>>,
     pub(super) log: Log,
     /// Body rows below this pack are there, if only as empty ones.
     reserved: u64,
@@ -79,7 +79,7 @@ impl Packer {
             next_pack,
             open: None,
             chain: None,
-            linked: false,
+            linked: None,
             log,
             reserved: 0,
             spare: Default::default(),
@@ -117,7 +117,7 @@ impl Packer {
     ) -> Result<(), Failed> {
         let need = records * RECORD_BYTES;
         let body = in_row(body);
-        if self.linked {
+        if self.linked.is_some() {
             if !self.has_room(need, body, 1) {
                 self.link(books)?;
             }
@@ -155,21 +155,26 @@ impl Packer {
             return Ok(());
         }
         self.seal(books, 0)?;
-        self.linked = need > RECORDS_BYTES || bodies > ROW_BYTES || count > usize::from(u16::MAX);
+        let several = need > RECORDS_BYTES || bodies > ROW_BYTES || count > usize::from(u16::MAX);
+        self.linked = several.then(Vec::new);
         Ok(())
     }
 
-    /// The last of them is written.
+    /// The last of them is written. Its pack says that all are there, and so stays until the others are gone.
     pub(super) fn end_all(&mut self, books: &mut Books<'_>) -> Result<(), Failed> {
-        if std::mem::take(&mut self.linked) { self.seal(books, 0) } else { Ok(()) }
+        let Some(before) = self.linked.take() else { return Ok(()) };
+        if let Some(open) = &self.open {
+            before.iter().for_each(|&pack| books.ledger.follow(open.pack, pack));
+        }
+        self.seal(books, 0)
     }
 
     /// Goes on in the next pack.
     fn link(&mut self, books: &mut Books<'_>) -> Result<(), Failed> {
         self.seal(books, CONTINUES | WHOLE)?;
         let before = self.last();
-        let pack = self.open(books.ledger, CONTINUED | WHOLE).pack;
-        books.ledger.follow(pack, before);
+        self.linked.get_or_insert_default().push(before);
+        self.open(books.ledger, CONTINUED | WHOLE);
         Ok(())
     }
 

@@ -202,28 +202,32 @@ impl<'a> Reading<'a> {
         if goes_on || continued {
             self.chain.push((pack, bytes, head));
             if !goes_on {
-                let first = self.chain.first().map_or(pack, |(first, ..)| *first);
-                let mut before = None;
-                for (pack, bytes, head) in std::mem::take(&mut self.chain) {
-                    let home = if head.flags & WHOLE == 0 { first } else { pack };
-                    let goes_after = if home == pack { before } else { Some(home) };
-                    self.accept(pack, home, goes_after, bytes, head);
-                    before = Some(pack);
+                let chain = std::mem::take(&mut self.chain);
+                let all: Vec<u64> = chain.iter().map(|(pack, ..)| *pack).collect();
+                let (first, others) = (all.first().copied().unwrap_or(pack), all.len().saturating_sub(1));
+                for (at, (pack, bytes, head)) in chain.into_iter().enumerate() {
+                    let whole = head.flags & WHOLE != 0;
+                    let home = if whole { pack } else { first };
+                    let goes_after = match at {
+                        0 => 0..0,
+                        _ if !whole => 0..1,
+                        _ if at == others => 0..others,
+                        _ => 0..0,
+                    };
+                    self.accept(pack, home, all.get(goes_after).unwrap_or_default(), bytes, head);
                 }
             }
         } else {
-            self.accept(pack, pack, None, bytes, head);
+            self.accept(pack, pack, &[], bytes, head);
         }
         Ok(())
     }
 
-    /// Takes over the records of a head of so many bytes; the bodies of its ADDs lie in `home`, and it goes after `first`.
-    fn accept(&mut self, pack: u64, home: u64, first: Option<u64>, bytes: usize, head: Head) {
+    /// Takes over the records of a head of so many bytes; the bodies of its ADDs lie in `home`, and it goes after these.
+    fn accept(&mut self, pack: u64, home: u64, goes_after: &[u64], bytes: usize, head: Head) {
         self.last_pack = self.last_pack.max(pack);
         self.ledger.begin(pack, 0);
-        if let Some(first) = first {
-            self.ledger.follow(pack, first);
-        }
+        goes_after.iter().for_each(|&other| self.ledger.follow(pack, other));
         let mut names = Vec::new();
         for record in head.records {
             match record {

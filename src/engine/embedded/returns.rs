@@ -88,7 +88,8 @@ impl State {
         }
         let not_before = (until > now.0).then_some(UnixMillis(until));
         let changed = counted || noted || not_before.is_some();
-        Ok(Returned { entry, mark: Mark { not_before, ..mark }, exhausted, changed })
+        let mark = Mark { not_before, rests: not_before.is_some(), ..mark };
+        Ok(Returned { entry, mark, exhausted, changed })
     }
 
     /// Keeps a leased message for the keeper, who will move it.

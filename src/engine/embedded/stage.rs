@@ -271,6 +271,16 @@ impl Writer {
         packer.begin_op(&mut books, publish.records() + leavers.len(), publish.body.len())?;
         let place = if stores { Some(packer.body(&mut books, &publish.body)?) } else { None };
         self.leave(leavers)?;
+        // In the first pack, as what leaves: a later one goes with it, and it can go before what this settles.
+        if let Some(retained) = &publish.retained
+            && let Some((sequence, of)) = self.retained.remove(&retained.topic)
+        {
+            let of = self.ledger.current(of);
+            if self.ledger.settle(of) {
+                let (packer, mut books) = self.books();
+                packer.record(&mut books, &Record::Settle { target: RETAINED, sequence, of })?;
+            }
+        }
         let mut sequences = SmallVec::with_capacity(open.len());
         for slot in open {
             let (target, append, place) = match (slot, place) {
@@ -295,23 +305,16 @@ impl Writer {
             }
             sequences.push(Some(sequence));
         }
-        if let Some(retained) = publish.retained {
-            if let Some((sequence, of)) = self.retained.remove(&retained.topic) {
-                let of = self.ledger.current(of);
-                if self.ledger.settle(of) {
-                    let (packer, mut books) = self.books();
-                    packer.record(&mut books, &Record::Settle { target: RETAINED, sequence, of })?;
-                }
-            }
-            if let (false, Some(place)) = (retained.clear, place) {
-                let sequence = self.next_retained;
-                self.next_retained += 1;
-                self.dirty_sequences.insert(TargetId(RETAINED));
-                let add = bodiless(RETAINED, sequence, place, publish.expires_at, None);
-                let (packer, mut books) = self.books();
-                let location = packer.add(&mut books, add)?;
-                self.retained.insert(retained.topic.detached(), (sequence, location));
-            }
+        if let Some(retained) = publish.retained.filter(|retained| !retained.clear)
+            && let Some(place) = place
+        {
+            let sequence = self.next_retained;
+            self.next_retained += 1;
+            self.dirty_sequences.insert(TargetId(RETAINED));
+            let add = bodiless(RETAINED, sequence, place, publish.expires_at, None);
+            let (packer, mut books) = self.books();
+            let location = packer.add(&mut books, add)?;
+            self.retained.insert(retained.topic.detached(), (sequence, location));
         }
         if let Some((session, id)) = incoming {
             let sequence = self.next_sequence(&session);
@@ -388,22 +391,33 @@ impl Writer {
             (Err(_), _) => return Ok(Outcome::Refused(Refusal::Gone(from))),
             (_, Err(_)) => return Ok(Outcome::Refused(Refusal::Gone(to))),
         };
+        let mut leavers = Leavers::default();
         if bounded && destination.settings.load().when_full != WhenFull::DropNew {
             if let Some((free_bytes, watermark_bytes)) = self.low_disk {
                 self.shared.counts.refused_disk.add(1);
                 return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
             }
-            if let Some(bound) = room(&destination, 1, body.len() as u64) {
+            let len = body.len() as u64;
+            // What lies in a queue moves when there is room; what was said to a call is new to the queue.
+            let full = match source.settings.load().when_full {
+                WhenFull::Queue(_) => room(&destination, 1, len),
+                WhenFull::DropNew => self.make_room(&destination, (1, len), &mut leavers),
+            };
+            if let Some(bound) = full {
+                Self::stay(leavers);
                 self.shared.counts.refused_full.add(1);
                 return Ok(Outcome::Refused(Refusal::Full { target: to, bound }));
             }
         }
         let Some(entry) = source.state.lock().take_for_move(view, sequence.0) else {
+            Self::stay(leavers);
             return Ok(Outcome::Refused(Refusal::NotLeased));
         };
+        self.leave(leavers.before())?;
         let (packer, mut books) = self.books();
-        packer.begin_op(&mut books, 2, body.len())?;
+        packer.begin_op(&mut books, 2 + leavers.len(), body.len())?;
         let place = packer.body(&mut books, &body)?;
+        self.leave(leavers)?;
         if self.stage_settle(&source, sequence.0, entry.location())? {
             source.messages.fetch_sub(1, Ordering::Relaxed);
             source.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);

@@ -101,9 +101,11 @@ impl Served for Serving {
         if let Some(end) = open.end.take_if(|_| open.responder.is_idle()) {
             return self.end(end);
         }
+        let takes = self.broker.has_room_for_replies();
         tokio::select! {
             biased;
-            frame = self.frames.message() => self.incoming(frame),
+            () = self.broker.room_for_replies(), if !takes => {}
+            frame = self.frames.message(), if takes => self.incoming(frame),
             () = open.responder.ready() => open.hungry = true,
             tick = self.life.next(None), if open.end.is_none() => match tick {
                 Tick::Heartbeat(heartbeat) => self.say(Event::Heartbeat(heartbeat)),
@@ -152,7 +154,7 @@ impl Serving {
     /// Takes the frames that are there.
     fn read(&mut self) {
         for _ in 0..FRAMES {
-            if self.events.is_due() {
+            if self.events.is_due() || !self.broker.has_room_for_replies() {
                 return;
             }
             match self.frames.message().now_or_never() {

@@ -30,7 +30,7 @@ pub(super) fn spec_of(filter: &str, share_group: &str) -> Result<FilterSpec, Cor
 /// A filter and its options.
 ///
 /// # Errors
-/// [`CoreError::Invalid`] naming the field, [`CoreError::Unsupported`].
+/// [`CoreError::Invalid`] naming the field.
 pub(super) fn wanted_of(filter: &v1::TopicFilter) -> Result<Wanted, CoreError> {
     let spec = spec_of(&filter.filter, &filter.share_group)?;
     let max_qos = match filter.max_qos() {
@@ -48,11 +48,6 @@ pub(super) fn wanted_of(filter: &v1::TopicFilter) -> Result<Wanted, CoreError> {
     if filter.no_local && matches!(spec, FilterSpec::Shared { .. }) {
         return Err(CoreError::invalid("no_local", "a shared subscription cannot leave out its own"));
     }
-    if filter.no_local {
-        // What it would leave out cannot be told from the rest: never weakened in silence.
-        let what = "no_local: a publish over gRPC belongs to no session, so none can be left out";
-        return Err(CoreError::Unsupported(what.to_owned()));
-    }
     if filter.subscription_id > MAX_IDENTIFIER {
         let what = format!("{} is more than {MAX_IDENTIFIER}", filter.subscription_id);
         return Err(CoreError::invalid("subscription_id", what));
@@ -60,12 +55,36 @@ pub(super) fn wanted_of(filter: &v1::TopicFilter) -> Result<Wanted, CoreError> {
     let options = SubscribeOptions {
         max_qos,
         upgrade_qos: false,
-        no_local: false,
-        retain_as_published: false,
+        no_local: filter.no_local,
+        retain_as_published: filter.retain_as_published,
         retain_handling,
         identifier: filter.subscription_id.try_into().ok(),
     };
     Ok((spec, options))
+}
+
+/// A filter and its options, as the contract writes them.
+pub(in crate::grpc) fn filter_of(spec: &FilterSpec, options: &SubscribeOptions) -> v1::TopicFilter {
+    let SubscribeOptions { max_qos, no_local, retain_as_published, retain_handling, identifier, .. } =
+        *options;
+    let retain_handling = match retain_handling {
+        RetainHandling::Send => v1::RetainHandling::Send,
+        RetainHandling::SendIfNew => v1::RetainHandling::SendIfNew,
+        RetainHandling::DoNotSend => v1::RetainHandling::DoNotSend,
+    };
+    let share_group = match spec {
+        FilterSpec::Plain(_) => String::new(),
+        FilterSpec::Shared { group, .. } => group.to_string(),
+    };
+    v1::TopicFilter {
+        filter: spec.filter().to_string(),
+        max_qos: qos_of(max_qos).into(),
+        share_group,
+        retain_handling: retain_handling.into(),
+        no_local,
+        subscription_id: identifier.map_or(0, std::num::NonZeroU32::get),
+        retain_as_published,
+    }
 }
 
 /// What became of a filter.
@@ -109,6 +128,24 @@ mod tests {
             }),
             "no_local"
         );
+    }
+
+    #[test]
+    fn what_is_told_of_a_filter_makes_the_same_again() {
+        let filter = v1::TopicFilter {
+            filter: "a/+".to_owned(),
+            max_qos: v1::Qos::AtMostOnce.into(),
+            retain_handling: v1::RetainHandling::SendIfNew.into(),
+            no_local: true,
+            subscription_id: 7,
+            retain_as_published: true,
+            ..Default::default()
+        };
+        let shared = v1::TopicFilter { no_local: false, share_group: "g".to_owned(), ..filter.clone() };
+        for filter in [filter, shared] {
+            let (spec, options) = wanted_of(&filter).unwrap();
+            assert_eq!(filter_of(&spec, &options), filter);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What one stream has delivered and the client has not settled.
 //!
 //! Invariant: a number stands for one delivery; it is gone when it is settled. Dropping it gives everything back: to
-//! the session, counted as failed unless the end was clean, or to other members of a share group.
+//! the session, counted as failed unless the end was clean, or to other members of a share group; and it leaves the will.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::mailbox::{Kept, Mailbox, Waiting};
 use super::unsettled::Unsettled;
 use crate::core::queues::consumer::Window;
-use crate::core::{CoreError, Session, SessionDelivery};
+use crate::core::{CoreError, Numbered, Session, SessionDelivery, Will};
 use crate::engine::{LeaseError, Nack, Settled, Ticket};
 use crate::grpc::proto::v1;
 use crate::grpc::status;
@@ -26,6 +26,8 @@ pub(super) struct Held {
     next: u64,
     /// The end is in order.
     pub(super) clean: bool,
+    /// Published at the end, unless the client takes its leave.
+    pub(super) will: Option<Box<Will>>,
 }
 
 /// Completes when what was settled is gone for good.
@@ -40,6 +42,8 @@ struct Delivered {
 enum What {
     /// Leased from a source.
     Stored(TargetId, Sequence),
+    /// The same, numbered at another door.
+    Numbered(Numbered),
     /// Live, and what is kept of it for a share group.
     Live(Option<Box<Kept>>),
 }
@@ -52,8 +56,14 @@ struct Leases {
 }
 
 impl Held {
-    pub(super) fn new(session: Session, mailbox: Arc<Mailbox>, window: Window) -> Self {
-        Self { session, mailbox, window, deliveries: Unsettled::default(), bytes: 0, next: 1, clean: false }
+    pub(super) fn new(
+        session: Session,
+        mailbox: Arc<Mailbox>,
+        window: Window,
+        will: Option<Box<Will>>,
+    ) -> Self {
+        let deliveries = Unsettled::default();
+        Self { session, mailbox, window, deliveries, bytes: 0, next: 1, clean: false, will }
     }
 
     /// What the window leaves.
@@ -94,7 +104,8 @@ impl Held {
             drop(self.session.settle(*source, &[leased.sequence]));
             return 0;
         }
-        self.hold(What::Stored(*source, leased.sequence), leased.message.weight())
+        let what = delivery.numbered().map_or(What::Stored(*source, leased.sequence), What::Numbered);
+        self.hold(what, leased.message.weight())
     }
 
     /// Forgets a delivery.
@@ -120,11 +131,13 @@ impl Held {
             error: Some(status::item(error)),
         };
         let mut failures = Vec::new();
+        let mut numbered: Vec<(u64, Numbered)> = Vec::new();
         let mut sources: SmallVec<[(TargetId, Leases); 2]> = SmallVec::new();
         for number in numbers {
             match self.release(number) {
                 None => failures.push(failure(number, &CoreError::Lease(LeaseError::Unknown))),
                 Some(What::Live(_)) => {}
+                Some(What::Numbered(delivery)) => numbered.push((number, delivery)),
                 Some(What::Stored(source, sequence)) => {
                     let leases = of_source(&mut sources, source);
                     leases.numbers.push(number);
@@ -134,6 +147,13 @@ impl Held {
         }
         self.mailbox.set_unsettled(self.deliveries.len());
         let mut durable = Durable::new();
+        if !numbered.is_empty() {
+            let (numbers, deliveries): (Vec<u64>, Vec<Numbered>) = numbered.into_iter().unzip();
+            match self.session.settle_numbered(&deliveries) {
+                Ok(ticket) => durable.push(ticket),
+                Err(error) => failures.extend(numbers.iter().map(|&number| failure(number, &error))),
+            }
+        }
         for (source, Leases { numbers, sequences }) in sources {
             match self.session.settle(source, &sequences) {
                 Ok(Settled { failed, durable: ticket }) => {
@@ -166,7 +186,9 @@ impl Drop for Held {
         let mut shared = Vec::new();
         for Delivered { what, .. } in self.deliveries.drain() {
             match what {
-                What::Stored(source, sequence) => of_source(&mut sources, source).sequences.push(sequence),
+                What::Stored(source, sequence) | What::Numbered(Numbered { source, sequence, .. }) => {
+                    of_source(&mut sources, source).sequences.push(sequence);
+                }
                 What::Live(kept) => shared.extend(kept.and_then(|kept| kept.shared())),
             }
         }
@@ -175,11 +197,15 @@ impl Drop for Held {
         if !shared.is_empty() {
             self.session.hand_back(shared);
         }
-        if !self.clean {
-            for (source, Leases { sequences, .. }) in sources {
+        for (source, Leases { sequences, .. }) in sources {
+            // What was in the session's own backlog has come before, whatever the end; elsewhere an end in order is no loss.
+            if !self.clean || self.session.target() == Some(source) {
                 // What cannot be given back any more is back already.
                 drop(self.session.nack(source, &sequences, Nack::Lost, None));
             }
+        }
+        if let Some(will) = self.will.take() {
+            self.session.leave_will(will, &mut self.session.publisher());
         }
     }
 }

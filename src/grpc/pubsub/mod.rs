@@ -1,7 +1,7 @@
 //! `PubSubService`.
 //!
 //! The unary calls are in `service`; `publish` is the stream of batches in, `receive` the streams of deliveries out,
-//! with the client's `session`, what waits for it in `mailbox` and what is unsettled in `held`. Invariant: nothing is
+//! with the client's `session` and its `will`, what waits for it in `mailbox` and what is unsettled in `held`. Invariant: nothing is
 //! kept here but the broker.
 
 mod filters;
@@ -13,6 +13,7 @@ mod service;
 mod session;
 mod unsettled;
 mod voice;
+mod will;
 
 use std::sync::Arc;
 
@@ -22,6 +23,8 @@ use crate::core::Broker;
 use crate::core::queues::consumer::Window;
 
 use super::stream::Bounds;
+
+pub(super) use filters::filter_of;
 
 /// What one frame of deliveries carries at most, one message aside: little enough that the client settles the first of a
 /// window while the last are on their way.

@@ -15,7 +15,7 @@ use crate::core::{Broker, CloseReason, CoreError};
 use crate::grpc::bounds::{at_most_items, some_items, told_window, window_of};
 use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::subscribe_stream_request::Action;
-use crate::grpc::status::status;
+use crate::grpc::status::{status, taken_away};
 use crate::grpc::stream::{Bounds, End, Events, Life, NotOpened, Served, Tick, first_frame, must_open, run};
 use crate::types::Qos;
 
@@ -50,7 +50,8 @@ pub(super) async fn subscribe(
     }
     let mut receiving = Receiving::<v1::SubscribeResponse>::new(broker, bounds, &extensions, None);
     let open = v1::OpenSession::default();
-    let (mut opened, mut held) = open_session(broker, bounds, &open, ANY_WINDOW).await?;
+    let (mut opened, mut held) = open_session(broker, bounds, open, ANY_WINDOW).await?;
+    opened.session_expiry = None;
     let results = held.held.session.subscribe(wanted).await;
     for (at, (filter, result)) in request.filters.into_iter().zip(results).enumerate() {
         let granted = result.map_err(|error| error.within(format_args!("filters[{at}]")))?;
@@ -184,12 +185,13 @@ impl<V: Voice> Receiving<V> {
         }
     }
 
-    async fn opened(&mut self, open: v1::OpenSession) -> Result<(), CoreError> {
+    async fn opened(&mut self, mut open: v1::OpenSession) -> Result<(), CoreError> {
         at_most_items("open.filters", open.filters.len(), MAX_FILTERS)?;
         let window = window_of("open.window", open.window.as_ref())?;
-        let (mut opened, held) = open_session(&self.broker, self.bounds, &open, window).await?;
+        let filters = std::mem::take(&mut open.filters);
+        let (mut opened, held) = open_session(&self.broker, self.bounds, open, window).await?;
         opened.window = Some(told_window(window));
-        opened.filters = held.add("open.filters", open.filters).await;
+        opened.filters = held.add("open.filters", filters).await;
         self.open = Some(held);
         self.say(Said::Opened(opened));
         Ok(())
@@ -234,9 +236,14 @@ impl<V: Voice> Receiving<V> {
                 status(&CoreError::Limit { what, max: self.bounds.mailbox.messages as u64 })
             }
             Some(Ended::Core(CloseReason::TakenOver)) => {
-                Status::aborted("another connection has taken the session over")
+                taken_away("SESSION_TAKEN_OVER", "another connection has taken the session over")
             }
-            Some(Ended::Core(CloseReason::Deleted)) => Status::aborted("the session was deleted"),
+            Some(Ended::Core(CloseReason::Deleted)) => {
+                taken_away("SESSION_DELETED", "the session was deleted")
+            }
+            Some(Ended::Core(CloseReason::Disconnected)) => {
+                taken_away("CLIENT_DISCONNECTED", "an operator has ended the connection")
+            }
             Some(Ended::Core(CloseReason::Draining)) => status(&CoreError::Draining),
         };
         // Whoever takes over waits for what is held: no answer is worth that.

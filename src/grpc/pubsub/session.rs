@@ -7,7 +7,7 @@ use crate::core::queues::consumer::Window;
 use crate::core::{Broker, CoreError, OpenSession, Opened, SessionDelivery};
 use crate::grpc::acks::Acks;
 use crate::grpc::bounds::some_items;
-use crate::grpc::convert::optional_duration;
+use crate::grpc::convert::{duration, duration_of};
 use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::subscribe_stream_request::Action;
 use crate::grpc::stream::{Bounds, End};
@@ -17,11 +17,14 @@ use super::filters::{Wanted, spec_of, told, wanted_of};
 use super::held::Held;
 use super::mailbox::Mailbox;
 use super::voice::stored;
+use super::will::will_of;
 use super::{ANYONE, FRAME, MAX_FILTERS};
 
 /// What there is after the first frame.
 pub(super) struct Open {
     pub(super) held: Held,
+    /// It was opened with an expiry of 0.
+    ends_with_stream: bool,
     /// The session may have something to take.
     pub(super) hungry: bool,
     /// The session may be woken for what comes next.
@@ -35,13 +38,13 @@ pub(super) struct Open {
 pub(super) async fn open_session(
     broker: &Arc<Broker>,
     bounds: Bounds,
-    open: &v1::OpenSession,
+    open: v1::OpenSession,
     window: Window,
 ) -> Result<(v1::SubscribeOpened, Open), CoreError> {
-    let longest = broker.limits().max_session_expiry;
-    let given = open.session_expiry.as_ref();
-    let expiry =
-        optional_duration("open.session_expiry", given, Duration::ZERO..=longest)?.unwrap_or_default();
+    let expiry = match &open.session_expiry {
+        Some(given) => duration("open.session_expiry", given)?,
+        None => Duration::ZERO,
+    };
     let client_id = match open.client_id.as_str() {
         "" if expiry.is_zero() => None,
         "" => {
@@ -54,6 +57,10 @@ pub(super) async fn open_session(
             Some(ClientId::parse(id.to_owned()).map_err(|error| CoreError::name("open.client_id", &error))?)
         }
     };
+    let will = match open.will {
+        Some(will) => Some(will_of(broker, will).map_err(|error| error.within("open.will"))?),
+        None => None,
+    };
     let mailbox = Mailbox::new(bounds.mailbox);
     let open = OpenSession {
         client_id,
@@ -62,15 +69,22 @@ pub(super) async fn open_session(
         principal: ANYONE,
         outbox: mailbox.clone(),
     };
-    let Opened { session, present, .. } = broker.open_session(open).await?;
+    let Opened { session, present, expiry, .. } = broker.open_session(open).await?;
     let opened = v1::SubscribeOpened {
         session_id: session.client_id().to_string(),
         session_present: present,
+        session_expiry: Some(duration_of(expiry)),
         ..Default::default()
     };
-    let held = Held::new(session, mailbox, window);
-    let open =
-        Open { held, hungry: true, waiting: false, taken: Vec::new(), acks: Acks::default(), end: None };
+    let open = Open {
+        ends_with_stream: expiry.is_zero(),
+        held: Held::new(session, mailbox, window, will),
+        hungry: true,
+        waiting: false,
+        taken: Vec::new(),
+        acks: Acks::default(),
+        end: None,
+    };
     Ok((opened, open))
 }
 
@@ -107,7 +121,7 @@ impl Open {
                 self.hungry = false;
                 return Ok(frame);
             }
-            for delivery in self.taken.drain(..) {
+            for delivery in self.taken.drain(..).filter(|delivery| !delivery.is_settled()) {
                 count += 1;
                 bytes += delivery.leased.message.weight();
                 let number = held.stored(&delivery);
@@ -138,6 +152,10 @@ impl Open {
                 let filters = self.remove(remove.filters).await;
                 Ok(Some(v1::FiltersChanged { filters }))
             }
+            Some(Action::Close(close)) => {
+                self.close(close).await?;
+                Ok(None)
+            }
             Some(Action::Ack(ack)) => {
                 self.acks.check("ack", &ack, false)?;
                 let v1::AckBatch { ack_id, delivery_ids, lease_tokens } = ack;
@@ -151,6 +169,24 @@ impl Open {
                 Ok(None)
             }
         }
+    }
+
+    /// The client takes its leave.
+    async fn close(&mut self, close: v1::CloseSession) -> Result<(), CoreError> {
+        if let Some(given) = &close.session_expiry {
+            let field = "close.session_expiry";
+            let expiry = duration(field, given)?;
+            if self.ends_with_stream && !expiry.is_zero() {
+                let what = "the session was opened to end with the stream";
+                return Err(CoreError::invalid(field, what));
+            }
+            self.held.session.set_expiry(expiry).await?;
+        }
+        if !close.publish_will {
+            self.held.will = None;
+        }
+        self.end = Some(End::Done);
+        Ok(())
     }
 
     /// Subscribes to what is well said, and tells of each what became of it.

@@ -65,7 +65,7 @@ pub(super) fn stored(delivery: &SessionDelivery) -> Outgoing<'_> {
         retain: leased.retain,
         publisher: None,
         identifiers,
-        attempt: leased.attempt,
+        attempt: delivery.attempt(),
         retained: leased.retain,
         dropped_before: *dropped_before,
     }

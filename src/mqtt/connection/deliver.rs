@@ -111,7 +111,9 @@ impl Live {
             }
             Start::Note(packet_id, outgoing) => {
                 let ticket = self.session.outgoing(delivery.source, delivery.leased.sequence, outgoing);
-                let delivery = Some(Box::new(Waiting { delivery, dup: false }));
+                // [MQTT-3.3.1-1]: it may have come before at a door without packet ids.
+                let dup = delivery.leased.attempt > 1;
+                let delivery = Some(Box::new(Waiting { delivery, dup }));
                 self.errands().note(Note { packet_id, delivery, ticket });
             }
             Start::Release(packet_id) => {

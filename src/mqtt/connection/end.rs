@@ -41,7 +41,7 @@ pub(super) async fn end(door: &Arc<Door>, mut wire: Wire, mut live: Live, ending
             wire.is_layered()
         }
     };
-    give_back(door, &mut wire, live, &ending).await;
+    give_back(&mut wire, live, &ending).await;
     if lingers {
         linger(door, &mut wire).await;
     }
@@ -87,8 +87,8 @@ impl Live {
 }
 
 /// Gives the will, the leases and the session back.
-async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Ending) {
-    let Live { mut state, session, mailbox, busy, mut publisher, errands, mut expiry, .. } = live;
+async fn give_back(wire: &mut Wire, live: Live, ending: &Ending) {
+    let Live { mut state, session, mailbox, busy, mut publisher, errands, .. } = live;
     drop(errands);
     let frames = busy.map(|busy| busy.frames).unwrap_or_default();
     let mut handed_back: Vec<_> = frames.into_shared().chain(mailbox.shut().into_shared()).collect();
@@ -140,17 +140,16 @@ async fn give_back(door: &Arc<Door>, wire: &mut Wire, live: Live, ending: &Endin
     if !handed_back.is_empty() {
         session.hand_back(handed_back);
     }
-    if let Some(changed) = ending.expiry {
-        if let Err(error) = session.set_expiry(changed).await {
-            tracing::debug!(client = %session.client_id(), %error, "the session's expiry is not changed");
-        }
-        expiry = changed;
+    if let Some(changed) = ending.expiry
+        && let Err(error) = session.set_expiry(changed).await
+    {
+        tracing::debug!(client = %session.client_id(), %error, "the session's expiry is not changed");
     }
     if ending.will
         && let Some(will) = state.take_will()
     {
         let publisher = publisher.get_or_insert_with(|| Box::new(session.publisher()));
-        door.wills.lost(session.client_id(), will, expiry, publisher);
+        session.leave_will(will, publisher);
     }
     // What waits for the store is seen to by the broker.
     drop(publisher);

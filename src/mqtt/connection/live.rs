@@ -62,7 +62,6 @@ pub(super) struct Live {
     deaf: bool,
     /// The end that comes when this time is over; until then the peer is not read.
     later: Option<Box<Later>>,
-    pub(super) expiry: Duration,
     _connected: Connected,
 }
 
@@ -100,7 +99,7 @@ impl Live {
         mailbox: Arc<Mailbox>,
         aliases: Option<Box<Aliases>>,
     ) -> Self {
-        let Opened { session, incoming, outgoing, expiry, .. } = opened;
+        let Opened { session, incoming, outgoing, .. } = opened;
         let limits = door.broker.limits();
         let state =
             State::new(hello, session.target(), (incoming, outgoing), &door.settings, limits, clock::now());
@@ -118,7 +117,6 @@ impl Live {
             published: None,
             deaf: false,
             later: None,
-            expiry,
             _connected: door.join(&mailbox),
             mailbox,
         }

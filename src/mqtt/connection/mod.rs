@@ -241,7 +241,6 @@ async fn open(door: &Arc<Door>, wire: &mut Wire, mut hello: Hello) -> Result<Liv
     });
     let opened: Result<Opened, CoreError> = opened.await;
     let opened = opened?;
-    door.wills.came_back(opened.session.client_id(), opened.present);
     let session =
         Session { client_id: opened.session.client_id(), present: opened.present, expiry: opened.expiry };
     let connack = hello.accepted(&session, &door.settings);

@@ -8,11 +8,11 @@ use bytestring::ByteString;
 
 use super::authenticate::Authenticated;
 use crate::auth::scram;
-use crate::core::CoreError;
+use crate::core::{CoreError, Will};
 use crate::mqtt::Settings;
 use crate::mqtt::codec::{ConnAck, ConnAckProperties, Connect, PacketType, ReasonCode, Version};
 use crate::mqtt::frames::Form;
-use crate::mqtt::translate::{self, Will};
+use crate::mqtt::translate;
 use crate::mqtt::violation::{self, Violation};
 use crate::types::{ClientId, NameError};
 

@@ -49,7 +49,9 @@ impl State {
             // 3.1.1 and 5: [MQTT-4.4.0-1]: with its old number.
             let (step, start) = match (state, leased.qos) {
                 // 3.1.1: [MQTT-4.3.3-1]; 5: [MQTT-4.3.3-6].
-                (OutgoingState::Received, _) => (Step::Complete, Start::Release(packet_id)),
+                (OutgoingState::Received | OutgoingState::Settled, _) => {
+                    (Step::Complete, Start::Release(packet_id))
+                }
                 (OutgoingState::Sent, Qos::ExactlyOnce) => {
                     (Step::Receive, Start::Publish { packet_id, dup: true })
                 }

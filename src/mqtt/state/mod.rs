@@ -21,10 +21,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::codec::{DecodeError, Disconnect, Packet, ReasonCode, Version};
-use super::translate::{self, Will};
+use super::translate;
 use super::violation::Violation;
 use super::{Settings, Terms};
-use crate::core::{CoreError, End, Inbound, Limits, Receipt};
+use crate::core::{CoreError, End, Inbound, Limits, Receipt, Will};
 use crate::engine::{Nack, Outgoing};
 use crate::types::{Qos, TargetId, UnixMillis};
 

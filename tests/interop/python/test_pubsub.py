@@ -211,8 +211,8 @@ def test_a_share_group_divides_the_messages(broker):
 
 
 def test_what_a_filter_cannot_have_is_said(broker):
-    stream, _, opened = open_session(broker.pubsub(), "talker", "a", no_local=True)
-    assert opened.filters[0].error.code == grpc.StatusCode.UNIMPLEMENTED.value[0]
+    stream, _, opened = open_session(broker.pubsub(), "talker", "a", share_group="crew", no_local=True)
+    assert opened.filters[0].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     stream.cancel()
 
 

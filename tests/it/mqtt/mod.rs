@@ -13,6 +13,7 @@ mod fuzz;
 mod hostile;
 mod limits;
 mod listeners;
+mod parts;
 mod properties;
 mod publishing;
 mod queues;
@@ -30,8 +31,8 @@ use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
 use stafett::mqtt::codec::{
     Ack, ConnAck, Connect, ConnectProperties, Decoder, Disconnect, Limits, Packet, Publish,
-    PublishProperties, Qos, ReasonCode, SubAck, Subscribe, SubscribeFilter, SubscribeOptions, Unsubscribe,
-    Version, Will,
+    PublishProperties, Qos, ReasonCode, SubAck, Subscribe, SubscribeFilter, SubscribeOptions,
+    SubscribeProperties, SubscriptionId, Unsubscribe, Version, Will,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -319,6 +320,22 @@ impl Peer {
         let options = SubscribeOptions { qos, ..SubscribeOptions::default() };
         let suback = self.ask(&[(filter, options)]).await;
         assert_eq!(suback.codes[..], [qos.granted()], "{filter}");
+    }
+
+    /// The same in 5.0, with an identifier.
+    pub(super) async fn subscribe_identified(&mut self, filter: &str, qos: Qos, identifier: u32) {
+        let options = SubscribeOptions { qos, ..SubscribeOptions::default() };
+        self.next_id += 1;
+        let packet_id = id(self.next_id);
+        let subscription_id = SubscriptionId::new(identifier);
+        let properties = Some(Box::new(SubscribeProperties { subscription_id, ..Default::default() }));
+        let filters = vec![SubscribeFilter { filter: filter.into(), options }];
+        self.send(Packet::Subscribe(Subscribe { packet_id, properties, filters })).await;
+        let answer = self.next().await;
+        assert!(
+            matches!(&answer, Packet::SubAck(suback) if suback.codes[..] == [qos.granted()]),
+            "{answer:?}"
+        );
     }
 
     /// Subscribes and gets one retained value, before SUBACK or after.

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use stafett::mqtt::codec::{PayloadFormat, SubscribeProperties, SubscriptionId};
+use stafett::mqtt::codec::PayloadFormat;
 
 use super::*;
 
@@ -151,13 +151,7 @@ async fn all_identifiers_of_matching_subscriptions_are_told() {
     for connect in [connect(V5, "transient"), kept(V5, "kept")] {
         let mut peer = Peer::connected(&broker, connect).await;
         for (number, filter) in [(7, "i/#"), (9, "i/+"), (300, "other")] {
-            let subscription_id = SubscriptionId::new(number);
-            let properties = SubscribeProperties { subscription_id, ..Default::default() };
-            let options = SubscribeOptions { qos: QOS1, ..SubscribeOptions::default() };
-            let filters = vec![SubscribeFilter { filter: filter.into(), options }];
-            let properties = Some(Box::new(properties));
-            peer.send(Packet::Subscribe(Subscribe { packet_id: id(1), properties, filters })).await;
-            assert!(matches!(peer.next().await, Packet::SubAck(_)));
+            peer.subscribe_identified(filter, QOS1, number).await;
         }
         let mut publisher = Peer::clean(&broker, V5, "").await;
         for qos in [QOS0, QOS1] {

@@ -1,7 +1,5 @@
 //! Shared subscriptions: which member gets a message, and what becomes of it when that member is lost.
 
-use stafett::mqtt::codec::{SubscribeProperties, SubscriptionId};
-
 use super::*;
 
 const SHARED: &str = "$share/g/s/#";
@@ -148,13 +146,7 @@ async fn a_member_gets_no_more_than_it_asked_for_and_is_told_its_identifier() {
     for (keeps, qos) in [true, false].into_iter().flat_map(|keeps| [QOS0, QOS1, QOS2].map(|qos| (keeps, qos)))
     {
         let mut peer = Peer::connected(&broker, if keeps { kept(V5, "c") } else { connect(V5, "c") }).await;
-        let properties =
-            SubscribeProperties { subscription_id: SubscriptionId::new(7), ..Default::default() };
-        let options = SubscribeOptions { qos, ..SubscribeOptions::default() };
-        let filters = vec![SubscribeFilter { filter: SHARED.into(), options }];
-        let subscribe = Subscribe { packet_id: id(1), properties: Some(Box::new(properties)), filters };
-        peer.send(Packet::Subscribe(subscribe)).await;
-        assert!(matches!(peer.next().await, Packet::SubAck(_)));
+        peer.subscribe_identified(SHARED, qos, 7).await;
         for sent in [QOS0, QOS1, QOS2] {
             Peer::clean(&broker, V5, "p").await.say("s/x", sent, "x").await;
             let publish = peer.receive().await;

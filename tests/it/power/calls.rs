@@ -42,8 +42,9 @@ impl Caller {
         }
     }
 
-    /// Answers calls; one of ten waits for its answer until others come.
-    pub(super) async fn serve(mut self) -> Result<(), Gone> {
+    /// Answers calls.
+    /// With `keeps` one of ten waits for its answer until others come.
+    pub(super) async fn serve(mut self, keeps: bool) -> Result<(), Gone> {
         let (send, frames) = mpsc::channel(64);
         let say = async |action| send.send(v1::ServeRequest { action: Some(action) }).await.map_err(|_| Gone);
         say(Say::Open(v1::ServeOpen { service: SERVICE.to_owned(), ..Default::default() })).await?;
@@ -64,10 +65,31 @@ impl Caller {
                 }
                 in_hand.push(asked.request_id);
             }
-            let kept = in_hand.len().min(usize::from(self.chance.below(10) == 0));
+            let kept = in_hand.len().min(usize::from(keeps && self.chance.below(10) == 0));
             let answer = |request_id| v1::ServeReply { request_id, ..Default::default() };
             let replies = in_hand.drain(kept..).map(answer).collect();
             say(Say::Replies(v1::ServeReplies { replies })).await?;
+        }
+    }
+
+    /// Answers calls until each that is stored has its reply, one that is stuck is a fault.
+    pub(super) async fn finish_calls(mut self, serving: Self) -> Result<(), Gone> {
+        let calls = self.history.lock().calls.clone();
+        let over = async {
+            for id in calls.keys() {
+                let request = v1::AwaitReplyRequest { request_id: id.clone(), wait: seconds(15) };
+                match within("an answer", self.calls.await_reply(request)).await {
+                    Ok(answer) => assert!(answer.into_inner().done, "the call {id} is not answered"),
+                    // Its reply is in the queue.
+                    Err(status) if status.code() == Code::NotFound => {}
+                    Err(status) => return Err(self.gone(&status)),
+                }
+            }
+            Ok(())
+        };
+        tokio::select! {
+            over = over => over,
+            ended = serving.serve(false) => ended,
         }
     }
 

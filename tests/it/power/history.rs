@@ -6,6 +6,7 @@ use parking_lot::{Mutex, MutexGuard};
 use stafett::grpc::proto::v1;
 
 use super::queues::{LINES, ONCE, WORK};
+use super::roaming::Roam;
 use crate::below::{Chance, Promises};
 
 /// A message as the clients send it: a number that no other has, and who sent it.
@@ -112,6 +113,8 @@ pub(super) struct State {
     pub(super) live: Session,
     /// At QoS 2.
     pub(super) exact: Session,
+    /// Of the session that goes from door to door.
+    pub(super) roam: Roam,
     /// What the publisher for `exact` has to finish, in its order, and whether its session is known.
     pub(super) under_way: Vec<UnderWay>,
     pub(super) publisher_known: bool,
@@ -298,6 +301,7 @@ impl History {
         if !state.wrong.is_empty() {
             return Err(state.wrong.join("; "));
         }
+        state.roam.check().map_err(|what| format!("session roam: {what}"))?;
         // At least once.
         let live = state.live.received.keys().map(|&n| (n, 1)).collect();
         state.live.said.check(&live).map_err(|what| format!("session live: {what}"))?;
@@ -311,7 +315,9 @@ impl History {
         let targets = targets.chain([("live", &state.live.said), ("exact", &state.exact.said)]);
         let idle = targets.filter(|(_, said)| said.stored.is_empty()).map(|(name, _)| name.to_owned());
         let set = state.registers.values().any(|register| register.acknowledged > 0);
-        idle.chain((!set).then(|| "registers".to_owned())).collect()
+        let (roamed, settled) = state.roamed();
+        let roams = (roamed == 0 || settled == 0).then(|| "roam".to_owned());
+        idle.chain((!set).then(|| "registers".to_owned())).chain(roams).collect()
     }
 
     /// How many messages were stored, and how many settled.

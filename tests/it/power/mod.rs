@@ -3,7 +3,8 @@
 //!
 //! `tests/power/shim.c` lies below the broker, and kills it at a call. Between two cuts a broker without it opens what the disk has left, and the
 //! clients' [`history`] is compared with what it finds: nothing acknowledged is lost, nothing settled comes back, order holds,
-//! QoS 2 is exactly once, nothing delayed is early, no message is leased twice at a time, publishes with two targets reach
+//! QoS 2 is exactly once, also in a session that goes to the other door in between, wills come unless they
+//! were withdrawn, nothing delayed is early, no message is leased twice at a time, publishes with two targets reach
 //! both, messages of a key come one at a time and in order, atomic batches are there whole or not at all, what is sent again
 //! under its name is stored once, retained values and definitions are the newest or what was under way, an asynchronous call is
 //! there or has one reply, and is handed out once unless it is idempotent.
@@ -14,6 +15,7 @@ mod calls;
 mod history;
 mod pipeline;
 mod queues;
+mod roaming;
 mod sessions;
 
 use std::path::Path;
@@ -27,6 +29,7 @@ use crate::below::{Chance, Disk, Fault, setting};
 use crate::harness::{Broker, Ended};
 use history::History;
 use queues::{Caller, Gone, ONCE, WORK};
+use roaming::Roamer;
 use sessions::{Clients, Reader};
 
 /// Much longer than any run takes.
@@ -89,7 +92,11 @@ impl Machine {
 
     /// Works until the broker is gone.
     async fn work(&self, broker: &Broker) -> Result<(), Gone> {
-        self.history.lock().held.clear();
+        {
+            let mut state = self.history.lock();
+            state.held.clear();
+            state.roam.starts();
+        }
         let caller = async |of: u64| {
             let channel = broker.try_grpc().await.ok_or(Gone)?;
             Ok(Caller::new(channel, &self.history, self.seed * 100 + of))
@@ -100,6 +107,8 @@ impl Machine {
         let clients = Clients::new(broker.address("mqtt"), &self.history);
         let live = clients.attach(Reader::Live).await?;
         let exact = clients.attach(Reader::Exact).await?;
+        let roamer = async |of| Ok(Roamer::new(caller(of).await?, broker.address("mqtt")));
+        roamer(23).await?.define().await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(clients.clone().read(Reader::Live, live, None));
         tasks.spawn(clients.clone().read(Reader::Exact, exact, None));
@@ -120,13 +129,16 @@ impl Machine {
         tasks.spawn(caller(13).await?.redrive());
         tasks.spawn(caller(14).await?.finish_pipeline());
         tasks.spawn(caller(15).await?.call());
-        tasks.spawn(caller(16).await?.serve());
+        tasks.spawn(caller(16).await?.serve(true));
         tasks.spawn(caller(17).await?.enqueue_once());
         tasks.spawn(caller(18).await?.receive(ONCE));
         tasks.spawn(caller(19).await?.enqueue_whole());
         tasks.spawn(caller(20).await?.enqueue_lines());
         tasks.spawn(caller(21).await?.receive_lines());
         tasks.spawn(caller(22).await?.receive_lines());
+        tasks.spawn(roamer(24).await?.roam());
+        tasks.spawn(roamer(25).await?.publish());
+        tasks.spawn(roamer(26).await?.publish_exactly());
         while let Some(ended) = tasks.join_next().await {
             let Err(Gone) = ended.unwrap() else { continue };
         }
@@ -146,13 +158,21 @@ impl Machine {
         self.history.check(&found).map_err(Fault::Promise)?;
         if sessions {
             let mut task = JoinSet::new();
-            task.spawn(finish(Clients::new(broker.address("mqtt"), &self.history)));
+            let mqtt = broker.address("mqtt");
+            let roamer = Roamer::new(Caller::new(broker.grpc().await, &self.history, self.seed), mqtt);
+            task.spawn(finish(Clients::new(mqtt, &self.history), roamer));
             // A panic says what did not come.
             let Some(Ok(Ok(()))) = task.join_next().await else {
                 self.history.check_sessions().map_err(Fault::Promise)?;
                 return Err(Fault::Other("a session did not end".to_owned()));
             };
             self.history.check_sessions().map_err(Fault::Promise)?;
+            let caller = async |of| Caller::new(broker.grpc().await, &self.history, of);
+            if let Err(Gone) = caller(0).await.finish_calls(caller(1).await).await {
+                return Err(Fault::Other("stored calls are not answered".to_owned()));
+            }
+            let found = caller(2).await.find().await.map_err(|status| Fault::Other(status.to_string()))?;
+            self.history.check(&found).map_err(Fault::Promise)?;
         }
         let ended = broker.terminate().await;
         if ended.code == Some(0) { Ok(()) } else { Err(Fault::Other(format!("it stopped with {ended:?}"))) }
@@ -160,14 +180,14 @@ impl Machine {
 }
 
 /// What is under way is finished, and the sessions get all that is theirs.
-async fn finish(clients: Clients) -> Result<(), Gone> {
+async fn finish(clients: Clients, roamer: Roamer) -> Result<(), Gone> {
     clients.clone().publish_exactly(true).await?;
     for reader in [Reader::Live, Reader::Exact] {
         let peer = clients.attach(reader).await?;
         let last = clients.mark(reader).await?;
         clients.clone().read(reader, peer, Some(last)).await?;
     }
-    Ok(())
+    roamer.finish().await
 }
 
 #[tokio::test]

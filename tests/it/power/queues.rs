@@ -51,7 +51,7 @@ pub(super) struct Gone;
 #[derive(Clone)]
 pub(super) struct Caller {
     pub(super) queues: QueueServiceClient<Channel>,
-    topics: PubSubServiceClient<Channel>,
+    pub(super) topics: PubSubServiceClient<Channel>,
     pub(super) calls: CallServiceClient<Channel>,
     pub(super) history: Arc<History>,
     pub(super) chance: Chance,
@@ -87,7 +87,7 @@ impl Caller {
         Gone
     }
 
-    fn message(sent: Sent, topic: &str) -> v1::Message {
+    pub(super) fn message(sent: Sent, topic: &str) -> v1::Message {
         v1::Message { topic: topic.to_owned(), payload: sent.payload().into(), ..Default::default() }
     }
 

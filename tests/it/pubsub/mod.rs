@@ -1,11 +1,14 @@
 //! Topics over gRPC, against the real program.
 
 mod commands;
+mod doors;
+mod operators;
 mod publish;
 mod receive;
 mod retained;
 mod sessions;
 mod slow;
+mod wills;
 
 use stafett::grpc::proto::v1;
 use stafett::grpc::proto::v1::pub_sub_service_client::PubSubServiceClient;
@@ -73,7 +76,7 @@ impl Topics {
     }
 
     /// Opens a session.
-    async fn open(&mut self, open: v1::OpenSession) -> Stream {
+    pub(super) async fn open(&mut self, open: v1::OpenSession) -> Stream {
         let (send, frames) = mpsc::channel(64);
         send.send(v1::SubscribeStreamRequest { action: Some(Action::Open(open)) }).await.unwrap();
         let events = got(self.0.subscribe_stream(ReceiverStream::new(frames))).await;
@@ -84,13 +87,21 @@ impl Topics {
         stream
     }
 
+    /// A session that is not opened.
+    pub(super) async fn not_opened(&mut self, open: v1::OpenSession) -> Status {
+        let (send, frames) = mpsc::channel(1);
+        send.send(v1::SubscribeStreamRequest { action: Some(Action::Open(open)) }).await.unwrap();
+        let mut events = got(self.0.subscribe_stream(ReceiverStream::new(frames))).await;
+        within("the refusal", events.message()).await.unwrap_err()
+    }
+
     /// The session of a client that outlives its streams.
-    async fn session(&mut self, client_id: &str, filters: &[&str]) -> Stream {
+    pub(super) async fn session(&mut self, client_id: &str, filters: &[&str]) -> Stream {
         self.open(session(client_id, filters)).await
     }
 }
 
-fn session(client_id: &str, filters: &[&str]) -> v1::OpenSession {
+pub(super) fn session(client_id: &str, filters: &[&str]) -> v1::OpenSession {
     v1::OpenSession {
         client_id: client_id.to_owned(),
         session_expiry: crate::queue::seconds(3600),
@@ -130,7 +141,7 @@ impl Plain {
 }
 
 /// A subscription in a session.
-struct Stream {
+pub(super) struct Stream {
     opened: v1::SubscribeOpened,
     send: Option<mpsc::Sender<v1::SubscribeStreamRequest>>,
     events: Streaming<v1::SubscribeStreamResponse>,
@@ -210,16 +221,26 @@ impl Stream {
         changed.filters
     }
 
+    /// Takes its leave, and waits for the end.
+    async fn leave(self, close: v1::CloseSession) {
+        self.say(Action::Close(close)).await;
+        self.over().await;
+    }
+
     /// Says that it is done, and waits for the end.
-    async fn finish(mut self) {
+    pub(super) async fn finish(mut self) {
         self.send = None;
+        self.over().await;
+    }
+
+    async fn over(mut self) {
         while let Some(event) = self.next().await.unwrap() {
             assert!(!matches!(event.event, Some(Event::Closing(_))), "{event:?}");
         }
     }
 
     /// Waits for the end that the broker gives it.
-    async fn ended(&mut self) -> (v1::StreamClosing, Option<Status>) {
+    pub(super) async fn ended(&mut self) -> (v1::StreamClosing, Option<Status>) {
         let closing = loop {
             if let Event::Closing(closing) = self.hear().await {
                 break closing;

@@ -3,25 +3,28 @@
 //! It takes every call from the disk into the line of its service, and hands out as many as the service has room for, the
 //! oldest first, whenever somebody says that it may have room: a responder that joins or answers, a subscriber that comes.
 //! What waits for its answer in memory goes first. It is asked again by time in one case only, where a responder has room
-//! and takes nothing: an MQTT client that does not read, or a bound of synchronous calls that is reached
-//! ([`carry`](super::carry)).
+//! and takes nothing: an MQTT client that does not read ([`looks`](super::looks)), or a bound of synchronous calls that is
+//! reached ([`carry`](super::carry)).
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
-use super::places::{Due, Waiting, Watch, weight_of};
+use super::looks::Watch;
+use super::places::{Due, Waiting, weight_of};
 use super::{Targets, record};
 use crate::core::Broker;
 use crate::core::calls::published::late;
 use crate::core::calls::{CallError, Counts};
-use crate::engine::{EngineError, Leased, View};
+use crate::engine::{EngineError, Health, Leased, View};
 use crate::types::{Sequence, UnixMillis, clock};
 
 /// Calls that are taken from the disk at once, and their bytes.
 const TAKEN: (usize, usize) = (256, 4 << 20);
 /// Replies that are looked at together when the broker starts.
 const PAGE: usize = 64;
+/// Services that are looked at together.
+const LOOKED_AT: usize = 256;
 /// How many requests a service is handed at once.
 const AT_ONCE: usize = 1024;
 /// The wall clock is looked at so often.
@@ -31,11 +34,13 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub(super) async fn run(broker: Arc<Broker>, targets: Targets) {
     broker.calls.stored.there.cancelled().await;
     let ended = broker.dispatch(&targets).await;
-    // Nobody waits in vain for what cannot be known.
-    broker.calls.stored.known.cancel();
+    let stored = &broker.calls.stored;
     if let Err(error) = ended {
         tracing::error!(%error, "asynchronous calls are not made any more");
+        stored.failed.get_or_init(|| error);
     }
+    // Nobody waits in vain for what cannot be known.
+    stored.known.cancel();
 }
 
 impl Broker {
@@ -43,7 +48,8 @@ impl Broker {
         let stored = &self.calls.stored;
         self.restore_replies(targets).await?;
         let mut taken = Vec::new();
-        loop {
+        let mut health = self.engine.health();
+        while !self.draining.is_cancelled() {
             targets.consumer.take(TAKEN.0, TAKEN.1, &mut taken)?;
             let is_all = taken.is_empty() && !targets.consumer.is_reading();
             taken.drain(..).for_each(|leased| self.take_in(leased));
@@ -51,22 +57,30 @@ impl Broker {
                 stored.known.cancel();
             }
             let next = self.end_due(targets);
-            for watch in stored.looks.take() {
-                self.hand_out(&watch);
+            let mut goes_on = !is_all && !targets.consumer.is_reading();
+            goes_on |= stored.looks.search_on(&stored.places.lock());
+            // Replies need room on the disk. What is to be looked at stays so: when there is room the bell rings.
+            let low_disk = matches!(*health.borrow_and_update(), Health::LowDisk { .. });
+            if !low_disk && !stored.passing.is_full() {
+                stored.looks.take(LOOKED_AT).iter().for_each(|watch| self.hand_out(watch));
+                goes_on |= stored.looks.are_there();
             }
-            if !is_all && !targets.consumer.is_reading() {
+            if goes_on {
                 tokio::task::yield_now().await;
                 continue;
             }
-            let next = next.map(|at| at.since(clock::unix_now()).min(LONGEST));
+            let next = next.map(|at| at.since(clock::unix_now()));
+            let next = next.into_iter().chain(stored.looks.wake()).fold(LONGEST, Duration::min);
             tokio::select! {
                 biased;
-                () = self.draining.cancelled() => return Ok(()),
+                () = self.draining.cancelled() => {}
+                Ok(()) = health.changed() => {}
                 () = targets.consumer.ready().heard() => {}
                 () = stored.looks.bell.heard() => {}
-                () = tokio::time::sleep(next.unwrap_or(LONGEST)) => {}
+                () = tokio::time::sleep(next) => {}
             }
         }
+        Ok(())
     }
 
     /// Notes the replies that are kept, and publishes those that were to be.
@@ -74,17 +88,25 @@ impl Broker {
         let mut from = Sequence(0);
         let mut unpublished = Vec::new();
         loop {
-            let page = self.engine.browse(targets.replies, View::Ready, from, PAGE, TAKEN.1).await?;
+            let page = match self.engine.browse(targets.replies, View::Ready, from, PAGE, TAKEN.1).await {
+                Err(EngineError::Damaged(error)) => {
+                    tracing::error!(%error, sequence = from.0, "a reply that is kept cannot be read");
+                    from = Sequence(from.0.saturating_add(1));
+                    continue;
+                }
+                page => page?,
+            };
             let mut places = self.calls.stored.places.lock();
             for found in page.messages {
                 let (weight, sequence) = (weight_of(&found.message), found.sequence);
                 match record::reply_of(found.message) {
+                    Ok(kept) if kept.topic.is_some() => {
+                        places.restore_reply(kept.id, 0);
+                        unpublished.push(sequence);
+                    }
                     Ok(kept) => {
                         places.restore_reply(kept.id, weight);
-                        match kept.topic {
-                            Some(_) => unpublished.push(sequence),
-                            None => places.keep(kept.id, sequence, kept.until),
-                        }
+                        places.keep(kept.id, sequence, kept.until);
                     }
                     Err(error) => {
                         tracing::error!(%error, sequence = sequence.0, "a reply that is kept cannot be read");
@@ -116,7 +138,14 @@ impl Broker {
         };
         let marked = outgoing.is_some_and(|outgoing| outgoing.packet_id == super::carry::WITH_SOMEBODY);
         let id = message.id;
-        let call = Arc::new(Waiting { id, sequence, request, reply_to, marked: AtomicBool::new(marked) });
+        let call = Arc::new(Waiting {
+            id,
+            sequence,
+            request,
+            reply_to,
+            marked: AtomicBool::new(marked),
+            tries: AtomicUsize::new(0),
+        });
         let mut places = stored.places.lock();
         if !places.has(id) {
             places.restore(id, weight);
@@ -160,14 +189,18 @@ impl Broker {
     }
 
     /// Begins as many calls of a service as it has room for.
-    fn hand_out(self: &Arc<Self>, watch: &Watch) {
+    fn hand_out(self: &Arc<Self>, watch: &Arc<Watch>) {
         let stored = &self.calls.stored;
         let name = &watch.service;
         if stored.places.lock().waits(name) == 0 {
             return;
         }
         let found = self.find_devices(name);
-        let room = self.calls.service(name).map_or(0, |service| service.room(AT_ONCE));
+        let service = self.calls.service(name);
+        let room = service.as_ref().map_or(0, |service| service.room(AT_ONCE));
+        if room == 0 && service.is_some_and(|service| service.rests()) {
+            watch.look_later();
+        }
         // Somebody would answer and is not taken: one call finds out when that is over.
         let room = if found.is_err() { room.max(1) } else { room };
         let taken = stored.places.lock().take(name, room);

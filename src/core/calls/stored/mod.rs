@@ -5,21 +5,27 @@
 //!                                                                                  └─▶ replies (on disk) ─▶ a topic, await_reply
 //! ```
 //!
-//! `places` has where each one is, `dispatch` takes them from the disk and begins them when their service has room, `carry`
-//! has those in its hands that somebody may have, until they are answered, `record` is how they are stored.
+//! `places` has where each one is, `looks` which services may have room, `dispatch` takes them from the disk and begins them
+//! when theirs has, `carry` has those in its hands that somebody may have, `answer` what is said to them until it is where it goes, `passing` counts
+//! that, `record` is how they are stored.
 //!
 //! Invariants: a request is on disk until its reply is, and the step from one to the other is one act of the engine; one that
 //! is not idempotent is marked on disk before anyone gets it, and one that is marked at the start of the broker is answered
 //! with that, never made again; every call is answered, at the latest when its time is over.
 //! Lock order: the places, then the services of calls.
 
+mod answer;
 mod carry;
 mod dispatch;
+mod looks;
+mod passing;
 mod places;
 mod record;
+#[cfg(all(test, feature = "embedded"))]
+mod tests;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -27,7 +33,7 @@ use smallvec::smallvec;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use super::{CallError, Calls, Counts, Reply, Request};
+use super::{Audience, CallError, Calls, Counts, Reply, Request};
 use crate::core::{Broker, CoreError, Limits};
 use crate::engine::{
     Append, BacklogSpec, Consumer, ConsumerOptions, Definition, EngineError, LeaseRef, Op, Outcome, Publish,
@@ -36,9 +42,11 @@ use crate::engine::{
 use crate::types::topic::FilterSpec;
 use crate::types::{MessageId, QueueName, Sequence, TargetId, TopicName, clock};
 
-pub(super) use places::Watch;
+pub(super) use looks::Watch;
 
-use places::{Look, Looks, NoRoom, Places, Room, weight_of};
+use looks::Looks;
+use passing::Passing;
+use places::{Look, NoRoom, Places, Room, weight_of};
 use record::Kept;
 
 /// What the engine knows the calls by.
@@ -65,6 +73,7 @@ pub(super) struct Stored {
     room: Room,
     reply_ttl: Duration,
     places: Mutex<Places>,
+    passing: Arc<Passing>,
     looks: Arc<Looks>,
     /// What the engine had when it opened.
     found: Mutex<Vec<(TargetId, BacklogSpec)>>,
@@ -73,6 +82,8 @@ pub(super) struct Stored {
     there: CancellationToken,
     /// Cancelled when all that was stored is known.
     known: CancellationToken,
+    /// Why no call is made any more.
+    failed: OnceLock<EngineError>,
     counts: StoredCounts,
 }
 
@@ -98,20 +109,23 @@ struct Targets {
 
 impl Stored {
     pub(super) fn new(limits: &Limits) -> Self {
+        let looks = Arc::<Looks>::default();
         Self {
             room: Room { calls: limits.async_calls, bytes: limits.async_call_bytes },
             reply_ttl: limits.async_reply_ttl,
             places: Mutex::default(),
-            looks: Arc::default(),
+            passing: Passing::new(limits.commit_pending_bytes, Arc::clone(&looks)),
+            looks,
             found: Mutex::default(),
             targets: OnceCell::new(),
             there: CancellationToken::new(),
             known: CancellationToken::new(),
+            failed: OnceLock::new(),
             counts: StoredCounts::default(),
         }
     }
 
-    pub(super) fn counters(&self) -> [(&'static str, u64); 11] {
+    pub(super) fn counters(&self) -> [(&'static str, u64); 12] {
         let sizes = self.places.lock().sizes();
         let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = &self.counts;
@@ -121,6 +135,7 @@ impl Stored {
             ("async_call_bytes", sizes.call_bytes as u64),
             ("async_replies", sizes.replies as u64),
             ("async_reply_bytes", sizes.reply_bytes as u64),
+            ("async_replies_on_their_way_bytes", self.passing.bytes() as u64),
             ("async_calls_total", total(&counts.begun)),
             ("async_calls_refused_total", total(&counts.refused)),
             ("async_calls_expired_total", total(&counts.expired)),
@@ -128,6 +143,12 @@ impl Stored {
             ("async_replies_diverted_total", total(&counts.diverted)),
             ("async_replies_forgotten_total", total(&counts.forgotten)),
         ]
+    }
+
+    /// # Errors
+    /// [`CoreError::Engine`] when no call is made any more.
+    fn works(&self) -> Result<(), CoreError> {
+        self.failed.get().map_or(Ok(()), |error| Err(CoreError::Engine(error.clone())))
     }
 
     fn refused(&self, why: &NoRoom) -> CoreError {
@@ -156,7 +177,7 @@ impl Calls {
         for spec in &filters {
             match spec {
                 FilterSpec::Plain(filter) => places.look_at(filter.as_str()),
-                FilterSpec::Shared { filter, .. } => places.look(|service| filter.matches(service)),
+                FilterSpec::Shared { filter, .. } => self.stored.looks.search(filter),
             }
         }
     }
@@ -165,7 +186,7 @@ impl Calls {
     fn watch(self: &Arc<Self>, watch: Option<Arc<Watch>>) {
         if let Some(watch) = watch {
             let name = watch.service.clone();
-            self.service_with(&name, |service| service.watch(Some(watch)));
+            self.service_with(Audience::Serving, &name, |service| service.watch(Some(watch)));
         }
     }
 
@@ -181,28 +202,34 @@ impl Calls {
 }
 
 impl Broker {
-    /// Takes up the asynchronous calls that the engine has stored.
+    /// Takes up the asynchronous calls that the engine has stored. Where none can be stored yet nothing is done.
     pub(in crate::core) async fn restore_calls(
         self: &Arc<Self>,
         found: Vec<(TargetId, BacklogSpec)>,
     ) -> Result<(), EngineError> {
-        if found.is_empty() {
+        let is_there = |name: &str| found.iter().any(|(_, spec)| *spec.name == *name);
+        let begins = is_there(CALLS) && is_there(REPLIES);
+        *self.calls.stored.found.lock() = found;
+        if !begins {
             self.calls.stored.known.cancel();
             return Ok(());
         }
-        *self.calls.stored.found.lock() = found;
-        self.stored_calls().await.map(drop)
+        match self.stored_calls().await {
+            Ok(_) => Ok(()),
+            Err(CoreError::Engine(error)) => Err(error),
+            Err(other) => Err(EngineError::Failed(other.to_string())),
+        }
     }
 
     /// Where asynchronous calls are stored; the first time that is made, and what is there is taken up.
-    async fn stored_calls(self: &Arc<Self>) -> Result<&Targets, EngineError> {
+    async fn stored_calls(self: &Arc<Self>) -> Result<&Targets, CoreError> {
         let stored = &self.calls.stored;
         let targets = stored.targets.get_or_try_init(|| self.begin_stored()).await?;
         stored.there.cancel();
         Ok(targets)
     }
 
-    async fn begin_stored(self: &Arc<Self>) -> Result<Targets, EngineError> {
+    async fn begin_stored(self: &Arc<Self>) -> Result<Targets, CoreError> {
         let mut ops = Vec::new();
         let found = self.calls.stored.found.lock().clone();
         let mut target = |name: &'static str| {
@@ -218,9 +245,17 @@ impl Broker {
         };
         let (requests, replies) = (target(CALLS), target(REPLIES));
         if !ops.is_empty() {
-            let outcomes = self.engine.commit(ops).await?;
-            if let Some(refused) = outcomes.into_iter().find(|outcome| *outcome != Outcome::Done) {
-                return Err(EngineError::Failed(format!("no place for asynchronous calls: {refused:?}")));
+            for outcome in self.engine.commit(ops).await? {
+                match outcome {
+                    Outcome::Done => {}
+                    Outcome::Refused(refusal) => {
+                        return Err(CoreError::refused(refusal, |_| CALLS.to_owned()));
+                    }
+                    other => {
+                        let what = format!("no place for asynchronous calls: {other:?}");
+                        return Err(EngineError::Failed(what).into());
+                    }
+                }
             }
         }
         let consumer = Arc::from(self.engine.consumer(requests, ConsumerOptions::default())?);
@@ -260,8 +295,11 @@ impl Broker {
         let requests = self.stored_calls().await?.requests;
         let stored = &self.calls.stored;
         stored.known.cancelled().await;
+        stored.works()?;
+        self.calls.fits(request)?;
         let mut message = record::call_message(request, reply_to);
-        message.id = self.ids.next_now();
+        // Who has it may fetch the reply: others' ids are not to lead to it.
+        message.id = MessageId::unguessable(clock::unix_now());
         let (id, weight) = (message.id, weight_of(&message));
         stored.places.lock().begin(id, weight, stored.room).map_err(|why| stored.refused(&why))?;
         let publish = Publish {
@@ -307,6 +345,7 @@ impl Broker {
             () = stored.known.cancelled() => {}
             () = self.draining.cancelled() => return Ok(None),
         }
+        stored.works()?;
         loop {
             let look = stored.places.lock().find(id);
             let changed = match look {

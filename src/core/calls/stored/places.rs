@@ -5,21 +5,21 @@
 //! that are taken out of it until then, so that they go in their order; its service says when it has room.
 //! Knows no store, and no clock: the time comes in as an argument.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
-use crate::bell::Bell;
+use super::looks::{Looks, Watch};
 use crate::core::calls::{ReplyTo, Request};
 use crate::types::{Message, MessageId, Sequence, TopicName, UnixMillis};
 
 /// What one call or reply takes beside its message, in bytes.
-const OVERHEAD: usize = 256;
+pub(super) const OVERHEAD: usize = 256;
 
 /// A call that is stored.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub(super) struct Waiting {
     pub(super) reply_to: ReplyTo,
     /// It is on disk that somebody may have the request.
     pub(super) marked: AtomicBool,
+    /// Responders that have seen it since the start of the broker.
+    pub(super) tries: AtomicUsize,
 }
 
 impl Waiting {
@@ -47,46 +49,14 @@ impl Waiting {
     }
 }
 
-/// Has the dispatcher look at a service.
-#[derive(Debug)]
-pub(in crate::core::calls) struct Watch {
-    pub(super) service: TopicName,
-    asked: AtomicBool,
-    looks: Arc<Looks>,
-}
-
-/// The services that are to be looked at.
-#[derive(Debug, Default)]
-pub(super) struct Looks {
-    watches: Mutex<Vec<Arc<Watch>>>,
-    pub(super) bell: Bell,
-}
-
-impl Watch {
-    /// Its service may have room.
-    pub(in crate::core::calls) fn look(self: &Arc<Self>) {
-        if !self.asked.swap(true, Ordering::AcqRel) {
-            self.looks.watches.lock().push(Arc::clone(self));
-            self.looks.bell.ring();
-        }
-    }
-}
-
-impl Looks {
-    /// Those that are to be looked at now; what happens from now on asks again.
-    pub(super) fn take(&self) -> Vec<Arc<Watch>> {
-        let watches = std::mem::take(&mut *self.watches.lock());
-        watches.iter().for_each(|watch| watch.asked.store(false, Ordering::Release));
-        watches
-    }
-}
-
 /// The calls that wait for a responder of one service.
 #[derive(Debug)]
 struct Line {
     waiting: BTreeMap<Sequence, Arc<Waiting>>,
-    /// Some of it are being begun.
+    /// Some of it are being begun, or it rests.
     busy: bool,
+    /// The last one that was to be begun was refused: the next is tried alone.
+    refused: bool,
     watch: Arc<Watch>,
 }
 
@@ -145,7 +115,7 @@ pub(super) struct Sizes {
     pub(super) call_bytes: usize,
     /// Those that are on disk to be fetched.
     pub(super) replies: usize,
-    /// Of those that are on their way, too.
+    /// Of those that are on their way to be kept, too.
     pub(super) reply_bytes: usize,
 }
 
@@ -162,7 +132,7 @@ pub(super) struct Places {
     /// The keys are numbers of our own: no peer can choose them to collide.
     known: FxHashMap<MessageId, Known>,
     /// The names come from peers.
-    lines: HashMap<TopicName, Line>,
+    lines: BTreeMap<TopicName, Line>,
     ends: BTreeSet<(UnixMillis, MessageId)>,
     sizes: Sizes,
 }
@@ -212,11 +182,8 @@ impl Places {
         let line = self.lines.entry(call.service().clone()).or_insert_with_key(|service| Line {
             waiting: BTreeMap::new(),
             busy: false,
-            watch: Arc::new(Watch {
-                service: service.clone(),
-                asked: AtomicBool::new(false),
-                looks: Arc::clone(looks),
-            }),
+            refused: false,
+            watch: Watch::new(service.clone(), looks),
         });
         line.waiting.insert(call.sequence, call);
         line.watch.look();
@@ -232,6 +199,7 @@ impl Places {
     /// [`Places::begun`].
     pub(super) fn take(&mut self, service: &TopicName, room: usize) -> Vec<Arc<Waiting>> {
         let Some(line) = self.lines.get_mut(service).filter(|line| !line.busy) else { return Vec::new() };
+        let room = if line.refused { room.min(1) } else { room };
         let mut taken = Vec::new();
         while taken.len() < room
             && let Some((_, call)) = line.waiting.pop_first()
@@ -247,10 +215,11 @@ impl Places {
         taken
     }
 
-    /// What was taken out of the line of a service is begun, or in it again. True if the line is over.
-    pub(super) fn begun(&mut self, service: &TopicName) -> bool {
+    /// What was taken out of the line of a service is begun, or in it again, one of them as it was `refused`. True if the
+    /// line is over.
+    pub(super) fn begun(&mut self, service: &TopicName, refused: bool) -> bool {
         if let Some(line) = self.lines.get_mut(service) {
-            line.busy = false;
+            (line.busy, line.refused) = (false, refused);
             if !line.waiting.is_empty() {
                 line.watch.look();
             }
@@ -266,12 +235,28 @@ impl Places {
         over
     }
 
-    /// Has all services looked at that `may` have room.
-    pub(super) fn look(&self, may: impl Fn(&TopicName) -> bool) {
-        self.lines.iter().filter(|(name, _)| may(name)).for_each(|(_, line)| line.watch.look());
+    /// Has those services looked at that `may` have room, of the next `count` after one, or from the first on. Returns the
+    /// last of these if there may be more.
+    pub(super) fn look(
+        &self,
+        after: Option<&TopicName>,
+        count: usize,
+        may: impl Fn(&TopicName) -> bool,
+    ) -> Option<TopicName> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut last = None;
+        let mut seen = 0;
+        for (name, line) in self.lines.range::<TopicName, _>((from, Bound::Unbounded)).take(count) {
+            if may(name) {
+                line.watch.look();
+            }
+            last = Some(name);
+            seen += 1;
+        }
+        last.filter(|_| seen == count).cloned()
     }
 
-    /// The same for one.
+    /// Has one looked at.
     pub(super) fn look_at(&self, service: &str) {
         if let Some(line) = self.lines.get(service) {
             line.watch.look();
@@ -420,6 +405,7 @@ mod tests {
             },
             reply_to: ReplyTo::Caller,
             marked: AtomicBool::new(false),
+            tries: AtomicUsize::new(0),
         })
     }
 
@@ -440,17 +426,53 @@ mod tests {
     #[test]
     fn a_line_goes_by_age_and_gives_no_more_than_there_is_room_for() {
         let (mut places, looks) = waiting(&[(1, 9), (2, 9), (3, 9)]);
-        assert_eq!(looks.take().len(), 1, "asked once");
-        assert_eq!(looks.take().len(), 0);
+        assert_eq!(looks.take(9).len(), 1, "asked once");
+        assert_eq!(looks.take(9).len(), 0);
         let taken = places.take(&name("s"), 2);
         assert_eq!(numbers(&taken), [1, 2]);
         assert_eq!(numbers(&places.take(&name("s"), 2)), [0; 0], "these come first");
         // One could not be begun, and stands where it stood.
         assert!(places.wait(Arc::clone(&taken[1]), &looks).is_none(), "the line is there");
-        assert!(!places.begun(&name("s")));
-        assert_eq!(looks.take().len(), 1);
+        assert!(!places.begun(&name("s"), false));
+        assert_eq!(looks.take(9).len(), 1);
         assert_eq!(numbers(&places.take(&name("s"), 2)), [2, 3]);
-        assert!(places.begun(&name("s")), "nobody is left in it");
+        assert!(places.begun(&name("s"), false), "nobody is left in it");
+    }
+
+    #[test]
+    fn services_are_searched_in_parts() {
+        const COUNT: u64 = 1000;
+        let (mut places, looks) = (Places::default(), Arc::<Looks>::default());
+        let room = Room { calls: usize::MAX, bytes: usize::MAX };
+        for number in 0..COUNT {
+            let mut call = Arc::into_inner(call(number, 9)).unwrap();
+            let parity = if number % 2 == 0 { "even" } else { "odd" };
+            call.request.message.topic = format!("{parity}/{number}").parse().unwrap();
+            places.begin(call.id, 1, room).unwrap();
+            places.wait(Arc::new(call), &looks);
+        }
+        let taken = || std::iter::from_fn(|| Some(looks.take(100)).filter(|some| !some.is_empty())).flatten();
+        assert_eq!(taken().count(), 1000);
+        looks.search(&"even/+".parse().unwrap());
+        let mut parts = 0;
+        let mut found = 0;
+        while looks.search_on(&places) {
+            let of_part =
+                taken().inspect(|watch| assert!(watch.service.as_str().starts_with("even"))).count();
+            assert!(of_part <= 256);
+            (parts, found) = (parts + 1, found + of_part);
+        }
+        assert_eq!((parts, found), (4, 500));
+        // However many there are, what the last of them is for is found.
+        for number in 0..COUNT {
+            looks.search(&format!("+/{number}").parse().unwrap());
+        }
+        let mut turns = 0;
+        while looks.search_on(&places) {
+            turns += 1;
+        }
+        assert!(turns <= 64 * 4, "{turns}");
+        assert_eq!(taken().count(), 1000);
     }
 
     #[test]

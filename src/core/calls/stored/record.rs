@@ -98,6 +98,8 @@ fn wrong(error: impl ToString) -> NotReadable {
 pub(super) struct Kept {
     /// Of which call.
     pub(super) id: MessageId,
+    /// What was called.
+    pub(super) service: TopicName,
     /// How long it is kept.
     pub(super) until: UnixMillis,
     /// What was said.
@@ -165,11 +167,11 @@ pub(super) fn call_of(message: &Message) -> Result<(Request, ReplyTo), NotReadab
     Ok((request, reply_to))
 }
 
-/// The stored form of a reply to `service`.
-pub(super) fn reply_message(kept: &Kept, service: &TopicName) -> Message {
+/// The stored form of a reply.
+pub(super) fn reply_message(kept: &Kept) -> Message {
     let empty = || Message {
         id: kept.id,
-        topic: service.clone(),
+        topic: kept.service.clone(),
         payload: Bytes::new(),
         qos: Qos::AtLeastOnce,
         retain: false,
@@ -207,9 +209,9 @@ pub(super) fn reply_of(mut message: Message) -> Result<Kept, NotReadable> {
     if message.extras.as_deref() == Some(&Extras::default()) {
         message.extras = None;
     }
-    let (id, service) = (message.id, message.topic.to_string());
+    let (id, service) = (message.id, message.topic.clone());
     let said = match record.error {
-        Some(error) => Err(error_of(error, service)),
+        Some(error) => Err(error_of(error, service.to_string())),
         None => Ok(Reply {
             responder: record.responder.into(),
             message,
@@ -217,7 +219,7 @@ pub(super) fn reply_of(mut message: Message) -> Result<Kept, NotReadable> {
             latency: Duration::from_millis(record.latency_ms),
         }),
     };
-    Ok(Kept { id, until: UnixMillis(record.until), said, topic })
+    Ok(Kept { id, service, until: UnixMillis(record.until), said, topic })
 }
 
 fn error_record(error: &CallError) -> ErrorRecord {
@@ -239,13 +241,17 @@ fn error_record(error: &CallError) -> ErrorRecord {
         CallError::Broker(CoreError::Limit { what, max }) => {
             ErrorRecord { max: *max, ..record(ErrorKind::Limit, what) }
         }
+        CallError::Broker(large @ CoreError::TooLarge { .. }) => {
+            ErrorRecord { code: INVALID_ARGUMENT, ..record(ErrorKind::Fault, &large.to_string()) }
+        }
         CallError::Broker(other) => {
             ErrorRecord { code: INTERNAL, ..record(ErrorKind::Fault, &other.to_string()) }
         }
     }
 }
 
-/// As `google.rpc.Code` counts it.
+/// As `google.rpc.Code` counts them.
+const INVALID_ARGUMENT: i32 = 3;
 const INTERNAL: i32 = 13;
 
 fn error_of(record: ErrorRecord, service: String) -> CallError {
@@ -318,8 +324,9 @@ mod tests {
             Err(CallError::Broker(CoreError::Limit { what: "too much".to_owned(), max: 3 })),
         ] {
             let topic = said.is_ok().then(|| TopicName::parse("a".into()).unwrap());
-            let kept = Kept { id: MessageId::from_u128(7), until: UnixMillis(5), said, topic };
-            let stored = reply_message(&kept, &message("").topic);
+            let (id, service) = (MessageId::from_u128(7), message("").topic);
+            let kept = Kept { id, service, until: UnixMillis(5), said, topic };
+            let stored = reply_message(&kept);
             assert_eq!(reply_of(stored), Ok(kept));
         }
     }

@@ -27,19 +27,19 @@ use crate::types::{
     ClientId, Message, MessageId, Qos, QueueName, Sequence, TargetId, TopicFilter, TopicName, UnixMillis,
 };
 
-pub(super) fn topic(text: &str) -> TopicName {
+pub(in crate::core) fn topic(text: &str) -> TopicName {
     text.parse().unwrap()
 }
 
-pub(super) fn filter(text: &str) -> FilterSpec {
+pub(in crate::core) fn filter(text: &str) -> FilterSpec {
     text.parse().unwrap()
 }
 
-pub(super) fn options(max_qos: Qos) -> SubscribeOptions {
+pub(in crate::core) fn options(max_qos: Qos) -> SubscribeOptions {
     SubscribeOptions { max_qos, ..SubscribeOptions::default() }
 }
 
-pub(super) fn message(to: &str, payload: &str, qos: Qos) -> Message {
+pub(in crate::core) fn message(to: &str, payload: &str, qos: Qos) -> Message {
     Message {
         id: MessageId::from_u128(0),
         topic: topic(to),
@@ -51,22 +51,22 @@ pub(super) fn message(to: &str, payload: &str, qos: Qos) -> Message {
     }
 }
 
-pub(super) fn qos1(to: &str, payload: &str) -> Message {
+pub(in crate::core) fn qos1(to: &str, payload: &str) -> Message {
     message(to, payload, Qos::AtLeastOnce)
 }
 
 /// Fails the test when something takes too long.
-pub(super) async fn within<T>(what: impl Future<Output = T>) -> T {
+pub(in crate::core) async fn within<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), what).await.expect("took too long")
 }
 
 /// Keeps a paused clock from running on its own while the store is at work.
-pub(super) struct StillClock(
+pub(in crate::core) struct StillClock(
     #[expect(dead_code, reason = "its drop ends the task")] std::sync::mpsc::Sender<()>,
 );
 
 impl StillClock {
-    pub(super) fn new() -> Self {
+    pub(in crate::core) fn new() -> Self {
         let (end, ended) = std::sync::mpsc::channel();
         drop(tokio::task::spawn_blocking(move || ended.recv().is_err()));
         Self(end)
@@ -75,25 +75,25 @@ impl StillClock {
 
 /// A delivery as an inbox got it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Got {
-    pub(super) topic: String,
-    pub(super) payload: String,
-    pub(super) qos: Qos,
-    pub(super) retain: bool,
-    pub(super) identifiers: Vec<u32>,
+pub(in crate::core) struct Got {
+    pub(in crate::core) topic: String,
+    pub(in crate::core) payload: String,
+    pub(in crate::core) qos: Qos,
+    pub(in crate::core) retain: bool,
+    pub(in crate::core) identifiers: Vec<u32>,
 }
 
 /// Stands for a connection.
 #[derive(Default)]
-pub(super) struct Inbox {
-    pub(super) got: Mutex<Vec<Got>>,
-    pub(super) shared: Mutex<Vec<(Arc<ShareGroup>, Message)>>,
-    pub(super) calls: Mutex<usize>,
-    pub(super) closed: Mutex<Option<CloseReason>>,
+pub(in crate::core) struct Inbox {
+    pub(in crate::core) got: Mutex<Vec<Got>>,
+    pub(in crate::core) shared: Mutex<Vec<(Arc<ShareGroup>, Message)>>,
+    pub(in crate::core) calls: Mutex<usize>,
+    pub(in crate::core) closed: Mutex<Option<CloseReason>>,
     /// Beyond it deliveries are dropped.
-    pub(super) bound: Option<usize>,
-    pub(super) backlog: Mutex<usize>,
-    pub(super) changed: Notify,
+    pub(in crate::core) bound: Option<usize>,
+    pub(in crate::core) backlog: Mutex<usize>,
+    pub(in crate::core) changed: Notify,
 }
 
 impl Outbox for Inbox {
@@ -129,16 +129,16 @@ impl Outbox for Inbox {
 }
 
 impl Inbox {
-    pub(super) fn take(&self) -> Vec<Got> {
+    pub(in crate::core) fn take(&self) -> Vec<Got> {
         std::mem::take(&mut self.got.lock())
     }
 
-    pub(super) fn payloads(&self) -> Vec<String> {
+    pub(in crate::core) fn payloads(&self) -> Vec<String> {
         self.take().into_iter().map(|got| got.payload).collect()
     }
 
     /// Waits until there are so many, and takes them.
-    pub(super) async fn next(&self, count: usize) -> Vec<Got> {
+    pub(in crate::core) async fn next(&self, count: usize) -> Vec<Got> {
         within(async {
             while self.got.lock().len() < count {
                 self.changed.notified().await;
@@ -148,7 +148,7 @@ impl Inbox {
         self.take()
     }
 
-    pub(super) async fn closed(&self) -> CloseReason {
+    pub(in crate::core) async fn closed(&self) -> CloseReason {
         within(async {
             loop {
                 if let Some(reason) = *self.closed.lock() {
@@ -162,23 +162,23 @@ impl Inbox {
 }
 
 /// A broker in a directory.
-pub(super) struct Bed {
-    pub(super) broker: Arc<Broker>,
-    pub(super) engine: Arc<Held>,
-    pub(super) dir: Arc<TempDir>,
+pub(in crate::core) struct Bed {
+    pub(in crate::core) broker: Arc<Broker>,
+    pub(in crate::core) engine: Arc<Held>,
+    pub(in crate::core) dir: Arc<TempDir>,
     limits: Limits,
 }
 
 impl Bed {
-    pub(super) async fn new() -> Self {
+    pub(in crate::core) async fn new() -> Self {
         Self::with(Limits::default()).await
     }
 
-    pub(super) async fn with(limits: Limits) -> Self {
-        Self::open(Arc::new(tempfile::tempdir().unwrap()), limits).await
+    pub(in crate::core) async fn with(limits: Limits) -> Self {
+        Self::open(Arc::new(tempfile::tempdir().unwrap()), limits, None).await
     }
 
-    async fn open(dir: Arc<TempDir>, limits: Limits) -> Self {
+    async fn open(dir: Arc<TempDir>, limits: Limits, damaged: Option<Sequence>) -> Self {
         let settings = EngineSettings {
             data_dir: dir.path().to_owned(),
             durability: Durability::Memory,
@@ -186,26 +186,27 @@ impl Bed {
             ballast_bytes: 0,
             ..EngineSettings::default()
         };
-        let engine = Arc::new(Held::new(Embedded::open(settings).unwrap()));
+        let engine = Arc::new(Held::new(Embedded::open(settings).unwrap(), damaged));
         let broker = Broker::open(engine.clone(), limits.clone()).await.unwrap();
         Self { broker, engine, dir, limits }
     }
 
     /// Stops everything and starts it again on what is stored.
-    pub(super) async fn again(self) -> Self {
+    pub(in crate::core) async fn again(self) -> Self {
         self.broker.drain();
         within(self.broker.drained()).await;
         drop(self.broker);
         let engine = self.engine;
+        let damaged = *engine.damaged.lock();
         let closing = tokio::task::spawn_blocking(move || {
             engine.close().unwrap();
             drop(engine);
         });
         closing.await.unwrap();
-        Self::open(self.dir, self.limits).await
+        Self::open(self.dir, self.limits, damaged).await
     }
 
-    pub(super) async fn open_as(
+    pub(in crate::core) async fn open_as(
         &self,
         client: &str,
         clean_start: bool,
@@ -223,7 +224,7 @@ impl Bed {
     }
 
     /// A session that ends with its connection.
-    pub(super) async fn transient(&self, client: &str) -> (Session, Arc<Inbox>) {
+    pub(in crate::core) async fn transient(&self, client: &str) -> (Session, Arc<Inbox>) {
         let inbox = Arc::new(Inbox::default());
         let opened = self.open_as(client, true, Duration::ZERO, &inbox).await.unwrap();
         assert!(!opened.present && !opened.session.is_durable());
@@ -231,31 +232,31 @@ impl Bed {
     }
 
     /// A session that outlives its connection by an hour, new or not.
-    pub(super) async fn durable(&self, client: &str) -> (Session, Arc<Inbox>, bool) {
+    pub(in crate::core) async fn durable(&self, client: &str) -> (Session, Arc<Inbox>, bool) {
         let inbox = Arc::new(Inbox::default());
         let opened = self.open_as(client, false, Duration::from_secs(3600), &inbox).await.unwrap();
         assert!(opened.session.is_durable());
         (opened.session, inbox, opened.present)
     }
 
-    pub(super) fn publisher(&self) -> Publisher {
+    pub(in crate::core) fn publisher(&self) -> Publisher {
         self.broker.publisher(PublisherInfo::default())
     }
 
-    pub(super) async fn queue(&self, name: &str, change: impl FnOnce(&mut QueueSpec)) {
+    pub(in crate::core) async fn queue(&self, name: &str, change: impl FnOnce(&mut QueueSpec)) {
         let name = QueueName::parse(name.to_owned()).unwrap();
         let mut spec = crate::core::queues::define::plain_queue(name, &self.limits, UnixMillis(0));
         change(&mut spec);
         within(self.broker.create_queue(spec, false)).await.unwrap();
     }
 
-    pub(super) fn ready_in(&self, queue: &str) -> u64 {
+    pub(in crate::core) fn ready_in(&self, queue: &str) -> u64 {
         let queue = self.broker.queues().get(queue).unwrap();
         self.engine.stats(queue.id()).unwrap().ready
     }
 }
 
-pub(super) async fn subscribe(
+pub(in crate::core) async fn subscribe(
     session: &Session,
     filters: &[(&str, SubscribeOptions)],
 ) -> Vec<Result<Qos, CoreError>> {
@@ -264,14 +265,14 @@ pub(super) async fn subscribe(
 }
 
 /// Publishes and waits for all receipts.
-pub(super) async fn publish(publisher: &mut Publisher, messages: Vec<Message>) -> Vec<Receipt> {
+pub(in crate::core) async fn publish(publisher: &mut Publisher, messages: Vec<Message>) -> Vec<Receipt> {
     let count = messages.len();
     publisher
         .publish(messages.into_iter().zip(1..).map(|(message, tag)| Inbound::new(message, tag)).collect());
     receipts(publisher, count).await
 }
 
-pub(super) async fn receipts(publisher: &mut Publisher, count: usize) -> Vec<Receipt> {
+pub(in crate::core) async fn receipts(publisher: &mut Publisher, count: usize) -> Vec<Receipt> {
     let mut receipts = Vec::new();
     within(async {
         while receipts.len() < count {
@@ -283,7 +284,7 @@ pub(super) async fn receipts(publisher: &mut Publisher, count: usize) -> Vec<Rec
 }
 
 /// Takes so many stored messages.
-pub(super) async fn take(session: &Session, count: usize) -> Vec<SessionDelivery> {
+pub(in crate::core) async fn take(session: &Session, count: usize) -> Vec<SessionDelivery> {
     let mut taken = Vec::new();
     within(async {
         loop {
@@ -298,7 +299,7 @@ pub(super) async fn take(session: &Session, count: usize) -> Vec<SessionDelivery
     taken
 }
 
-pub(super) fn texts(deliveries: &[SessionDelivery]) -> Vec<String> {
+pub(in crate::core) fn texts(deliveries: &[SessionDelivery]) -> Vec<String> {
     let text =
         |delivery: &SessionDelivery| String::from_utf8(delivery.leased.message.payload.to_vec()).unwrap();
     deliveries.iter().map(text).collect()
@@ -306,25 +307,36 @@ pub(super) fn texts(deliveries: &[SessionDelivery]) -> Vec<String> {
 
 /// An engine that holds back the completion of commits while it is told to.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(in crate::core) struct Held {
     inner: Embedded,
     holding: Mutex<Option<VecDeque<HeldTicket>>>,
+    pub(in crate::core) health: watch::Sender<Health>,
+    /// Looking at messages fails, with this.
+    pub(in crate::core) blind: Mutex<Option<EngineError>>,
+    /// What is at this place cannot be looked at, in whatever target.
+    pub(in crate::core) damaged: Mutex<Option<Sequence>>,
 }
 
 type HeldTicket = (Ticket, tokio::sync::oneshot::Sender<Result<Vec<Outcome>, EngineError>>);
 
 impl Held {
-    fn new(inner: Embedded) -> Self {
-        Self { inner, holding: Mutex::new(None) }
+    fn new(inner: Embedded, damaged: Option<Sequence>) -> Self {
+        Self {
+            inner,
+            holding: Mutex::default(),
+            health: watch::Sender::new(Health::Ok),
+            blind: Mutex::default(),
+            damaged: Mutex::new(damaged),
+        }
     }
 
     /// From now on tickets do not complete.
-    pub(super) fn hold(&self) {
+    pub(in crate::core) fn hold(&self) {
         self.holding.lock().get_or_insert_default();
     }
 
     /// All tickets complete, and later ones as they do.
-    pub(super) async fn release(&self) {
+    pub(in crate::core) async fn release(&self) {
         let held = self.holding.lock().take().unwrap_or_default();
         for (ticket, reply) in held {
             reply.send(ticket.await).ok();
@@ -396,7 +408,23 @@ impl Engine for Held {
         max: usize,
         max_bytes: usize,
     ) -> Pending<Page> {
-        self.inner.browse(target, view, from, max, max_bytes)
+        if let Some(error) = self.blind.lock().clone() {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        let page = self.inner.browse(target, view, from, max, max_bytes);
+        let damaged = *self.damaged.lock();
+        Box::pin(async move {
+            let mut page = page.await?;
+            let at = page.messages.iter().position(|found| Some(found.sequence) == damaged);
+            if let Some((at, damaged)) = at.zip(damaged) {
+                if damaged == from {
+                    return Err(EngineError::Damaged("on purpose".to_owned()));
+                }
+                page.messages.truncate(at);
+                page.next = Some(damaged);
+            }
+            Ok(page)
+        })
     }
     fn purge(&self, target: TargetId, view: View) -> Result<Ticket<u64>, EngineError> {
         self.inner.purge(target, view)
@@ -419,13 +447,13 @@ impl Engine for Held {
         self.inner.counters()
     }
     fn health(&self) -> watch::Receiver<Health> {
-        self.inner.health()
+        self.health.subscribe()
     }
     fn close(&self) -> Result<(), EngineError> {
         self.inner.close()
     }
 }
 
-pub(super) fn binding(text: &str) -> TopicFilter {
+pub(in crate::core) fn binding(text: &str) -> TopicFilter {
     text.parse().unwrap()
 }

@@ -7,7 +7,7 @@
     reason = "helpers of tests are not seen as tests, and what they spawn ends with them"
 )]
 
-mod bed;
+pub(in crate::core) mod bed;
 mod publish;
 mod queue_topics;
 mod retain;

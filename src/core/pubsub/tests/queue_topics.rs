@@ -44,6 +44,35 @@ async fn publishing_to_a_queue_enqueues() {
 }
 
 #[tokio::test]
+async fn each_message_of_a_batch_is_asked_whether_its_queue_keeps_what_it_asks_for() {
+    let bed = Bed::new().await;
+    bed.queue("q", |_| {}).await;
+    let named = |payload: &str, id: Option<&str>, key: Option<&str>| {
+        let mut message = qos1("$queue/q", payload);
+        message.extras_mut().dedup_id = id.map(|id| id.to_owned().into());
+        message.extras_mut().ordering_key = key.map(|key| key.to_owned().into());
+        message
+    };
+    let batch = vec![
+        named("1", None, None),
+        named("2", Some("i"), None),
+        named("3", None, Some("k")),
+        named("4", None, None),
+    ];
+    let got = publish(&mut bed.publisher(), batch).await;
+    let reasons: Vec<_> = got
+        .iter()
+        .map(|receipt| match &receipt.result {
+            Ok(_) => "",
+            Err(CoreError::Precondition { reason, .. }) => reason,
+            Err(other) => panic!("{other}"),
+        })
+        .collect();
+    assert_eq!(reasons, ["", "NO_DEDUP_WINDOW", "NOT_ORDERED_BY_KEY", ""]);
+    assert_eq!(bed.ready_in("q"), 2);
+}
+
+#[tokio::test]
 async fn queue_filters_name_one_queue_that_is_there() {
     let bed = Bed::new().await;
     let (session, _, _) = bed.durable("a").await;

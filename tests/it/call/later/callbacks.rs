@@ -83,6 +83,32 @@ async fn a_reply_that_cannot_go_there_is_kept() {
 }
 
 #[tokio::test]
+async fn a_full_queue_that_lets_its_oldest_go_does_so_for_a_reply() {
+    let broker = Broker::start().await;
+    let (calls, mut queues) = (Calls::of(&broker).await, Queues::of(&broker).await);
+    queues.create(queue::named("dead")).await;
+    let full = |name, overflow: v1::OverflowPolicy| v1::Queue {
+        max_messages: 2,
+        overflow: overflow.into(),
+        dead_letter_queue: "dead".to_owned(),
+        ..queue::named(name)
+    };
+    queues.create(full("drops", v1::OverflowPolicy::DropOldest)).await;
+    queues.create(full("buries", v1::OverflowPolicy::DeadLetter)).await;
+    Serving::open(&calls, named("s", "one", 0)).await.echo();
+    for name in ["drops", "buries"] {
+        queues.fill(name, &["1", "2"]).await;
+        calls.store(to_queue(name, later("s", "3"))).await;
+        let left = [queues.one(name).await, queues.one(name).await];
+        assert_eq!(payloads(&left[..1]), ["2"]);
+        assert_eq!(payloads(&left[1..]), ["3 by one"]);
+    }
+    assert_eq!(payloads(&[queues.one("dead").await]), ["1"]);
+    assert_eq!(queues.stats("drops").await.dropped_total, 1);
+    broker.counts("async_replies_diverted_total", 0).await;
+}
+
+#[tokio::test]
 async fn a_queue_gives_its_replies_its_time_to_live() {
     let broker = Broker::start().await;
     let (calls, mut queues) = (Calls::of(&broker).await, Queues::of(&broker).await);

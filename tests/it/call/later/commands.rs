@@ -27,6 +27,18 @@ async fn a_call_is_stored_and_its_reply_fetched_later() {
     let ended = run(&["await-reply", shown["request_id"].as_str().unwrap(), "--wait", "20s"]).await;
     assert_eq!(ended.code, Some(3));
     assert!(ended.stderr.contains("DeadlineExceeded"), "{}", ended.stderr);
+    // What a responder says is an answer, whatever it is.
+    for code in [Code::Unavailable, Code::InvalidArgument, Code::Cancelled] {
+        let mut serving = Serving::open(&calls, opening("fails")).await;
+        let id = calls.store(later("fails", "")).await;
+        let request_id = serving.one().await.request_id;
+        let error =
+            tonic_types::pb::Status { code: code.into(), message: "on purpose".to_owned(), details: vec![] };
+        serving.reply(vec![v1::ServeReply { error: Some(error), request_id, ..Default::default() }]).await;
+        let ended = run(&["await-reply", &id, "--wait", "20s"]).await;
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&format!("{code:?}: on purpose")), "{}", ended.stderr);
+    }
     let ended = run(&["call", "nobody", "x", "--async", "--reply-queue", "none"]).await;
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.contains("there is no queue `none`"), "{}", ended.stderr);

@@ -1,5 +1,6 @@
 //! Calls that nobody waits for: stored, made when somebody serves, answered in any case.
 
+mod bounds;
 mod callbacks;
 mod commands;
 mod refusals;

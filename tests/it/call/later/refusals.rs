@@ -55,7 +55,7 @@ async fn calls_and_kept_replies_are_bounded_together() {
     Serving::open(&calls, opening("s")).await.echo();
     calls.said(&first).await;
     calls.store(later("nobody", "2")).await;
-    calls.store(later("nobody", "3")).await;
+    let third = calls.store(to_topic("replies", later("third", "3"))).await;
     let status = refused(calls.0.call_async(later("s", "4"))).await;
     assert_eq!((status.code(), &*reason_of(&status)), (Code::ResourceExhausted, "LIMIT_REACHED"));
     let details = status.get_error_details();
@@ -63,9 +63,11 @@ async fn calls_and_kept_replies_are_bounded_together() {
     assert!(violation.subject.contains("limits.async_calls"), "{violation:?}");
     broker.counts("async_calls_refused_total", 1).await;
     broker.counts("async_calls", 2).await;
-    // One that is over makes room.
-    let late = v1::CallAsyncRequest { timeout: millis(1), ..later("nobody", "") };
-    refused(calls.0.call_async(late)).await;
+    // One whose reply has gone makes room.
+    Serving::open(&calls, opening("third")).await.echo();
+    within("its end", async { while !calls.is_unknown(&third).await {} }).await;
+    calls.store(later("s", "4")).await;
+    refused(calls.0.call_async(later("s", "5"))).await;
 }
 
 #[tokio::test]

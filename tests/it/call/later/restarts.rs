@@ -117,6 +117,53 @@ async fn what_nobody_was_sent_is_no_loss() {
 }
 
 #[tokio::test]
+async fn what_waits_for_a_bound_is_with_nobody() {
+    let (_directory, path) = crate::harness::config_file("[limits]\nmax_calls = 1\n");
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let mut serving = Serving::open(&calls, named("s", "", 9)).await;
+    let _held = calls.begin(asking("s", "held"));
+    serving.one().await;
+    let mut ids = Vec::new();
+    for number in 0..5 {
+        ids.push(calls.store(later("s", &number.to_string())).await);
+    }
+    // They were marked, refused, and unmarked again.
+    within("a refusal", async { while broker.count("calls_refused_total").await == 0 {} }).await;
+    broker.counts("async_calls_waiting", 5).await;
+    let broker = restarted(broker, true).await;
+    let calls = Calls::of(&broker).await;
+    Serving::open(&calls, named("s", "one", 0)).await.echo();
+    for (number, id) in ids.iter().enumerate() {
+        assert_eq!(calls.said(id).await, format!("{number} by one"));
+    }
+    broker.counts("async_calls_interrupted_total", 0).await;
+}
+
+#[tokio::test]
+async fn a_reply_that_its_topic_refused_stays_where_it_is() {
+    for kill in [false, true] {
+        let (broker, mut queues) = Queues::start().await;
+        let bindings = vec!["bound".to_owned()];
+        queues.create(v1::Queue { max_messages: 1, bindings, ..crate::queue::named("full") }).await;
+        queues.fill("full", &["there"]).await;
+        let calls = Calls::of(&broker).await;
+        Serving::open(&calls, named("s", "one", 0)).await.echo();
+        let id = calls.store(to_topic("bound", later("s", "7"))).await;
+        broker.counts("async_replies", 1).await;
+        // Now there is room, and it is too late.
+        let leased = queues.one("full").await;
+        queues.acknowledge("full", vec![leased.lease_token]).await;
+        drop((calls, queues));
+        let broker = restarted(broker, kill).await;
+        let calls = Calls::of(&broker).await;
+        assert_eq!(calls.said(&id).await, "7 by one");
+        assert!(Queues::of(&broker).await.is_empty("full").await);
+        broker.counts("async_replies", 1).await;
+    }
+}
+
+#[tokio::test]
 async fn a_stop_finishes_what_is_in_hand_and_keeps_the_rest() {
     let broker = Broker::start().await;
     let calls = Calls::of(&broker).await;

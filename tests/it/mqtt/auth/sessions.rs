@@ -1,6 +1,12 @@
 //! Whose a session is.
 
+use stafett::grpc::proto::v1;
+use tonic::Code;
+use tonic_types::StatusExt;
+
 use super::*;
+use crate::pubsub::{Topics, session};
+use crate::queue::reason;
 
 async fn greeted(broker: &Broker, as_whom: Connect) -> (ReasonCode, bool) {
     let (peer, connack) = Peer::greet(broker, as_whom).await;
@@ -64,4 +70,33 @@ async fn what_nobody_owned_is_theirs_who_come_back_with_a_name() {
     let broker = Broker::start_in(data, &flags).await;
     assert_eq!(greeted(&broker, kept(V5, "c")).await, REFUSED);
     assert_eq!(greeted(&broker, ann).await, (ReasonCode::Success, true));
+}
+
+#[tokio::test]
+async fn at_the_other_door_nobody_has_a_name() {
+    let configured = Configured::new().await;
+    let (_directory, path) = config_file(&format!("[mqtt]\n{}anonymous = true\n", configured.line()));
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let mut topics = Topics::of(&broker).await;
+    let ann = |client_id: &str| as_user(kept(V5, client_id), "ann", "nna");
+    // What was made there is nobody's, and anybody's who comes with a name.
+    topics.session("c", &[]).await.finish().await;
+    assert_eq!(greeted(&broker, kept(V5, "c")).await, (ReasonCode::Success, true));
+    assert_eq!(greeted(&broker, ann("c")).await, (ReasonCode::Success, true));
+    // Then it is refused there: away, or with its connection, which does not notice.
+    let mut peer = Peer::connected(&broker, ann("d")).await;
+    for client_id in ["c", "d"] {
+        for clean_start in [false, true] {
+            let open = v1::OpenSession { clean_start, ..session(client_id, &[]) };
+            let status = topics.not_opened(open).await;
+            let details = status.get_error_details();
+            assert_eq!((status.code(), reason(&details)), (Code::FailedPrecondition, "SESSION_OF_ANOTHER"));
+        }
+    }
+    peer.nothing_came().await;
+    // Taken over there by its user, the stream of nobody ends.
+    let mut stream = topics.session("e", &[]).await;
+    let _peer = Peer::connected(&broker, ann("e")).await;
+    let (_, status) = stream.ended().await;
+    assert_eq!(reason(&status.unwrap().get_error_details()), "SESSION_TAKEN_OVER");
 }
