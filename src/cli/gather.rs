@@ -27,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(2);
 #[command(after_help = "\
 Asks everyone who serves, and prints each reply as it comes, behind the name of its responder; how many were asked, errors \
 and who has not answered go to stderr, and with --json to stdout. --timeout is how long it gathers. Exit codes: 1 fewer than \
---quorum have replied, without it fewer than were asked or --max allows; 3 nobody serves, or the broker cannot be reached.
+--quorum have replied, without it fewer than were asked or --max allows; 3 nobody serves, or the broker cannot be reached, or stops.
 With --part or --parts it divides work: each part goes to one of those who serve, who gets the next when that is answered, and \
 what a lost one had to another. The number of the part, from 0, is printed behind the name; --quorum and --max count parts.
 Examples:
@@ -43,6 +43,9 @@ pub(super) struct Gather {
     /// What is asked
     #[arg(default_value = "", hide_default_value = true, conflicts_with_all = ["part", "parts"])]
     body: String,
+    /// Ask those too who subscribe to the topic with a wildcard
+    #[arg(long, conflicts_with_all = ["part", "parts"])]
+    listeners: bool,
     /// A part of what is asked; may be given several times
     #[arg(long, value_name = "TEXT", conflicts_with = "parts")]
     part: Vec<String>,
@@ -96,8 +99,14 @@ impl Gather {
             true => (String::new(), self.service.clone()),
             false => (self.service.clone(), String::new()),
         };
-        let mut request =
-            Request::new(v1::MulticastRequest { service, request, policy: Some(policy), parts, filter });
+        let mut request = Request::new(v1::MulticastRequest {
+            service,
+            request,
+            policy: Some(policy),
+            parts,
+            filter,
+            listeners: self.listeners,
+        });
         request.set_timeout(options.timeout.saturating_add(GRACE));
         let mut client = calls(options).await?;
         let events = client.multicast(request).await;
@@ -116,7 +125,11 @@ impl Gather {
                     } else {
                         eprintln!("{}", summary_text(&summary));
                     }
-                    return Ok(if summary.quorum_met { Exit::Done } else { Exit::Failed });
+                    return Ok(match summary.end() {
+                        _ if summary.quorum_met => Exit::Done,
+                        v1::GatherEnd::Stopped => Exit::Unreachable,
+                        _ => Exit::Failed,
+                    });
                 }
                 Some(Event::Opened(_)) | None => {}
             }

@@ -157,6 +157,7 @@ pub static ENTRIES: [Entry; 90] = [
     entry("limits.gather_responders", |s| Slot::count(&mut s.limits.core.gather_responders, 1..=1_000_000)),
     entry("limits.gather_bytes", |s| Slot::bytes(&mut s.limits.core.gather_bytes, KIB..=1024 * GIB)),
     entry("limits.gather_parts", |s| Slot::count(&mut s.limits.core.gather_parts, 1..=1_000_000)),
+    entry("limits.parts_waiting", |s| Slot::count(&mut s.limits.core.parts_waiting, 1..=100_000_000)),
     entry("limits.calls_waiting", |s| Slot::count(&mut s.limits.core.calls_waiting, 0..=100_000_000)),
     entry("limits.call_tries", |s| Slot::count(&mut s.limits.core.call_tries, 1..=100)),
     entry("limits.max_responders", |s| Slot::count(&mut s.limits.core.max_responders, 1..=10_000_000)),

@@ -62,6 +62,8 @@ pub struct Limits {
     pub gather_bytes: usize,
     /// Parts of one request; beyond it, it is refused.
     pub gather_parts: usize,
+    /// Parts of requests that wait at one service; beyond it a request in parts is refused.
+    pub parts_waiting: usize,
     /// Calls of one service, or requests of multicasts to one responder, that wait for room.
     pub calls_waiting: usize,
     /// How many responders are asked at most when each is lost with an idempotent call in hand.
@@ -182,6 +184,7 @@ impl Default for Limits {
             gather_responders: 1000,
             gather_bytes: 16 << 20,
             gather_parts: 10_000,
+            parts_waiting: 50_000,
             calls_waiting: 10_000,
             call_tries: 3,
             max_responders: 100_000,

@@ -53,15 +53,9 @@ impl Bench {
 
     /// Closes the engine and opens it again on the same data.
     pub(crate) fn reopen(self) -> Self {
-        self.reopen_after(|_| {})
-    }
-
-    /// The same with a look at the data in between.
-    pub(crate) fn reopen_after(self, look: impl FnOnce(&std::path::Path)) -> Self {
         self.engine.close().unwrap();
         let Self { dir, engine, ids, durability } = self;
         drop(Arc::try_unwrap(engine).expect("nobody else holds the engine"));
-        look(dir.path());
         let engine = Arc::new(Embedded::open(settings(dir.path(), durability)).unwrap());
         Self { dir, engine, ids, durability }
     }

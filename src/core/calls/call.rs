@@ -13,7 +13,7 @@ use bytestring::ByteString;
 use parking_lot::Mutex;
 
 use super::service::Service;
-use super::{CallError, Calls, Counts, Fault, Reply, Request, Serve};
+use super::{CallError, Calls, Counts, Fault, Missing, Reply, Request, Said, Serve};
 use crate::core::CoreError;
 use crate::types::{Message, TopicName, clock};
 
@@ -22,6 +22,7 @@ const OVERHEAD: usize = 256;
 /// Beyond the bound of their number, and of their bytes.
 pub(super) const TOO_MANY: &str = "too many calls in flight";
 const TOO_LARGE: &str = "too many bytes of calls in flight";
+const UNREAD: &str = "too many bytes of replies are kept, or not read by the caller";
 
 /// See the module.
 #[derive(Debug)]
@@ -52,6 +53,8 @@ struct Slot {
     tries: usize,
     /// Who had it last; of a part alone.
     holder: Option<ByteString>,
+    /// Why it would be missing if all were over now.
+    missing: Missing,
     said: VecDeque<Reply>,
     /// Of what was said.
     bytes: usize,
@@ -82,15 +85,37 @@ impl Shared {
         Ok(Arc::new(Self { weight, bytes, held, calls: Arc::clone(calls) }))
     }
 
-    /// Whether so much is not read that it may as well be read first. Who reads is then told by [`Self::is_freed`].
-    pub(super) fn holds(&self) -> bool {
-        let full = || self.bytes.load(Ordering::SeqCst) > self.calls.bounds.gather_bytes / 2;
+    /// Whether so much is not read, or would not be with `out` replies that are awaited and one more of `each` bytes, that it
+    /// may as well be read first. Who reads is then told by [`Self::is_freed`]. One reply alone always has room.
+    pub(super) fn holds(&self, out: usize, each: usize) -> bool {
+        let max = self.calls.bounds.gather_bytes;
+        let full = || {
+            let unread = self.bytes.load(Ordering::SeqCst);
+            let will_be = unread.saturating_add(each.saturating_mul(out + 1));
+            unread > max / 2 || (unread > 0 || out > 0) && will_be > max
+        };
         if !full() {
             return false;
         }
         // Said before it is looked at again: what is read from now on finds it.
         self.held.store(true, Ordering::SeqCst);
         full()
+    }
+
+    /// Whether a reply finds room. One alone is within the bound of a payload, and may be larger than this bound.
+    pub(super) fn has_room(&self, weight: usize) -> bool {
+        let unread = self.bytes.load(Ordering::SeqCst);
+        unread == 0 || unread + weight <= self.calls.bounds.gather_bytes
+    }
+
+    /// Whether more than half of what may be kept is.
+    pub(super) fn is_half_full(&self) -> bool {
+        self.bytes.load(Ordering::SeqCst) > self.calls.bounds.gather_bytes / 2
+    }
+
+    /// A reply finds no room.
+    pub(super) fn no_room(&self) -> CoreError {
+        self.calls.refused(UNREAD, "gather_bytes", self.calls.bounds.gather_bytes)
     }
 
     /// Whether parts may have waited for what was read.
@@ -124,6 +149,15 @@ impl Drop for Shared {
 
 fn weight_of(message: &Message) -> usize {
     message.weight() + OVERHEAD
+}
+
+/// What an answer takes; none if it is not kept.
+pub(super) fn weight_of_said(said: &Said) -> Option<usize> {
+    match said {
+        Said::Last(message) => Some(weight_of(message)),
+        Said::Fault(fault) => Some(weight_of_fault(fault)),
+        Said::Part(_) | Said::Wrong(_) => None,
+    }
 }
 
 fn weight_of_fault(fault: &Fault) -> usize {
@@ -171,9 +205,10 @@ impl Call {
     /// [`CoreError::Limit`].
     pub(super) fn new(calls: &Arc<Calls>, to: To) -> Result<Self, CoreError> {
         let weight = match &to {
-            To::One(request) | To::Part(_, _, request) => weight_of(&request.message),
-            To::Many(..) => OVERHEAD,
+            To::One(request) => weight_of(&request.message),
+            To::Many(..) | To::Part(..) => OVERHEAD,
         };
+        let missing = if let To::Part(..) = to { Missing::NotAsked } else { Missing::Silent };
         calls.reserve(weight)?;
         let count = calls.counts.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         // From here on its drop gives back what it has taken.
@@ -186,6 +221,7 @@ impl Call {
                 place: Place::Over,
                 tries: 0,
                 holder: None,
+                missing,
                 said: VecDeque::new(),
                 bytes: 0,
                 answered: false,
@@ -228,7 +264,18 @@ impl Call {
 
     /// Who has it now; of a part.
     pub(super) fn held_by(&self, responder: &ByteString) {
-        self.slot.lock().holder = Some(responder.clone());
+        let mut slot = self.slot.lock();
+        (slot.holder, slot.missing) = (Some(responder.clone()), Missing::Silent);
+    }
+
+    /// Why it is missing now.
+    pub(super) fn missing(&self) -> Missing {
+        self.slot.lock().missing
+    }
+
+    /// It waits again; who had it is to blame.
+    pub(super) fn missed(&self, why: Missing) {
+        self.slot.lock().missing = why;
     }
 
     /// Who had it last; of a part.
@@ -266,6 +313,15 @@ impl Call {
         self.is_for_anyone() && self.request().idempotent && !slot.answered && slot.tries < tries
     }
 
+    /// Whether its part may be carried out again for an answer that finds no room. That is counted.
+    pub(super) fn begins_anew(&self) -> bool {
+        let again = self.may_retry(self.calls.bounds.tries);
+        if again {
+            Counts::add(&self.calls.counts.retried);
+        }
+        again
+    }
+
     /// A part. The waker is to be called when no lock is held.
     ///
     /// # Errors
@@ -290,15 +346,13 @@ impl Call {
 
     /// Takes room for what is said until it is read.
     fn keep(&self, slot: &mut Slot, weight: usize) -> Result<(), CoreError> {
-        let bounds = &self.calls.bounds;
-        let (unread, max, setting) = match self.shared() {
-            Some(shared) => (shared.bytes.load(Ordering::Relaxed), bounds.gather_bytes, "gather_bytes"),
-            None => (slot.bytes, bounds.reply_bytes, "call_reply_bytes"),
-        };
-        // One alone is within the bound of a payload, and may be larger than this bound.
-        if unread > 0 && unread + weight > max {
-            let what = "too many bytes of replies are kept, or not read by the caller";
-            return Err(self.calls.refused(what, setting, max));
+        let max = self.calls.bounds.reply_bytes;
+        match self.shared() {
+            Some(shared) if !shared.has_room(weight) => return Err(shared.no_room()),
+            None if slot.bytes > 0 && slot.bytes + weight > max => {
+                return Err(self.calls.refused(UNREAD, "call_reply_bytes", max));
+            }
+            _ => {}
         }
         self.calls.reserve(weight)?;
         match self.shared() {
@@ -325,6 +379,13 @@ impl Call {
     pub(super) fn fail(&self, error: CallError) -> Option<Waker> {
         let mut slot = self.slot.lock();
         slot.place = Place::Over;
+        slot.missing = match &error {
+            CallError::Broker(CoreError::ResponderLost { .. }) => Missing::Lost,
+            // Who had it before, if anybody, is to blame.
+            CallError::Broker(CoreError::NoResponders { .. } | CoreError::Draining) => slot.missing,
+            CallError::Broker(_) => Missing::Refused,
+            CallError::Responder(_) => Missing::Silent,
+        };
         slot.end.get_or_insert(Err(error));
         slot.waker.take()
     }
@@ -340,6 +401,16 @@ impl Call {
     /// Whoever could answer does not read.
     pub(super) fn unread(&self) -> Option<Waker> {
         self.fail(CallError::Broker(self.calls.unread(self.service())))
+    }
+
+    /// Nobody takes parts any more: that is said in the end, of all of them.
+    pub(super) fn left_over(&self) -> Option<Waker> {
+        let service = self.service().as_str().to_owned();
+        let stops = self.calls.draining.is_cancelled();
+        self.fail(CallError::Broker(match stops {
+            true => CoreError::Draining,
+            false => CoreError::NoResponders { service },
+        }))
     }
 
     /// There is nobody any more who could answer.

@@ -1,8 +1,8 @@
 //! Responders that are subscribers: a session that answers what it is sent on a topic.
 //!
 //! A service is called by its name, which is a topic. Who subscribes to exactly that topic answers, and of each share group
-//! that it matches every member; what has a wildcard alone only listens. A request is a message on the service's topic with
-//! [`REPLY_TOPIC`] as its response topic; the correlation data names the request:
+//! that it matches every member; what has a wildcard alone only listens, and is asked where everyone is and that is wanted. A
+//! request is a message on the service's topic with [`REPLY_TOPIC`] as its response topic; the correlation data names the request:
 //!
 //! ```text
 //! [responder: u64 BE][number: u64 BE]
@@ -21,7 +21,7 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::service::Service;
-use super::{Answer, Calls, Counts, Part, ReplyRefused, Request, Said, Serve};
+use super::{Answer, Audience, Calls, Counts, Part, ReplyRefused, Request, Said, Serve};
 use crate::core::delivery::{Answers, Offer, TooLarge};
 use crate::core::route::{Route, Routing};
 use crate::core::router::Epoch;
@@ -111,6 +111,16 @@ impl Device {
 /// How a session answers now.
 fn answers(session: &SessionEntry) -> Answers {
     session.attached.load().as_ref().map_or(Answers::Never, |attached| attached.outbox.answers())
+}
+
+/// With which of its own subscriptions a session hears what is published on a topic that it does not subscribe to by its name.
+fn listening(session: &SessionEntry, exact: &FilterSpec, name: &TopicName) -> Option<FilterSpec> {
+    let state = session.state.lock();
+    if state.subscriptions.contains(exact) {
+        return None;
+    }
+    let hears = |spec: &&FilterSpec| matches!(spec, FilterSpec::Plain(filter) if filter.matches(name));
+    state.subscriptions.iter().map(|(spec, _)| spec).find(hears).cloned()
 }
 
 /// A device and what it offers.
@@ -230,24 +240,34 @@ impl Broker {
     /// # Errors
     /// [`CoreError::Limit`] when there are too many responders.
     pub(super) fn find_devices(&self, name: &TopicName) -> Result<(), CoreError> {
+        self.find(Audience::Serving, name)
+    }
+
+    /// The same of those who only listen.
+    pub(super) fn find_listeners(&self, name: &TopicName) -> Result<(), CoreError> {
+        self.find(Audience::Listening, name)
+    }
+
+    fn find(&self, audience: Audience, name: &TopicName) -> Result<(), CoreError> {
         let routing = self.routes.now();
         let seen = (routing.epoch(name.first_level()), self.calls.reconnects());
-        let service = self.calls.service(name);
+        let service = self.calls.service_of(audience, name);
         if service.as_ref().is_some_and(|service| service.has_seen(seen)) {
             return Ok(());
         }
-        let candidates = self.candidates(&routing, name);
+        let candidates = self.candidates(audience, &routing, name);
         if service.is_none() && candidates.is_empty() {
             return Ok(());
         }
-        let refreshed = self.calls.service_with(name, |service| service.refresh(seen, candidates));
-        if let Some(service) = self.calls.service(name).filter(|service| service.is_empty()) {
+        let refresh = |service: &Arc<Service>| service.refresh(seen, candidates);
+        let refreshed = self.calls.service_with(audience, name, refresh);
+        if let Some(service) = self.calls.service_of(audience, name).filter(|service| service.is_empty()) {
             self.calls.forget(&service);
         }
         refreshed
     }
 
-    fn candidates(&self, routing: &Routing, name: &TopicName) -> Vec<Candidate> {
+    fn candidates(&self, audience: Audience, routing: &Routing, name: &TopicName) -> Vec<Candidate> {
         let (Ok(exact), Ok(reply_to)) =
             (TopicFilter::parse(name.to_byte_string()), TopicName::parse(REPLY_TOPIC.into()))
         else {
@@ -278,18 +298,23 @@ impl Broker {
         };
         routing.matches(name, &mut |_, route| match route {
             Route::Session(session, _) => {
-                let subscribed = || session.state.lock().subscriptions.contains(&exact);
-                if subscribed() {
-                    add(session, &exact, ByteString::new());
+                let filter = match audience {
+                    Audience::Serving => Some(&exact)
+                        .filter(|exact| session.state.lock().subscriptions.contains(exact))
+                        .cloned(),
+                    Audience::Listening => listening(session, &exact, name),
+                };
+                if let Some(filter) = filter {
+                    add(session, &filter, ByteString::new());
                 }
             }
-            Route::Share(group) => {
+            Route::Share(group) if audience == Audience::Serving => {
                 let named = ByteString::from(group.spec.to_string());
                 for session in &group.members() {
                     add(session, &group.spec, named.clone());
                 }
             }
-            Route::Queue(_) | Route::Stream(_) => {}
+            Route::Queue(_) | Route::Stream(_) | Route::Share(_) => {}
         });
         // One session may be there on several ways; it is one responder, and its own subscription counts before those in
         // groups: it is asked in any case, then.

@@ -126,7 +126,7 @@ impl Service {
     ) -> Result<Vec<(ByteString, Arc<Call>)>, CoreError> {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
-        let all = state.members();
+        let (all, takers) = (state.members(), state.takers);
         if all.len() > max {
             return Err(calls.too_many_to_ask());
         }
@@ -156,6 +156,10 @@ impl Service {
             let entry = at.and_then(|at| state.entry(at));
             let id = entry.and_then(|entry| entry.serve.id.clone()).unwrap_or_default();
             asked.push((id, call));
+        }
+        // One of those that do not answer any more may have been the last that others wait for.
+        if state.takers < takers {
+            state.hand_out(None, &mut wakes);
         }
         drop(state);
         wakes.run();

@@ -15,11 +15,11 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep_until};
 
 use super::call::Shared;
-use super::parts::Begun;
-use super::service::Service;
+use super::parts::{Begun, Terms};
+use super::service::{Listening, Service};
 use super::{CallError, Calling, Calls, Counts, Reply, Request};
 use crate::core::{Broker, CoreError};
-use crate::types::{Message, TopicFilter, TopicName};
+use crate::types::{Message, TopicFilter, TopicName, clock};
 
 /// So many levels of topics are looked at for each responder that may be asked, to find those that a filter matches.
 const NODES: usize = 100;
@@ -39,10 +39,12 @@ pub struct Policy {
     pub stop_on_error: bool,
     /// It ends when so long nothing has come.
     pub stall: Option<Duration>,
-    /// It ends so long after it began.
+    /// It ends so long after it began: what is there then is passed on, and no part is handed out any more.
     pub timeout: Option<Duration>,
     /// Replies are kept for who asks: they take room to the end.
     pub keeps: bool,
+    /// Those are asked too who only listen to the topic.
+    pub listeners: bool,
     /// So many parts a responder has in hand at the most; 0: one.
     pub parts_in_hand: usize,
 }
@@ -62,6 +64,8 @@ pub enum End {
     Stall,
     /// One has failed.
     Error,
+    /// The broker stops, and hands no part out any more.
+    Stopped,
 }
 
 /// Why a responder did not answer.
@@ -71,7 +75,7 @@ pub enum Missing {
     Lost,
     /// It took no more requests, or what it said could not be passed on.
     Refused,
-    /// It has said nothing.
+    /// It has said nothing that was passed on.
     Silent,
     /// Nobody has had the part.
     NotAsked,
@@ -134,10 +138,14 @@ pub struct Gathering {
     missing: BTreeMap<usize, (ByteString, Missing)>,
     /// What each was asked as.
     asked_as: Vec<TopicName>,
+    /// Those who only listen, by the names of what was asked; dropped last.
+    listening: Vec<Listening>,
     asked: usize,
     parts: usize,
     replied: usize,
     failed: usize,
+    /// The broker stops: parts were left that nobody had.
+    stopped: bool,
     ends: Instant,
     stalls: Instant,
     end: Option<End>,
@@ -156,16 +164,28 @@ struct Awaited {
     calling: Calling,
 }
 
+/// What has become of one of them.
+#[derive(Debug)]
+struct Ended {
+    at: usize,
+    /// Who had it last; of a part alone.
+    holder: Option<ByteString>,
+    /// Why, if it is not answered.
+    missing: Missing,
+    said: Result<Reply, CallError>,
+}
+
 impl Future for Awaited {
-    type Output = (usize, Option<ByteString>, Result<Reply, CallError>);
+    type Output = Ended;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let at = self.at;
         // Without parts there is one answer, or an error.
         let nothing = || CallError::Broker(CoreError::invalid("call", "was answered before"));
-        self.calling
-            .poll(cx)
-            .map(|said| (at, self.calling.call().holder(), said.unwrap_or_else(|| Err(nothing()))))
+        self.calling.poll(cx).map(|said| {
+            let (holder, missing) = (self.calling.call().holder(), self.calling.call().missing());
+            Ended { at, holder, missing, said: said.unwrap_or_else(|| Err(nothing())) }
+        })
     }
 }
 
@@ -176,11 +196,13 @@ impl Gathering {
             job: None,
             missing: BTreeMap::new(),
             asked_as: Vec::new(),
+            listening: Vec::new(),
             asked: awaited.len(),
             awaited,
             parts: 0,
             replied: 0,
             failed: 0,
+            stopped: false,
             ends: later(policy.timeout),
             stalls: later(policy.stall),
             end: None,
@@ -213,11 +235,11 @@ impl Gathering {
             tokio::select! {
                 biased;
                 next = self.awaited.next() => match next {
-                    Some((at, holder, said)) => match self.gather(at, holder, said) {
+                    Some(ended) => match self.gather(ended) {
                         None => {}
                         gathered => return gathered,
                     },
-                    None => self.finish(End::Complete),
+                    None => self.finish_all(),
                 },
                 () = sleep_until(due) => self.finish(if self.ends <= due { End::Deadline } else { End::Stall }),
             }
@@ -225,17 +247,15 @@ impl Gathering {
         None
     }
 
-    /// None for a part that is left when nobody serves any more: nobody has said anything.
-    fn gather(
-        &mut self,
-        at: usize,
-        holder: Option<ByteString>,
-        said: Result<Reply, CallError>,
-    ) -> Option<Gathered> {
-        if let (Some(_), Err(CallError::Broker(CoreError::NoResponders { .. }))) = (&self.job, &said) {
-            self.missing.insert(at, nowhere(holder));
+    /// None for a part that is left when nobody serves any more, or the broker stops: nobody has said anything.
+    fn gather(&mut self, Ended { at, holder, missing, said }: Ended) -> Option<Gathered> {
+        if let Err(CallError::Broker(why @ (CoreError::NoResponders { .. } | CoreError::Draining))) = &said
+            && self.job.is_some()
+        {
+            self.stopped |= *why == CoreError::Draining;
+            self.missing.insert(at, (holder.unwrap_or_default(), missing));
             if self.awaited.is_empty() {
-                self.finish(End::Complete);
+                self.finish_all();
             }
             return None;
         }
@@ -257,19 +277,13 @@ impl Gathering {
                 self.failed += 1;
                 self.missing.remove(&at);
             }
-            Err(CallError::Broker(error)) => {
-                let why = match error {
-                    CoreError::ResponderLost { .. } => Missing::Lost,
-                    _ => Missing::Refused,
-                };
-                self.missing.insert(at, (responder.clone(), why));
-            }
+            Err(CallError::Broker(_)) => drop(self.missing.insert(at, (responder.clone(), missing))),
         }
         let Policy { min_replies, max_replies, wait_for_all, stop_on_error, .. } = self.policy;
         if said.is_err() && stop_on_error {
             self.finish(End::Error);
         } else if self.awaited.is_empty() {
-            self.finish(End::Complete);
+            self.finish_all();
         } else if min_replies > 0 && self.replied >= min_replies && !wait_for_all {
             self.finish(End::Quorum);
         } else if max_replies > 0 && self.replied >= max_replies {
@@ -279,17 +293,22 @@ impl Gathering {
         Some(Gathered { responder, service, part: (self.parts > 0).then_some(at), said })
     }
 
+    /// Nobody is awaited any more.
+    fn finish_all(&mut self) {
+        self.finish(if self.stopped { End::Stopped } else { End::Complete });
+    }
+
     /// It is over: nobody need answer any more.
     fn finish(&mut self, end: End) {
         self.end = Some(end);
-        if let Some(Job { service, number }) = self.job.take() {
-            for Awaited { at, calling } in &self.awaited {
-                let missing = match calling.whereabouts() {
-                    (Some(holder), true) => (holder, Missing::Silent),
-                    (holder, _) => nowhere(holder),
-                };
-                self.missing.insert(*at, missing);
+        for Awaited { at, calling } in &self.awaited {
+            let (name, missing) = self.missing.entry(*at).or_insert((ByteString::new(), Missing::NotAsked));
+            *missing = calling.call().missing();
+            if let Some(holder) = calling.call().holder() {
+                *name = holder;
             }
+        }
+        if let Some(Job { service, number }) = self.job.take() {
             self.asked = service.end_parts(number);
         }
         self.awaited.clear();
@@ -332,14 +351,6 @@ impl Drop for Gathering {
     }
 }
 
-/// Why nobody has a part, and who had it last.
-fn nowhere(holder: Option<ByteString>) -> (ByteString, Missing) {
-    match holder {
-        Some(holder) => (holder, Missing::Lost),
-        None => (ByteString::new(), Missing::NotAsked),
-    }
-}
-
 fn later(after: Option<Duration>) -> Instant {
     Instant::now() + after.unwrap_or(EVER).min(EVER)
 }
@@ -350,11 +361,13 @@ impl Calls {
         self: &Arc<Self>,
         names: &[TopicName],
         request: &Request,
-        policy: Policy,
+        (policy, listening): (Policy, Vec<Listening>),
     ) -> Result<Gathering, CoreError> {
         let shared = Shared::new(self, request.message.weight())?;
         let mut gathering = Gathering::new(shared, FuturesUnordered::new(), policy);
-        for service in names.iter().filter_map(|name| self.service(name)) {
+        let listens = |at: usize| listening.get(at).map(|listening| Arc::clone(listening.service()));
+        let services = names.iter().enumerate().flat_map(|(at, name)| [self.service(name), listens(at)]);
+        for service in services.flatten() {
             let mut request = Request { takes_parts: false, ..request.clone() };
             request.message.topic = service.name().clone();
             let left = self.bounds.gather_responders - gathering.asked;
@@ -372,6 +385,7 @@ impl Calls {
             return Err(self.nobody(&request.message.topic));
         }
         Counts::add(&self.counts.multicasts);
+        gathering.listening = listening;
         Ok(gathering)
     }
 
@@ -382,17 +396,19 @@ impl Calls {
         parts: Vec<Message>,
         policy: Policy,
     ) -> Result<Gathering, CoreError> {
-        let max = self.bounds.gather_parts;
-        if parts.len() > max {
-            return Err(self.refused("the request has too many parts", "gather_parts", max));
-        }
         let Some(service) = self.service(&request.message.topic) else {
             return Err(self.nobody(&request.message.topic));
         };
         let request = Request { takes_parts: false, ..request };
-        let shared = Shared::new(self, 0)?;
-        let each = policy.parts_in_hand.max(1);
-        let begun = service.begin_parts(self, (&shared, policy.keeps), (&request, parts), each)?;
+        // What is left of them keeps all of them in memory: they came in one frame.
+        let shared = Shared::new(self, parts.iter().map(Message::weight).sum())?;
+        let left = request.deadline.map(|deadline| deadline.since(clock::unix_now()));
+        let terms = Terms {
+            each: policy.parts_in_hand.max(1),
+            keeps: policy.keeps,
+            ends: later(policy.timeout).min(later(left)),
+        };
+        let begun = service.begin_parts(self, &shared, (&request, parts), terms)?;
         let Begun { service, number, parts, responders } = begun;
         Counts::add(&self.counts.multicasts);
         self.counts.begun.fetch_add(parts.len() as u64, std::sync::atomic::Ordering::Relaxed);
@@ -407,7 +423,7 @@ impl Calls {
 
 impl Broker {
     /// Asks everyone who serves one of `names`, the first of which is the request's topic: each stream, each subscriber of
-    /// exactly that topic, and one member of each share group. Who is there for several is asked as each. Each has the
+    /// exactly that topic, if wanted of one with a wildcard too, and one member of each share group. Who is there for several is asked as each. Each has the
     /// request, or waits for room for it, when this returns. Never waits. The request is within
     /// [`Limits`](crate::core::Limits), as the door has checked.
     ///
@@ -423,10 +439,16 @@ impl Broker {
         if self.draining.is_cancelled() {
             return Err(CoreError::Draining);
         }
+        let mut listening = Vec::new();
         for name in names {
-            self.find_devices(name).inspect_err(|_| Counts::add(&self.calls.counts.refused))?;
+            let refused = |_: &CoreError| Counts::add(&self.calls.counts.refused);
+            self.find_devices(name).inspect_err(refused)?;
+            if policy.listeners {
+                listening.push(self.calls.listening(name));
+                self.find_listeners(name).inspect_err(refused)?;
+            }
         }
-        self.calls.gather(names, &request, policy)
+        self.calls.gather(names, &request, (policy, listening))
     }
 
     /// The names of services, and of topics that somebody subscribes to, which `filter` matches, at least one, in their order.
@@ -449,13 +471,25 @@ impl Broker {
         Ok(names.into_iter().collect())
     }
 
-    /// Gives `parts` of a request, at least one, to those who serve: each to one of them, streams and subscribers alike, and
+    /// Checks whether a request may have so many parts.
+    ///
+    /// # Errors
+    /// [`CoreError::Limit`].
+    pub fn check_parts(&self, count: usize) -> Result<(), CoreError> {
+        let max = self.limits.gather_parts;
+        match count <= max {
+            true => Ok(()),
+            false => Err(self.calls.refused("the request has too many parts", "gather_parts", max)),
+        }
+    }
+
+    /// Gives `parts` of a request, at least one and as many as [`Self::check_parts`] allows, to those who serve: each to one of them, streams and subscribers alike, and
     /// who has answered one gets the next. A part whose responder is lost goes to another, up to
     /// [`Limits::call_tries`](crate::core::Limits) of them; what a responder says, an error too, is the part's answer. Who
     /// comes to serve later gets parts too. Never waits. `request` is what they have in common; its payload is not sent.
     ///
     /// # Errors
-    /// As [`Self::gather`], and [`CoreError::Limit`] when there are too many parts.
+    /// As [`Self::gather`], and [`CoreError::Limit`] when too many parts wait for the service.
     pub fn gather_parts(
         &self,
         request: Request,

@@ -62,12 +62,23 @@ use device::Index;
 use service::Service;
 use stored::Stored;
 
+/// Whom a service is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Audience {
+    /// Those who answer its calls.
+    Serving,
+    /// Those whose subscription has a wildcard.
+    Listening,
+}
+
 /// All calls and those who answer them.
 #[derive(Debug)]
 pub(crate) struct Calls {
     bounds: Bounds,
     /// The names come from peers.
     services: RwLock<HashMap<TopicName, Arc<Service>>>,
+    /// Those who only listen to a service's topic, and are asked when that is wanted.
+    listening: RwLock<HashMap<TopicName, Arc<Service>>>,
     next_key: AtomicU64,
     next_job: AtomicU64,
     devices: Index,
@@ -88,7 +99,7 @@ struct Bounds {
     reply_bytes: usize,
     gather_responders: usize,
     gather_bytes: usize,
-    gather_parts: usize,
+    parts_waiting: usize,
     waiting: usize,
     tries: usize,
     responders: usize,
@@ -152,13 +163,14 @@ impl Calls {
                 reply_bytes: limits.call_reply_bytes,
                 gather_responders: limits.gather_responders,
                 gather_bytes: limits.gather_bytes,
-                gather_parts: limits.gather_parts,
+                parts_waiting: limits.parts_waiting,
                 waiting: limits.calls_waiting,
                 tries: limits.call_tries,
                 responders: limits.max_responders,
                 late: limits.call_timeout,
             },
             services: RwLock::default(),
+            listening: RwLock::default(),
             next_key: AtomicU64::new(1),
             next_job: AtomicU64::new(1),
             devices: Index::default(),
@@ -186,7 +198,7 @@ impl Calls {
         let key = self.next_key().inspect_err(|_| Counts::add(&self.counts.refused))?;
         serve.id.get_or_insert_with(|| format!("responder-{key}").into());
         let name = serve.service.clone();
-        Ok(self.service_with(&name, |service| service.join(key, serve)))
+        Ok(self.service_with(Audience::Serving, &name, |service| service.join(key, serve)))
     }
 
     /// A place for a responder more.
@@ -231,7 +243,18 @@ impl Calls {
     }
 
     fn service(&self, name: &TopicName) -> Option<Arc<Service>> {
-        self.services.read().get(name).cloned()
+        self.service_of(Audience::Serving, name)
+    }
+
+    fn service_of(&self, audience: Audience, name: &TopicName) -> Option<Arc<Service>> {
+        self.services_of(audience).read().get(name).cloned()
+    }
+
+    fn services_of(&self, audience: Audience) -> &RwLock<HashMap<TopicName, Arc<Service>>> {
+        match audience {
+            Audience::Serving => &self.services,
+            Audience::Listening => &self.listening,
+        }
     }
 
     /// The names of services that `filter` matches.
@@ -240,17 +263,22 @@ impl Calls {
     }
 
     /// Does something with a service, which is made if there is none; nobody forgets it meanwhile.
-    fn service_with<T>(self: &Arc<Self>, name: &TopicName, act: impl FnOnce(&Arc<Service>) -> T) -> T {
+    fn service_with<T>(
+        self: &Arc<Self>,
+        audience: Audience,
+        name: &TopicName,
+        act: impl FnOnce(&Arc<Service>) -> T,
+    ) -> T {
         // What is there needs no more than that nobody forgets it: calls of other services go on meanwhile.
-        if let Some(service) = self.services.read().get(name) {
+        if let Some(service) = self.services_of(audience).read().get(name) {
             return act(service);
         }
-        let mut services = self.services.write();
+        let mut services = self.services_of(audience).write();
         match services.get(name) {
             Some(service) => act(service),
             None => act(services
                 .entry(name.detached())
-                .or_insert_with_key(|name| Service::new(self, name.clone()))),
+                .or_insert_with_key(|name| Service::new(self, audience, name.clone()))),
         }
     }
 
@@ -265,7 +293,7 @@ impl Calls {
 
     /// Forgets a service that nobody serves.
     fn forget(&self, service: &Arc<Service>) {
-        let mut services = self.services.write();
+        let mut services = self.services_of(service.audience()).write();
         let is_there = services.get(service.name()).is_some_and(|there| Arc::ptr_eq(there, service));
         if is_there && service.is_empty() {
             services.remove(service.name());

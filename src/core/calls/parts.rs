@@ -4,20 +4,22 @@
 //! Whatever gives a responder room feeds it; jobs take turns, and every second time calls that wait are before them.
 //!
 //! Invariants: of one job a responder has no more in hand than the job says; a part waits only while no responder may have one
-//! more, or while what was answered is not read; when nobody takes requests, no part waits.
+//! more that was not full when it was asked last, while what was answered is to be read first, or when the job's time is over;
+//! when nobody takes requests, no part waits.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
-use bytestring::ByteString;
 use rustc_hash::{FxHashMap, FxHashSet};
+use tokio::time::Instant;
 
-use super::call::{Call, Place, Shared, To};
+use super::call::{Call, Place, Shared, To, weight_of_said};
 use super::device::NotAsked;
 use super::line::Line;
 use super::service::Service;
 use super::state::{Entry, State, Wakes};
-use super::{CallError, Calling, Calls, Counts, Part, Request};
+use super::{CallError, Calling, Calls, Counts, Missing, Part, Request, Said};
 use crate::core::CoreError;
 use crate::types::Message;
 
@@ -25,33 +27,62 @@ use crate::types::Message;
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
     all: FxHashMap<u64, Job>,
-    /// Those of them that have parts that wait, the next one first; and some that have none any more.
-    turn: VecDeque<u64>,
+    /// Those of them that have parts that wait, by their turn; and some that have none any more.
+    turn: BTreeMap<u64, u64>,
+    /// How many parts wait, of all of them.
+    waiting: usize,
+    /// How many turns there were.
+    turns: u64,
+    /// Places of those who were full when they were asked last. Nobody says when they are not any more.
+    full: BTreeSet<usize>,
+    /// Which of these was asked again last.
+    again: usize,
     /// Calls that waited had their turn.
     called: bool,
+    /// How often a job was looked at.
+    #[cfg(test)]
+    looks: usize,
 }
 
 /// See the module.
 #[derive(Debug)]
 struct Job {
     todo: Line,
-    /// How many one responder has in hand at the most.
-    each: usize,
+    /// When it is its turn.
+    turn: Option<u64>,
+    terms: Terms,
     /// How many each has, by its key.
     in_hand: FxHashMap<u64, usize>,
+    /// All that is in hand.
+    out: usize,
     /// Keys of those who have had one.
     asked: FxHashSet<u64>,
-    /// Of which the replies are to be read; none if they are kept.
-    unread: Option<Arc<Shared>>,
+    /// How many were answered, and what that takes: of all, or since one was larger than the others and found no room.
+    answers: usize,
+    weight: usize,
+    shared: Arc<Shared>,
 }
 
-/// What became of the attempt to give a responder a part.
+/// How the parts of a job are handed out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    /// How many one responder has in hand at the most.
+    pub(super) each: usize,
+    /// The replies are kept: nobody reads them before the end.
+    pub(super) keeps: bool,
+    /// Nobody waits for what would be handed out from then on.
+    pub(super) ends: Instant,
+}
+
+/// What has become of the attempt to give a responder parts.
+#[derive(Debug, PartialEq, Eq)]
 enum Fed {
+    /// It has all that it takes, or may have.
     Yes,
-    /// It has as many as it may, or nothing waits.
-    No,
-    /// It takes nothing now, or never.
-    Not(NotAsked),
+    /// Too much waits for it to read.
+    Full,
+    /// It takes none any more.
+    Gone,
 }
 
 impl Jobs {
@@ -68,6 +99,7 @@ impl Jobs {
     pub(super) fn took(&mut self, job: u64, responder: u64) {
         if let Some(job) = self.all.get_mut(&job) {
             *job.in_hand.entry(responder).or_default() += 1;
+            job.out += 1;
             job.asked.insert(responder);
         }
     }
@@ -77,16 +109,10 @@ impl Jobs {
         let Some(job) = self.all.get_mut(&job) else { return };
         if let Some(count) = job.in_hand.get_mut(&responder) {
             *count -= 1;
+            job.out -= 1;
             if *count == 0 {
                 job.in_hand.remove(&responder);
             }
-        }
-    }
-
-    /// A responder is not there any more.
-    pub(super) fn left(&mut self, responder: u64) {
-        for job in self.all.values_mut() {
-            job.in_hand.remove(&responder);
         }
     }
 
@@ -98,15 +124,109 @@ impl Jobs {
         };
         part.put(Place::Waiting);
         job.todo.push_first(part);
-        if !self.turn.contains(&number) {
-            self.turn.push_back(number);
+        self.waiting += 1;
+        self.line_up(number);
+    }
+
+    /// The next part of a job.
+    fn pop(&mut self, number: u64) -> Option<Arc<Call>> {
+        let part = self.all.get_mut(&number)?.todo.pop()?;
+        self.waiting -= 1;
+        Some(part)
+    }
+
+    /// Adds a job with the parts that wait.
+    fn begin(&mut self, number: u64, job: Job) {
+        self.waiting += job.todo.len();
+        self.all.insert(number, job);
+        self.line_up(number);
+    }
+
+    /// Takes a job away with the parts that wait.
+    fn end(&mut self, number: u64) -> Option<Job> {
+        let job = self.all.remove(&number)?;
+        self.waiting -= job.todo.len();
+        if let Some(turn) = job.turn {
+            self.turn.remove(&turn);
         }
+        Some(job)
+    }
+
+    /// Has a job wait for its turn, if it does not.
+    fn line_up(&mut self, number: u64) {
+        if let Some(job) = self.all.get_mut(&number).filter(|job| job.turn.is_none()) {
+            self.turns += 1;
+            job.turn = Some(self.turns);
+            self.turn.insert(self.turns, number);
+        }
+    }
+
+    /// The job whose turn it is. Its next one is after those of all others.
+    fn next(&mut self) -> Option<u64> {
+        while let Some((_, number)) = self.turn.pop_first() {
+            #[cfg(test)]
+            {
+                self.looks += 1;
+            }
+            let Some(job) = self.all.get_mut(&number) else { continue };
+            job.turn = None;
+            if !job.todo.is_empty() {
+                self.line_up(number);
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    /// The next one of those who were full.
+    fn next_full(&mut self) -> Option<usize> {
+        let after = (Bound::Excluded(self.again), Bound::Unbounded);
+        self.again = self.full.range(after).next().or_else(|| self.full.first()).copied()?;
+        Some(self.again)
+    }
+
+    /// A part was answered. Where that finds no room, the part waits again if it may, until more is read: true. Where replies
+    /// are kept, nothing is read before the end, and parts that wait are not carried out for nothing.
+    pub(super) fn waits_again(
+        &mut self,
+        number: u64,
+        part: &Arc<Call>,
+        said: &Said,
+        wakes: &mut Wakes,
+    ) -> bool {
+        let (Some(job), Some(weight)) = (self.all.get_mut(&number), weight_of_said(said)) else {
+            return false;
+        };
+        job.answers += 1;
+        job.weight += weight;
+        if job.shared.has_room(weight) {
+            return false;
+        }
+        if job.terms.keeps {
+            let shared = Arc::clone(&job.shared);
+            while shared.is_half_full()
+                && let Some(part) = self.pop(number)
+            {
+                wakes.callers.extend(part.fail(CallError::Broker(shared.no_room())));
+            }
+            return false;
+        }
+        if weight > job.mean() {
+            (job.answers, job.weight) = (1, weight);
+        }
+        let again = part.begins_anew();
+        if again {
+            part.missed(Missing::Refused);
+            self.put_first(number, Arc::clone(part));
+        }
+        again
     }
 
     /// A part that waited is over.
     pub(super) fn died(&mut self, job: u64) {
         if let Some(job) = self.all.get_mut(&job) {
             job.todo.died();
+            self.waiting -= 1;
         }
     }
 }
@@ -114,61 +234,80 @@ impl Jobs {
 impl Job {
     /// Whether the responder may have one more.
     fn feeds(&self, responder: u64) -> bool {
-        let has = self.in_hand.get(&responder).copied().unwrap_or_default();
-        has < self.each && !self.unread.as_ref().is_some_and(|shared| shared.holds())
+        self.in_hand.get(&responder).copied().unwrap_or_default() < self.terms.each
+    }
+
+    /// Whether nobody gets more of it now: its time is over, or more is to be read first, and whoever reads goes on with it.
+    fn rests(&self) -> bool {
+        Instant::now() >= self.terms.ends || !self.terms.keeps && self.shared.holds(self.out, self.mean())
+    }
+
+    /// What an answer takes.
+    fn mean(&self) -> usize {
+        self.weight.checked_div(self.answers).unwrap_or_default()
+    }
+
+    /// Whether parts wait and nobody has one.
+    fn is_idle(&self) -> bool {
+        !self.todo.is_empty() && self.in_hand.is_empty()
     }
 }
 
 impl State {
-    /// Gives parts to the responder in this place, or to everyone.
+    /// Gives parts to the responder in this place and to one that was full, or to everyone.
     pub(super) fn feed(&mut self, at: Option<usize>, wakes: &mut Wakes) {
         if self.jobs.turn.is_empty() {
             return;
         }
         match at {
-            Some(at) => self.feed_one(at, wakes),
-            None => (0..self.places.len()).for_each(|at| self.feed_one(at, wakes)),
+            Some(at) => {
+                let again = self.jobs.next_full().filter(|again| *again != at);
+                let full = [Some(at), again].into_iter().flatten().map(|at| self.feed_one(at, wakes));
+                if full.fold(false, |full, fed| full | (fed == Fed::Full)) {
+                    self.look_who_reads(wakes);
+                }
+            }
+            None => self.feed_all(wakes),
         }
-        self.give_up_unread(wakes);
     }
 
     /// Gives a responder parts of each job in turn, as many as it takes.
-    fn feed_one(&mut self, at: usize, wakes: &mut Wakes) {
+    fn feed_one(&mut self, at: usize, wakes: &mut Wakes) -> Fed {
         let mut passed = 0;
-        while passed < self.jobs.turn.len()
-            && let Some(number) = self.jobs.turn.pop_front()
-        {
-            if self.jobs.all.get(&number).is_none_or(|job| job.todo.is_empty()) {
-                continue;
+        let fed = loop {
+            let Some(entry) = self.entry(at).filter(|entry| !entry.draining) else { break Fed::Gone };
+            if !entry.has_room() || passed >= self.jobs.turn.len() {
+                break Fed::Yes;
             }
-            self.jobs.turn.push_back(number);
+            let Some(number) = self.jobs.next() else { break Fed::Yes };
             match self.give(at, number, wakes) {
-                Fed::Yes => passed = 0,
-                Fed::No => passed += 1,
-                Fed::Not(why) => {
-                    if let NotAsked::Left = why {
-                        self.stop(at, wakes);
-                    }
-                    return;
-                }
+                Ok(true) => passed = 0,
+                Ok(false) => passed += 1,
+                Err(NotAsked::Full | NotAsked::TooLarge(_)) => break Fed::Full,
+                Err(NotAsked::Left) => self.stop(at, wakes),
             }
+        };
+        if fed != Fed::Full {
+            self.jobs.full.remove(&at);
         }
+        fed
     }
 
-    /// Gives a responder one part of a job.
-    fn give(&mut self, at: usize, number: u64, wakes: &mut Wakes) -> Fed {
+    /// Gives a responder one part of a job, if it may have one.
+    fn give(&mut self, at: usize, number: u64, wakes: &mut Wakes) -> Result<bool, NotAsked> {
         let Some(key) = self.entry(at).filter(|entry| entry.has_room()).map(|entry| entry.key) else {
-            return Fed::No;
+            return Ok(false);
         };
-        let job = self.jobs.all.get_mut(&number).filter(|job| job.feeds(key));
-        let Some(part) = job.and_then(|job| job.todo.pop()) else { return Fed::No };
-        match self.assign(at, &part, wakes) {
-            Ok(()) => Fed::Yes,
-            Err(why) => {
-                self.jobs.put_first(number, part);
-                Fed::Not(why)
+        let feeds = self.jobs.all.get(&number).is_some_and(|job| job.feeds(key) && !job.rests());
+        let Some(part) = feeds.then(|| self.jobs.pop(number)).flatten() else { return Ok(false) };
+        let given = self.assign(at, &part, wakes);
+        if let Err(why) = &given {
+            self.jobs.put_first(number, part);
+            if let NotAsked::Full | NotAsked::TooLarge(_) = why {
+                self.jobs.full.insert(at);
             }
         }
+        given.map(|()| true)
     }
 
     /// Gives everyone one part of a new job, those first who have the least in hand, and then one more as long as they take it.
@@ -178,32 +317,46 @@ impl State {
         };
         let mut order: Vec<(usize, usize)> = self.places.iter().enumerate().filter_map(load).collect();
         order.sort_unstable();
+        let mut full = false;
         while !order.is_empty() {
             order.retain(|&(_, at)| match self.give(at, number, wakes) {
-                Fed::Yes => true,
-                Fed::No | Fed::Not(NotAsked::Full | NotAsked::TooLarge(_)) => false,
-                Fed::Not(NotAsked::Left) => {
+                Ok(given) => given,
+                Err(NotAsked::Full | NotAsked::TooLarge(_)) => {
+                    full = true;
+                    false
+                }
+                Err(NotAsked::Left) => {
                     self.stop(at, wakes);
                     false
                 }
             });
         }
-        self.give_up_unread(wakes);
+        if full {
+            self.look_who_reads(wakes);
+        }
     }
 
-    /// Parts of a job that nobody has a part of wait for nothing when all who could take one do not read.
-    fn give_up_unread(&mut self, wakes: &mut Wakes) {
-        let busy = |entry: &Entry| !entry.draining && !entry.has_room();
-        let idle = |job: &Job| {
-            let held = job.unread.as_ref().is_some_and(|shared| shared.holds());
-            !job.todo.is_empty() && job.in_hand.is_empty() && !held
-        };
-        let jobs = &mut self.jobs;
-        let stuck = jobs.turn.iter().any(|number| jobs.all.get(number).is_some_and(idle));
-        if !stuck || self.takers == 0 || self.places.iter().flatten().any(busy) {
+    /// One was full: where nobody has a part of a job, nobody may ever ask for one.
+    fn look_who_reads(&mut self, wakes: &mut Wakes) {
+        let Jobs { all, turn, .. } = &self.jobs;
+        if turn.values().any(|number| all.get(number).is_some_and(Job::is_idle)) {
+            self.feed_all(wakes);
+        }
+    }
+
+    /// Gives parts to everyone. When all who take requests are full in this one look, parts of a job that nobody has a part of
+    /// wait for nothing.
+    fn feed_all(&mut self, wakes: &mut Wakes) {
+        let mut one_reads = false;
+        for at in 0..self.places.len() {
+            one_reads |= self.feed_one(at, wakes) == Fed::Yes;
+        }
+        if one_reads || self.takers == 0 {
             return;
         }
-        for job in jobs.all.values_mut().filter(|job| idle(job)) {
+        let Jobs { all, waiting, .. } = &mut self.jobs;
+        for job in all.values_mut().filter(|job| job.is_idle() && !job.rests()) {
+            *waiting -= job.todo.len();
             while let Some(part) = job.todo.pop() {
                 wakes.callers.extend(part.unread());
             }
@@ -216,10 +369,11 @@ impl State {
             return;
         }
         self.jobs.turn.clear();
+        self.jobs.waiting = 0;
         for job in self.jobs.all.values_mut() {
+            job.turn = None;
             while let Some(part) = job.todo.pop() {
-                let service = part.request().message.topic.as_str().to_owned();
-                wakes.callers.extend(part.fail(CallError::Broker(CoreError::NoResponders { service })));
+                wakes.callers.extend(part.left_over());
             }
         }
     }
@@ -237,16 +391,16 @@ pub(super) struct Begun {
 }
 
 impl Service {
-    /// Begins a job; a responder has `each` of its parts in hand at the most.
+    /// Begins a job.
     ///
     /// # Errors
     /// [`CoreError::NoResponders`], [`CoreError::Limit`]: nobody was asked.
     pub(super) fn begin_parts(
         self: &Arc<Self>,
         calls: &Arc<Calls>,
-        (shared, keeps): (&Arc<Shared>, bool),
+        shared: &Arc<Shared>,
         (request, parts): (&Request, Vec<Message>),
-        each: usize,
+        terms: Terms,
     ) -> Result<Begun, CoreError> {
         let count = parts.len();
         let number = calls.next_job();
@@ -259,10 +413,14 @@ impl Service {
         let all: Vec<Arc<Call>> = parts.into_iter().enumerate().map(new).collect::<Result<_, _>>()?;
         let mut job = Job {
             todo: Line::default(),
-            each,
+            turn: None,
+            terms,
             in_hand: FxHashMap::default(),
+            out: 0,
             asked: FxHashSet::default(),
-            unread: (!keeps).then(|| Arc::clone(shared)),
+            answers: 0,
+            weight: 0,
+            shared: Arc::clone(shared),
         };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
@@ -270,12 +428,16 @@ impl Service {
         if responders == 0 {
             return Err(calls.nobody(self.name()));
         }
+        let max = calls.bounds.parts_waiting;
+        if state.jobs.waiting + count > max {
+            let what = format!("too many parts wait for a responder of `{}`", self.name());
+            return Err(calls.refused(what, "parts_waiting", max));
+        }
         for part in &all {
             part.put(Place::Waiting);
             job.todo.push(Arc::clone(part));
         }
-        state.jobs.all.insert(number, job);
-        state.jobs.turn.push_back(number);
+        state.jobs.begin(number, job);
         state.deal(number, &mut wakes);
         state.end_parts_for_nobody(&mut wakes);
         drop(state);
@@ -300,8 +462,7 @@ impl Service {
         let calls = self.calls.upgrade();
         let job = {
             let mut state = self.state.lock();
-            state.jobs.turn.retain(|other| *other != number);
-            let mut job = state.jobs.all.remove(&number);
+            let mut job = state.jobs.end(number);
             while let Some(part) = job.as_mut().and_then(|job| job.todo.pop()) {
                 part.put(Place::Over);
                 if let Some(calls) = &calls {
@@ -314,21 +475,17 @@ impl Service {
     }
 }
 
-impl Calling {
-    /// Who had it last, and whether it has it still.
-    pub(super) fn whereabouts(&self) -> (Option<ByteString>, bool) {
-        (self.call().holder(), self.call().place() != Place::Waiting)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_util::FutureExt;
     use proptest::prelude::*;
 
     use super::*;
     use crate::core::calls::tests::{ALL, answer, bed, heard, message, request};
-    use crate::core::calls::{Gathering, Missing, Policy, Responder, Said};
+    use crate::core::calls::{Asked, End, Gathering, Policy, Responder};
+    use crate::types::clock;
 
     fn policy(parts_in_hand: usize) -> Policy {
         Policy { parts_in_hand, keeps: true, ..Policy::default() }
@@ -417,6 +574,190 @@ mod tests {
         drop((jobs, waiting));
     }
 
+    #[tokio::test]
+    async fn one_who_has_no_room_is_not_offered_every_job() {
+        let calls = bed(|_| {});
+        let one = calls.responder("one", "", 1);
+        let jobs: Vec<_> = (0..1000).map(|_| job(&calls, 2, 1)).collect();
+        let service = calls.service(&one.serve().service).unwrap();
+        let looks = || service.state.lock().jobs.looks;
+        let before = looks();
+        for _ in 0..100 {
+            let (number, _) = parts(&one)[0];
+            done(&one, number);
+        }
+        assert_eq!(looks() - before, 100);
+        drop(jobs);
+        assert!(service.state.lock().jobs.turn.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_rests_while_its_replies_are_read_is_not_given_up() {
+        let calls = bed(|limits| limits.gather_bytes = 1000);
+        let one = calls.responder("one", "", 9);
+        let two = vec![message("0"), message("1")];
+        let mut job = calls.gather_parts(request(""), two, Policy::default()).unwrap();
+        assert_eq!(parts(&one), [(1, 0)]);
+        assert_eq!(answer(&one, 1, Said::Last(message(&"x".repeat(400)))), None);
+        assert_eq!(parts(&one), []);
+        let service = calls.service(&one.serve().service).unwrap();
+        let timers = tokio::runtime::Handle::current();
+        std::thread::scope(|threads| {
+            let before = calls.count("call_bytes");
+            let mut state = service.state.lock();
+            let reading = threads.spawn(|| {
+                let _timers = timers.enter();
+                heard(&mut job)
+            });
+            // Its reply is read, and nobody has gone on yet, when something else moves.
+            while calls.count("call_bytes") == before {
+                std::thread::yield_now();
+            }
+            let mut wakes = Wakes::default();
+            state.hand_out(Some(usize::MAX), &mut wakes);
+            drop(state);
+            wakes.run();
+            assert_eq!(reading.join().unwrap(), 1);
+        });
+        assert_eq!(parts(&one), [(2, 1)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_handed_out_when_its_time_is_over_however_slowly_its_caller_reads() {
+        const TIME: Duration = Duration::from_secs(10);
+        let by_policy = (None, Some(TIME));
+        let by_rpc = (Some(clock::unix_now().after(TIME)), None);
+        for (deadline, timeout) in [by_policy, by_rpc] {
+            let (request, policy) =
+                (Request { deadline, ..request("") }, Policy { timeout, ..Policy::default() });
+            let calls = bed(|_| {});
+            let one = calls.responder("one", "", 9);
+            let three = ["0", "1", "2"].map(message).to_vec();
+            let mut job = calls.gather_parts(request, three, policy).unwrap();
+            assert_eq!(parts(&one), [(1, 0)]);
+            done(&one, 1);
+            assert_eq!(parts(&one), [(2, 1)]);
+            tokio::time::advance(TIME).await;
+            done(&one, 2);
+            assert_eq!((parts(&one), heard(&mut job)), (vec![], 2));
+            let summary = job.summary();
+            let missing: Vec<_> = summary.missing.iter().map(|it| it.why).collect();
+            assert_eq!((summary.end, missing), (End::Deadline, vec![Missing::NotAsked]));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_is_carried_out_again_and_no_more_is_than_finds_room() {
+        let large = message(&"x".repeat(700));
+        let calls = bed(|limits| limits.gather_bytes = 10_000);
+        let all: Vec<_> = (0..20).map(|n| calls.responder(&n.to_string(), "", 9)).collect();
+        let hundred = vec![message(""); 100];
+        let mut job = calls.gather_parts(request(""), hundred, Policy::default()).unwrap();
+        let mut carried_out = 0;
+        for rounds in 0.. {
+            // All of them answer before anything is read.
+            for responder in &all {
+                for (number, _) in parts(responder) {
+                    carried_out += 1;
+                    assert_eq!(answer(responder, number, Said::Last(large.clone())), None);
+                }
+            }
+            if heard(&mut job) == 0 {
+                assert!(rounds > 9);
+                break;
+            }
+        }
+        // What the first round was to teach.
+        assert!((101..=111).contains(&carried_out), "{carried_out}");
+        let summary = job.summary();
+        assert_eq!((summary.end, summary.replied, summary.failed), (End::Complete, 100, 0));
+        assert_eq!(calls.count("calls_retried_total"), carried_out - 100);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_carried_out_whose_reply_could_not_be_kept() {
+        let calls = bed(|limits| limits.gather_bytes = 10_000);
+        let one = calls.responder("one", "", 9);
+        let mut job = job(&calls, 100, 1);
+        let mut carried_out = 0;
+        while let [(number, _)] = parts(&one)[..] {
+            carried_out += 1;
+            assert_eq!(answer(&one, number, Said::Last(message(&"x".repeat(700)))), None);
+        }
+        assert!(carried_out < 12, "{carried_out}");
+        assert_eq!(heard(&mut job), 100);
+        let summary = job.summary();
+        assert_eq!((summary.end, summary.replied), (End::Complete, carried_out - 1));
+        assert!(summary.missing.iter().all(|it| it.why == Missing::Refused));
+    }
+
+    #[tokio::test]
+    async fn what_is_over_and_was_not_passed_on_says_why() {
+        let calls = bed(|limits| limits.call_tries = 1);
+        let one = calls.responder("one", "", 9);
+        let four = vec![message(""); 4];
+        let first = Policy { stop_on_error: true, parts_in_hand: 3, ..Policy::default() };
+        let mut job = calls.gather_parts(request(""), four, first).unwrap();
+        assert_eq!(parts(&one).len(), 3);
+        drop(one);
+        assert_eq!(heard(&mut job), 1);
+        let summary = job.summary();
+        let missing: Vec<_> = summary.missing.iter().map(|it| (&*it.responder, it.why)).collect();
+        let lost = ("one", Missing::Lost);
+        assert_eq!((summary.end, missing), (End::Error, vec![lost, lost, lost, ("", Missing::NotAsked)]));
+    }
+
+    #[tokio::test]
+    async fn the_end_says_that_the_broker_stops() {
+        let calls = bed(|_| {});
+        let one = calls.responder("one", "", 9);
+        let mut job = job(&calls, 3, 1);
+        assert_eq!(parts(&one), [(1, 0)]);
+        calls.draining.cancel();
+        one.drain();
+        assert_eq!(heard(&mut job), 0);
+        done(&one, 1);
+        assert_eq!(heard(&mut job), 1);
+        let summary = job.summary();
+        let missing: Vec<_> = summary.missing.iter().map(|it| it.why).collect();
+        assert_eq!((summary.end, missing), (End::Stopped, vec![Missing::NotAsked; 2]));
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_a_request_counts_as_all_of_it() {
+        let calls = bed(|_| {});
+        let one = calls.responder("one", "", 9);
+        let large = message(&"x".repeat(100_000));
+        let mut job =
+            calls.gather_parts(request(""), vec![large.clone(), large, message("")], policy(1)).unwrap();
+        for number in [1, 2] {
+            assert_eq!(parts(&one).len(), 1);
+            done(&one, number);
+        }
+        assert_eq!(heard(&mut job), 2);
+        assert!(calls.count("call_bytes") > 200_000);
+        drop(job);
+        assert_eq!(parts(&one), []);
+        assert_eq!(calls.count("call_bytes"), 0);
+    }
+
+    #[tokio::test]
+    async fn parts_that_wait_at_one_service_leave_room_for_others() {
+        let calls = bed(|limits| limits.parts_waiting = 10);
+        let one = calls.responder("one", "", 1);
+        let first = job(&calls, 9, 1);
+        let many = |count| calls.gather_parts(request(""), vec![message(""); count], policy(1));
+        let what = "too many parts wait for a responder of `s` (limits.parts_waiting)".to_owned();
+        assert_eq!(many(3).unwrap_err(), CoreError::Limit { what, max: 10 });
+        let second = many(2).unwrap();
+        let waiting = || calls.service(&one.serve().service).unwrap().state.lock().jobs.waiting;
+        assert_eq!(waiting(), 10);
+        done(&one, parts(&one)[0].0);
+        assert_eq!(waiting(), 9);
+        drop((first, second));
+        assert_eq!((waiting(), calls.count("calls_in_flight")), (0, 0));
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Join(usize),
@@ -425,12 +766,13 @@ mod tests {
         Take(usize),
         Answer(usize, usize),
         Call,
-        Begin(usize, usize),
+        Begin(usize, usize, bool),
+        Read(usize),
         End(usize),
     }
 
-    /// Numbers of requests, and the jobs they are of.
-    type InHand = Vec<(u64, Option<u64>)>;
+    /// Numbers of requests, and which part of which job they are.
+    type InHand = Vec<(u64, Option<(u64, usize)>)>;
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let at = 0..8_usize;
@@ -441,7 +783,8 @@ mod tests {
             6 => at.clone().prop_map(Step::Take),
             8 => (at.clone(), 0..4_usize).prop_map(|(at, which)| Step::Answer(at, which)),
             1 => Just(Step::Call),
-            2 => (1..9_usize, 1..4_usize).prop_map(|(parts, each)| Step::Begin(parts, each)),
+            2 => (1..9_usize, 1..4_usize, any::<bool>()).prop_map(|(parts, each, keeps)| Step::Begin(parts, each, keeps)),
+            6 => at.clone().prop_map(Step::Read),
             1 => at.prop_map(Step::End),
         ];
         proptest::collection::vec(step, 0..80)
@@ -450,11 +793,11 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
-        /// Whatever happens: nobody has more parts of a job in hand than it may; every part is accounted for; and while there is
-        /// one who answers, every job comes to its end.
+        /// Whatever happens: nobody has more parts of a job in hand than it may, and no two the same part; every part is
+        /// accounted for; and while there is one who answers, and its replies are read, every job comes to its end.
         #[test]
         fn every_part_ends_once(steps in steps()) {
-            let calls = bed(|_| {});
+            let calls = bed(|limits| limits.gather_bytes = 2000);
             let timers = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             let _timers = timers.enter();
             let mut jobs: Vec<(Gathering, usize)> = Vec::new();
@@ -466,11 +809,16 @@ mod tests {
                     Step::Leave(at) if !responders.is_empty() => drop(responders.remove(at % responders.len())),
                     Step::Drain(at) if !responders.is_empty() => responders[at % responders.len()].0.drain(),
                     Step::Call => waiting.extend(calls.call(request("x"))),
-                    Step::Begin(count, each) => {
+                    Step::Begin(count, each, keeps) => {
                         let parts = (0..count).map(|_| message("p")).collect();
-                        if let Ok(job) = calls.gather_parts(request(""), parts, policy(each)) {
+                        let policy = Policy { keeps, ..policy(each) };
+                        if let Ok(job) = calls.gather_parts(request(""), parts, policy) {
                             jobs.push((job, each));
                         }
+                    }
+                    Step::Read(at) if !jobs.is_empty() => {
+                        let at = at % jobs.len();
+                        heard(&mut jobs[at].0);
                     }
                     Step::End(at) if !jobs.is_empty() => {
                         let (mut job, _) = jobs.remove(at % jobs.len());
@@ -479,14 +827,21 @@ mod tests {
                     }
                     Step::Take(at) if !responders.is_empty() => {
                         let at = at % responders.len();
+                        let (asked, cancelled) = responders[at].0.take(ALL);
+                        let part = |asked: &Asked| Some((asked.call_of().job()?, asked.request().part?.index));
+                        for asked in &asked {
+                            let taken = part(asked).is_some()
+                                && responders.iter().any(|(_, has)| has.iter().any(|(_, of)| *of == part(asked)));
+                            prop_assert!(!taken, "two have {:?}", part(asked));
+                        }
                         let (responder, in_hand) = &mut responders[at];
-                        let (asked, cancelled) = responder.take(ALL);
                         in_hand.retain(|(number, _)| !cancelled.contains(number));
-                        in_hand.extend(asked.iter().map(|asked| (asked.number, asked.call_of().job())));
+                        in_hand.extend(asked.iter().map(|asked| (asked.number, part(asked))));
                         prop_assert!(in_hand.len() <= responder.serve().credit);
                         for (job, each) in &jobs {
                             let job = job.number();
-                            let has = in_hand.iter().filter(|(_, of)| job.is_some() && *of == job).count();
+                            let has = in_hand.iter().filter(|(_, of)| job.is_some() && of.map(|(job, _)| job) == job);
+                            let has = has.count();
                             prop_assert!(has <= *each);
                         }
                     }
@@ -500,8 +855,9 @@ mod tests {
                     }
                     _ => {}
                 }
-                for (job, _) in &mut jobs {
-                    heard(job);
+                if let Some(service) = calls.service(&message("").topic) {
+                    let jobs = &service.state.lock().jobs;
+                    prop_assert_eq!(jobs.waiting, jobs.all.values().map(|job| job.todo.len()).sum::<usize>());
                 }
             }
             // One that answers whatever it is asked, when all others are gone.
@@ -509,10 +865,10 @@ mod tests {
             drop(responders);
             loop {
                 let (asked, _) = eager.take(ALL);
-                if asked.is_empty() {
+                asked.iter().for_each(|asked| done(&eager, asked.number));
+                if jobs.iter_mut().map(|(job, _)| heard(job)).sum::<u64>() == 0 && asked.is_empty() {
                     break;
                 }
-                asked.iter().for_each(|asked| done(&eager, asked.number));
             }
             for (mut job, _) in jobs {
                 heard(&mut job);

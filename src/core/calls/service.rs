@@ -3,6 +3,7 @@
 //! Invariants, under its lock: a call waits only while no responder has room, or the one that it is for has none; a call in hand is in its responder's table
 //! and nowhere else; without a responder that takes requests nothing waits.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use super::device::{Candidate, Seen};
 use super::responder::Responder;
 use super::state::{Door, Entry, Held, State, Wakes};
 use super::stored::Watch;
-use super::{Answer, Calls, Counts, ReplyRefused, ResponderFacts, Serve, too_large};
+use super::{Answer, Audience, Calls, Counts, Missing, ReplyRefused, ResponderFacts, Serve, too_large};
 use crate::core::CoreError;
 use crate::core::session::SessionKey;
 use crate::types::{TopicName, clock};
@@ -25,21 +26,47 @@ use crate::types::{TopicName, clock};
 #[derive(Debug)]
 pub(super) struct Service {
     name: TopicName,
+    audience: Audience,
+    /// How many gatherings are about to ask it, or wait for it: changed with the services locked.
+    gatherings: AtomicUsize,
     pub(super) calls: Weak<Calls>,
     pub(super) state: Mutex<State>,
 }
 
 impl Service {
-    pub(super) fn new(calls: &Arc<Calls>, name: TopicName) -> Arc<Self> {
-        Arc::new(Self { name, calls: Arc::downgrade(calls), state: Mutex::default() })
+    pub(super) fn new(calls: &Arc<Calls>, audience: Audience, name: TopicName) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            audience,
+            gatherings: AtomicUsize::new(0),
+            calls: Arc::downgrade(calls),
+            state: Mutex::default(),
+        })
     }
 
     pub(super) fn name(&self) -> &TopicName {
         &self.name
     }
 
+    pub(super) fn audience(&self) -> Audience {
+        self.audience
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.state.lock().is_empty()
+        self.gatherings.load(Ordering::Relaxed) == 0 && self.state.lock().is_empty()
+    }
+
+    /// Takes its devices away if nothing is in their hands and they owe nothing.
+    fn disband(&self, calls: &Calls) {
+        let mut state = self.state.lock();
+        if state.places.iter().flatten().any(|entry| !entry.is_idle()) {
+            return;
+        }
+        for entry in std::mem::take(&mut state.places).into_iter().flatten() {
+            state.forget(&entry);
+            calls.gone(&entry);
+        }
+        state.seen = None;
     }
 
     /// Who is told when it has room; none: nobody any more.
@@ -279,7 +306,10 @@ impl Service {
                 Counts::add(&calls.counts.retried);
                 call.put(Place::Waiting);
                 match call.job() {
-                    Some(job) => state.jobs.put_first(job, call),
+                    Some(job) => {
+                        call.missed(Missing::Lost);
+                        state.jobs.put_first(job, call);
+                    }
                     None => state.waiting.push_first(call),
                 }
             } else {
@@ -390,10 +420,42 @@ impl Service {
     }
 }
 
+/// Those who listen to a topic, for as long as a gathering is about them. Nobody else asks them, and there are many topics to
+/// which one may listen: they go with the last of them.
+#[derive(Debug)]
+pub(super) struct Listening(Arc<Service>);
+
+impl Listening {
+    pub(super) fn service(&self) -> &Arc<Service> {
+        &self.0
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let Some(calls) = self.0.calls.upgrade() else { return };
+        let mut services = calls.listening.write();
+        if self.0.gatherings.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.disband(&calls);
+            if self.0.is_empty() {
+                services.remove(&self.0.name);
+            }
+        }
+    }
+}
+
 impl Calls {
+    /// Holds on to those who listen to a topic; [`Broker::find_listeners`](crate::core::Broker) finds them.
+    pub(super) fn listening(self: &Arc<Self>, name: &TopicName) -> Listening {
+        self.service_with(Audience::Listening, name, |service| {
+            service.gatherings.fetch_add(1, Ordering::Relaxed);
+            Listening(Arc::clone(service))
+        })
+    }
+
     /// A responder is not there any more.
     fn gone(&self, entry: &Entry) {
-        self.counts.responders.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        self.counts.responders.fetch_sub(1, Ordering::Relaxed);
         if let Door::Device(device) = &entry.door {
             self.devices.remove(entry.key, device.key());
         }

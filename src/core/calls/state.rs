@@ -139,6 +139,11 @@ impl Entry {
         self.serve.credit.saturating_sub(self.in_hand.len())
     }
 
+    /// Whether nothing is in its hand or waits for it, and nothing it says would be an answer.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_hand.is_empty() && self.line.is_empty() && self.owed.is_none()
+    }
+
     /// Whether it took nothing just now.
     fn is_unread(&self) -> bool {
         self.unread.is_some_and(|at| clock::now().saturating_duration_since(at) < UNREAD)
@@ -249,7 +254,9 @@ impl State {
     /// A responder has left its place.
     pub(super) fn forget(&mut self, entry: &Entry) {
         self.takers -= usize::from(!entry.draining);
-        self.jobs.left(entry.key);
+        for job in entry.in_hand.values().filter_map(|held| held.call.job()) {
+            self.jobs.gave(job, entry.key);
+        }
         if let Some(group) = self.groups.get_mut(entry.group) {
             group.members -= 1;
             group.in_hand -= entry.in_hand.len();
@@ -418,6 +425,11 @@ impl State {
             entry.served += 1;
             entry.errors += u64::from(!matches!(said, Said::Last(_)));
             entry.busy += clock::now().saturating_duration_since(since);
+        }
+        if let Some(job) = call.job()
+            && self.jobs.waits_again(job, &call, &said, wakes)
+        {
+            return Ok(());
         }
         let mut refused = Ok(());
         let ended = match said {

@@ -448,7 +448,7 @@ async fn errors_take_room_in_a_gathering_like_replies() {
         let calls = bed(|limits| limits.gather_bytes = 1000);
         let both = [calls.responder("one", "", 9), calls.responder("two", "", 9)];
         let policy = Policy { keeps, ..Policy::default() };
-        let mut gathering = calls.gather(&names(), &request("a"), policy).unwrap();
+        let mut gathering = calls.gather(&names(), &request("a"), (policy, Vec::new())).unwrap();
         let before = calls.count("call_bytes");
         let mut said = Vec::new();
         for responder in &both {
@@ -468,13 +468,14 @@ async fn errors_take_room_in_a_gathering_like_replies() {
 async fn what_a_gathering_has_kept_is_free_though_a_call_of_it_lies_in_a_line() {
     let calls = bed(|_| {});
     let (quick, stuck) = (calls.responder("quick", "", 9), calls.responder("stuck", "", 1));
-    let _in_hand = calls.gather(&names(), &request("first"), Policy::default()).unwrap();
+    let _in_hand = calls.gather(&names(), &request("first"), (Policy::default(), Vec::new())).unwrap();
     let [(first, _)] = asked(&stuck)[..] else { panic!("it is not asked") };
     // Two more wait, so that one that is over stays.
-    let _others = [(); 2].map(|()| calls.gather(&names(), &request("other"), Policy::default()).unwrap());
+    let _others =
+        [(); 2].map(|()| calls.gather(&names(), &request("other"), (Policy::default(), Vec::new())).unwrap());
     let before = calls.count("call_bytes");
     let policy = Policy { keeps: true, ..Policy::default() };
-    let mut gathering = calls.gather(&names(), &request("last"), policy).unwrap();
+    let mut gathering = calls.gather(&names(), &request("last"), (policy, Vec::new())).unwrap();
     let number = asked(&quick).pop().unwrap().0;
     assert_eq!(answer(&quick, number, Said::Last(message(&"x".repeat(100_000)))), None);
     assert_eq!(heard(&mut gathering), 1);
@@ -488,7 +489,7 @@ async fn what_a_gathering_has_kept_is_free_though_a_call_of_it_lies_in_a_line() 
 async fn nobody_is_asked_twice_by_a_gathering() {
     let calls = bed(|_| {});
     let (one, two) = (calls.responder("one", "", 9), calls.responder("two", "", 9));
-    let mut gathering = calls.gather(&names(), &idempotent("a"), Policy::default()).unwrap();
+    let mut gathering = calls.gather(&names(), &idempotent("a"), (Policy::default(), Vec::new())).unwrap();
     assert_eq!((asked(&one).len(), asked(&two).len()), (1, 1));
     drop(one);
     assert!(matches!(gathering.next().now_or_never().flatten().unwrap().said, Err(CallError::Broker(_))));
@@ -533,7 +534,7 @@ proptest! {
                 Step::Cancel(at) if !waiting.is_empty() => drop(waiting.remove(at % waiting.len())),
                 Step::Gather(min_replies) => {
                     let policy = Policy { min_replies, ..Policy::default() };
-                    if let Ok(gathering) = calls.gather(&names(), &request("x"), policy) {
+                    if let Ok(gathering) = calls.gather(&names(), &request("x"), (policy, Vec::new())) {
                         begun += gathering.asked() as u64;
                         gatherings.push(gathering);
                     }

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::{Mutex, RwLock};
@@ -80,11 +81,13 @@ impl fmt::Debug for StreamEntry {
 }
 
 /// All streams.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Streams {
     map: RwLock<Map>,
     /// Held by whoever changes a definition, until the change is durable.
     changing: Arc<tokio::sync::Mutex<()>>,
+    /// Of subscriptions.
+    numbers: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -95,7 +98,7 @@ struct Map {
 
 impl Streams {
     pub(super) fn restore(stored: Vec<StoredStream>) -> Result<Self, EngineError> {
-        let streams = Self { map: RwLock::default(), changing: Arc::default() };
+        let streams = Self::default();
         for StoredStream { id, spec, cursors } in stored {
             let name = spec.name.clone();
             let entry = StreamEntry::new(id, spec, cursors)

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -60,8 +61,9 @@ impl Broker {
     /// Begins to read.
     pub(in crate::core) fn subscribe_stream(&self, asked: Asked) -> Result<StreamSubscription, CoreError> {
         let reading = self.read_stream(&asked.stream, &asked.start, Some(asked.filter))?;
-        // A number of its own: deliveries are told apart by it, and the same stream may be read twice.
-        let id = self.engine.next_target();
+        // A number of its own: deliveries are told apart by it, and the same stream may be read twice. Targets of the engine have
+        // those below.
+        let id = TargetId(self.streams.numbers.fetch_add(1, Ordering::Relaxed) | 1 << 31);
         let bell = Arc::clone(reading.ready());
         Ok(StreamSubscription { id, bell, reading: Mutex::new((reading, None)) })
     }

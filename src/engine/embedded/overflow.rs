@@ -54,6 +54,12 @@ struct Sum {
     last: Option<usize>,
 }
 
+/// So many more than come may go from a stream with one operation. Beyond that a bound was lowered, and [`Work::Retain`] sees to
+/// it in parts.
+///
+/// [`Work::Retain`]: super::lanes::Work::Retain
+const SHED_BY_ONE: u64 = 256;
+
 impl Leavers {
     pub(super) fn len(&self) -> usize {
         self.all.len()
@@ -132,6 +138,9 @@ impl Writer {
         loop {
             let gone = leavers.of(target.id);
             let bound = broken(target, count, len, (gone.messages, gone.bytes))?;
+            if settings.stream && gone.messages >= count + SHED_BY_ONE {
+                return None;
+            }
             if overflow == Overflow::DeadLetter {
                 let leaving = target.leaving_messages.load(Ordering::Relaxed);
                 if leaving >= LEAVING_MESSAGES || target.leaving_bytes.load(Ordering::Relaxed) > LEAVING_BYTES

@@ -26,7 +26,7 @@ const RANGE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::fro
 /// [`CoreError::Invalid`] naming the field.
 pub(super) fn policy_of(
     policy: Option<v1::GatherPolicy>,
-    has_parts: bool,
+    (has_parts, listeners): (bool, bool),
     keeps: bool,
 ) -> Result<Policy, CoreError> {
     let policy = policy.unwrap_or_default();
@@ -45,6 +45,7 @@ pub(super) fn policy_of(
         stall: optional_duration("policy.stall", policy.stall.as_ref(), RANGE)?,
         timeout: optional_duration("policy.timeout", policy.timeout.as_ref(), RANGE)?,
         keeps,
+        listeners,
         parts_in_hand: policy.parts_in_hand as usize,
     })
 }
@@ -123,6 +124,7 @@ fn summary_of(summary: Summary) -> v1::GatherSummary {
         calls::End::Deadline => v1::GatherEnd::Deadline,
         calls::End::Stall => v1::GatherEnd::Stall,
         calls::End::Error => v1::GatherEnd::Error,
+        calls::End::Stopped => v1::GatherEnd::Stopped,
     };
     let (mut missing, mut missing_parts) = (Vec::new(), Vec::new());
     for calls::Absent { at, responder, service, why } in summary.missing {

@@ -85,10 +85,13 @@ impl CallService {
         request: v1::GatherRequest,
         keeps: bool,
     ) -> Result<Gathering, CoreError> {
-        let v1::GatherRequest { service, request: message, policy, parts, filter } = request;
-        let policy = gather::policy_of(policy, !parts.is_empty(), keeps)?;
+        let v1::GatherRequest { service, request: message, policy, parts, filter, listeners } = request;
+        let policy = gather::policy_of(policy, (!parts.is_empty(), listeners), keeps)?;
         if message.is_some() && !parts.is_empty() {
             return Err(CoreError::invalid("request", "has no meaning beside parts"));
+        }
+        if listeners && !parts.is_empty() {
+            return Err(CoreError::invalid("listeners", "has no meaning beside parts"));
         }
         let whom = if filter.is_empty() { service.clone() } else { filter.clone() };
         let names = match filter {
@@ -111,6 +114,7 @@ impl CallService {
                 other => other,
             });
         }
+        self.broker.check_parts(parts.len())?;
         let intake = intake(&self.broker, clock::unix_now());
         let part = |(at, part)| {
             let message = said(intake, Some(part), first);
@@ -184,8 +188,8 @@ impl v1::call_service_server::CallService for CallService {
 
     async fn multicast(&self, request: Request<v1::MulticastRequest>) -> Answer<Self::MulticastStream> {
         let (metadata, extensions, request) = request.into_parts();
-        let v1::MulticastRequest { service, request, policy, parts, filter } = request;
-        let request = v1::GatherRequest { service, request, policy, parts, filter };
+        let v1::MulticastRequest { service, request, policy, parts, filter, listeners } = request;
+        let request = v1::GatherRequest { service, request, policy, parts, filter, listeners };
         let gathering = self.ask_all((&metadata, &extensions), request, false);
         let gathering = gathering.map_err(|error| status(&error))?;
         Ok(Response::new(gather::serve(gathering, &extensions)))

@@ -5,7 +5,6 @@ mod crash;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stafett::engine::embedded::check::check;
 use stafett::engine::{
     Append, Cursor, Definition, Durability, Engine, EngineError, Logged, Op, Outcome, Refusal, StreamAppend,
     StreamEnds, StreamReader, StreamSpec,
@@ -269,37 +268,6 @@ async fn many_follow_one_stream() {
         assert_eq!(read, expected);
     }
     assert_eq!(bench.engine.stream_stats(log).unwrap().readers, 0);
-}
-
-#[tokio::test]
-async fn what_goes_gives_its_place_on_the_disk_back() {
-    let mut bench = Bench::with(Durability::Memory);
-    let log = stream(&bench, StreamSpec { max_messages: 100, ..kept("log") }).await;
-    for round in 0..60 {
-        let payload = |n: u64| format!("{n}{}", ".".repeat(1000));
-        let ops = (round * 100..round * 100 + 100).map(|n| bench.publish(&[log], payload(n))).collect();
-        within("a commit", bench.engine.commit(ops)).await.unwrap();
-    }
-    assert_eq!(ends(&bench, log), (5901, 6001));
-    // Packs go a sync later than what they are not needed for any more, some at a time.
-    let mut report = None;
-    for _ in 0..5 {
-        bench = bench.reopen_after(|path| {
-            let found = check(path, &mut |_| {}).unwrap();
-            assert!(found.damages.is_empty(), "{:?}", found.damages);
-            let bytes = found.head_bytes + found.body_bytes + found.part_bytes;
-            report = Some((bytes, found.targets.iter().map(|target| target.messages).sum::<u64>()));
-        });
-        if report.is_some_and(|(bytes, _)| bytes < 500_000) {
-            break;
-        }
-    }
-    let (bytes, messages) = report.unwrap();
-    assert!(
-        bytes < 500_000 && messages == 100,
-        "{bytes} bytes for {messages} messages, of 6 MB that were appended"
-    );
-    assert_eq!(places(&all(&bench, log).await), (5900..6000).map(|n| (n + 1, n)).collect::<Vec<_>>());
 }
 
 #[tokio::test]

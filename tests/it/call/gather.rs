@@ -383,8 +383,9 @@ async fn a_filter_asks_the_services_that_it_matches() {
         ..Default::default()
     };
     let refused = async |calls: &mut Calls, request: v1::MulticastRequest| {
-        let v1::MulticastRequest { service, request: asked, policy, parts, filter } = request.clone();
-        let unary = v1::GatherRequest { service, request: asked, policy, parts, filter };
+        let v1::MulticastRequest { service, request: asked, policy, parts, filter, listeners } =
+            request.clone();
+        let unary = v1::GatherRequest { service, request: asked, policy, parts, filter, listeners };
         let stream = within("an answer", calls.0.multicast(request)).await.unwrap_err();
         let unary = within("an answer", calls.0.gather(unary)).await.unwrap_err();
         assert_eq!((stream.code(), stream.message()), (unary.code(), unary.message()));
@@ -414,6 +415,10 @@ async fn a_filter_asks_the_services_that_it_matches() {
     for (request, named) in [
         (v1::MulticastRequest { service: "s".to_owned(), ..request("#") }, "filter"),
         (v1::MulticastRequest { parts: vec![message("x")], request: None, ..request("#") }, "filter"),
+        (
+            v1::MulticastRequest { parts: vec![message("x")], request: None, listeners: true, ..request("") },
+            "listeners",
+        ),
         (request("a/#/b"), "filter"),
         (request("$SYS/#"), "filter"),
         (request("$share/g/a"), "filter"),

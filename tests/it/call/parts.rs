@@ -201,8 +201,8 @@ async fn an_error_is_the_reply_to_its_part_and_each_policy_counts_parts() {
     assert_eq!(one.cancelled().await, [next.request_id]);
 
     for (policy, end) in [
-        (GatherPolicy { timeout: millis(300), ..Default::default() }, GatherEnd::Deadline),
-        (GatherPolicy { stall: millis(300), ..Default::default() }, GatherEnd::Stall),
+        (GatherPolicy { timeout: millis(1000), ..Default::default() }, GatherEnd::Deadline),
+        (GatherPolicy { stall: millis(1000), ..Default::default() }, GatherEnd::Stall),
     ] {
         let asking = begin(&calls, 2, policy, 2).await;
         let (first, second) = (one.one().await, two.one().await);
@@ -258,15 +258,15 @@ async fn one_that_does_not_read_keeps_its_parts_and_no_others() {
     let calls = Calls::of(&broker).await;
     let stuck = Serving::open(&calls, named("s", "stuck", 0)).await;
     Serving::open(&calls, named("s", "well", 0)).await.echo();
-    let stall = GatherPolicy { stall: millis(500), ..Default::default() };
-    let mut asking = begin(&calls, 50, stall, 2).await;
-    for _ in 0..49 {
-        assert_eq!(heard(&mut asking).await.1, "well");
+    let mut asking = begin(&calls, 50, GatherPolicy::default(), 2).await;
+    for at in 1..50 {
+        let (part, by, _) = heard(&mut asking).await;
+        assert_eq!((part, &*by), (at, "well"));
     }
-    let summary = asking.summary().await;
-    assert_eq!(counted(&summary), (GatherEnd::Stall, 49, 0, false));
-    assert_eq!(missing(&summary), [(0, MissingReason::Silent, "stuck")]);
+    // What it had is done when it is gone.
     drop(stuck);
+    assert_eq!(heard(&mut asking).await, (0, "well".into(), "part 0 by well".into()));
+    assert_eq!(counted(&asking.summary().await), (GatherEnd::Complete, 50, 0, true));
     broker.counts("calls_in_flight", 0).await;
 }
 
@@ -297,7 +297,8 @@ async fn a_caller_that_reads_slowly_slows_its_parts_and_misses_nothing() {
 
 #[tokio::test]
 async fn a_wrong_request_in_parts_names_what_is_wrong() {
-    let (_directory, path) = config_file("[limits]\ngather_parts = 3\nmax_payload_bytes = \"1KiB\"\n");
+    let (_directory, path) =
+        config_file("[limits]\ngather_parts = 3\nmax_calls = 3\nmax_payload_bytes = \"1KiB\"\n");
     let broker = Broker::start_with(&["--config", &path]).await;
     let mut calls = Calls::of(&broker).await;
     let refused = async |calls: &mut Calls, request: v1::MulticastRequest| {
@@ -319,6 +320,10 @@ async fn a_wrong_request_in_parts_names_what_is_wrong() {
     let many = refused(&mut calls, divided(4, GatherPolicy::default())).await;
     assert_eq!((many.code(), &*reason_of(&many)), (Code::ResourceExhausted, "LIMIT_REACHED"));
     assert!(many.message().contains("limits.gather_parts"), "{many:?}");
+    // That is looked at before any of them is.
+    let wrong = v1::Message { topic: "t".to_owned(), ..Default::default() };
+    let wrong = v1::MulticastRequest { parts: vec![wrong; 4], ..divided(0, GatherPolicy::default()) };
+    assert_eq!(refused(&mut calls, wrong).await.message(), many.message());
     let both = v1::MulticastRequest { request: Some(message("x")), ..divided(1, GatherPolicy::default()) };
     let in_hand = GatherPolicy { parts_in_hand: 1, ..Default::default() };
     let without = v1::MulticastRequest { parts: vec![], ..divided(0, in_hand) };
@@ -333,11 +338,23 @@ async fn a_wrong_request_in_parts_names_what_is_wrong() {
         let status = refused(&mut calls, request).await;
         assert_eq!((status.code(), &*field(&status)), (Code::InvalidArgument, named), "{status:?}");
     }
-    // Nothing of all that was asked.
+    // Nothing of all that was asked, nor of parts that are calls too many.
     let call = calls.begin(asking_plain());
     let asked = one.one().await;
+    let many = refused(&mut calls, divided(3, GatherPolicy::default())).await;
+    assert_eq!((many.code(), &*reason_of(&many)), (Code::ResourceExhausted, "LIMIT_REACHED"));
+    assert!(many.message().contains("limits.max_calls"), "{many:?}");
     one.reply(vec![reply(asked.request_id, "well")]).await;
     assert_eq!((asked.request_id, answered(call).await), (1, "well".to_owned()));
+    let mut asking = begin(&calls, 3, GatherPolicy::default(), 1).await;
+    let asked = one.one().await;
+    assert_eq!((asked.request_id, part_of(&asked)), (2, 0));
+    one.say(Action::Drain(v1::Drain {})).await;
+    one.reply(vec![reply(asked.request_id, "done")]).await;
+    assert_eq!(heard(&mut asking).await.0, 0);
+    let summary = asking.summary().await;
+    let left = [(1, MissingReason::NotAsked, ""), (2, MissingReason::NotAsked, "")];
+    assert_eq!((summary.end(), missing(&summary)), (GatherEnd::Complete, left.to_vec()));
     broker.counts("call_bytes", 0).await;
 }
 

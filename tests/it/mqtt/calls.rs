@@ -14,7 +14,7 @@ use crate::call::{
 };
 
 /// The answer to a request, as a device gives it.
-fn answer(request: &Publish, packet_id: u16, payload: &str) -> Publish {
+pub(super) fn answer(request: &Publish, packet_id: u16, payload: &str) -> Publish {
     let asked = properties_of(request);
     let properties = PublishProperties { correlation_data: asked.correlation_data, ..Default::default() };
     let to = asked.response_topic.unwrap();
@@ -43,7 +43,7 @@ fn property(key: &str, value: &str) -> (ByteString, ByteString) {
 }
 
 /// A device that serves `filter`.
-async fn device(broker: &Broker, client_id: &str, filter: &str) -> Peer {
+pub(super) async fn device(broker: &Broker, client_id: &str, filter: &str) -> Peer {
     let mut device = Peer::clean(broker, V5, client_id).await;
     device.subscribe(filter, QOS1).await;
     device
@@ -680,11 +680,8 @@ async fn everyone_whose_topic_a_filter_matches_is_asked_on_it() {
     let mut stream = Serving::open(&calls, named("lamps/3/set", "stream", 0)).await;
     let mut member = device(&broker, "member", "$share/g/lamps/3/#").await;
 
-    let policy = v1::GatherPolicy {
-        timeout: crate::queue::seconds(20),
-        stall: crate::queue::seconds(1),
-        ..Default::default()
-    };
+    let policy =
+        v1::GatherPolicy { timeout: crate::queue::seconds(20), max_replies: 3, ..Default::default() };
     let request = |filter: &str, policy| v1::MulticastRequest {
         filter: filter.to_owned(),
         request: Some(crate::queue::message("off")),
@@ -711,7 +708,7 @@ async fn everyone_whose_topic_a_filter_matches_is_asked_on_it() {
     assert_eq!(asking.said().await, ("stream".to_owned(), "dark".to_owned()));
     assert_eq!(&*member.receive().await.topic, "lamps/3/set");
     let summary = asking.summary().await;
-    assert_eq!((summary.end(), summary.replied, summary.quorum_met), (v1::GatherEnd::Stall, 3, false));
+    assert_eq!((summary.end(), summary.replied, summary.quorum_met), (v1::GatherEnd::MaxReplies, 3, true));
     let missing: Vec<_> =
         summary.missing.iter().map(|it| (&*it.responder_id, &*it.service, it.reason())).collect();
     let silent = v1::MissingReason::Silent;
@@ -719,4 +716,66 @@ async fn everyone_whose_topic_a_filter_matches_is_asked_on_it() {
     for mut idle in listeners.into_iter().chain(others).chain([old]) {
         idle.nothing_came().await;
     }
+}
+
+#[tokio::test]
+async fn who_listens_with_a_wildcard_is_asked_where_that_is_wanted() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let mut exact = device(&broker, "exact", "lamps/1").await;
+    exact.subscribe("lamps/#", QOS1).await;
+    let mut listener = device(&broker, "listener", "lamps/+").await;
+    listener.subscribe("#", QOS1).await;
+    let mut leaves = device(&broker, "leaves", "lamps/#").await;
+    let mut other = device(&broker, "other", "lamps/1/+").await;
+    let policy = || v1::GatherPolicy { timeout: crate::queue::seconds(20), ..Default::default() };
+    let request = |listeners| v1::MulticastRequest { listeners, ..everyone("lamps/1", "state", policy()) };
+
+    let mut all = Asking::begin(&calls, request(true), 3).await;
+    for (device, name) in [(&mut exact, "exact"), (&mut listener, "listener")] {
+        let heard = device.receive().await;
+        device.say_packet(answer(&heard, 1, "on")).await;
+        assert_eq!(all.said().await, (name.to_owned(), "on".to_owned()));
+    }
+    leaves.receive().await;
+    leaves.vanish();
+    assert_eq!(all.reply().await.responder_id, "leaves");
+    let summary = all.summary().await;
+    assert_eq!((missing(&summary), summary.replied), (vec![("leaves", v1::MissingReason::Lost)], 2));
+
+    // They are nobody whom a call, or who did not ask for them, finds.
+    let mut one = Asking::begin(&calls, request(false), 1).await;
+    let heard = exact.receive().await;
+    exact.say_packet(answer(&heard, 2, "on")).await;
+    assert_eq!(one.said().await.0, "exact");
+    one.summary().await;
+    exact.vanish();
+    broker.counts("responders", 0).await;
+    let status = failed(calls.begin(asking("lamps/1", ""))).await;
+    assert_eq!(reason_of(&status), "NO_RESPONDERS");
+    assert!(calls.clone().responders("lamps/1").await.is_empty());
+
+    // Whoever ends its subscription is asked no more, and one that is left is there for the topic all the same.
+    listener.unsubscribe("lamps/+").await;
+    let mut all = Asking::begin(&calls, request(true), 1).await;
+    let heard = listener.receive().await;
+    listener.say_packet(answer(&heard, 2, "on")).await;
+    assert_eq!(all.said().await.0, "listener");
+    all.summary().await;
+    // Topics that one listens to are without number: nothing of them is kept.
+    for topic in ["a", "b", "c"] {
+        let request = v1::MulticastRequest { listeners: true, ..everyone(topic, "", policy()) };
+        let mut all = Asking::begin(&calls, request, 1).await;
+        let heard = listener.receive().await;
+        listener.say_packet(answer(&heard, 3, "heard")).await;
+        assert_eq!(all.said().await.0, "listener");
+        all.summary().await;
+    }
+    broker.counts("responders", 0).await;
+    broker.counts("calls_in_flight", 0).await;
+    listener.unsubscribe("#").await;
+    let mut client = calls.0.clone();
+    let status = within("an answer", client.multicast(request(true))).await.unwrap_err();
+    assert_eq!(reason_of(&status), "NO_RESPONDERS");
+    other.nothing_came().await;
 }

@@ -13,6 +13,7 @@ mod fuzz;
 mod hostile;
 mod limits;
 mod listeners;
+mod parts;
 mod properties;
 mod publishing;
 mod queues;

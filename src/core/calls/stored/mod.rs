@@ -33,7 +33,7 @@ use smallvec::smallvec;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use super::{CallError, Calls, Counts, Reply, Request};
+use super::{Audience, CallError, Calls, Counts, Reply, Request};
 use crate::core::{Broker, CoreError, Limits};
 use crate::engine::{
     Append, BacklogSpec, Consumer, ConsumerOptions, Definition, EngineError, LeaseRef, Op, Outcome, Publish,
@@ -186,7 +186,7 @@ impl Calls {
     fn watch(self: &Arc<Self>, watch: Option<Arc<Watch>>) {
         if let Some(watch) = watch {
             let name = watch.service.clone();
-            self.service_with(&name, |service| service.watch(Some(watch)));
+            self.service_with(Audience::Serving, &name, |service| service.watch(Some(watch)));
         }
     }
 
