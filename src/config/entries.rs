@@ -148,6 +148,9 @@ pub static ENTRIES: [Entry; 90] = [
     entry("limits.max_session_expiry", |s| {
         Slot::Duration(&mut s.limits.core.max_session_expiry, SECOND..=3650 * DAY)
     }),
+    entry("limits.release_within", |s| {
+        Slot::Duration(&mut s.limits.core.release_within, Duration::from_millis(100)..=60 * SECOND)
+    }),
     entry("limits.max_calls", |s| Slot::count(&mut s.limits.core.max_calls, 1..=100_000_000)),
     entry("limits.call_bytes", |s| Slot::bytes(&mut s.limits.core.call_bytes, MIB..=1024 * GIB)),
     entry("limits.call_reply_bytes", |s| Slot::bytes(&mut s.limits.core.call_reply_bytes, KIB..=1024 * GIB)),

@@ -45,6 +45,10 @@ pub struct Limits {
     pub session_bytes: u64,
     /// The longest that a session outlives its connection.
     pub max_session_expiry: Duration,
+    /// How long a connection that is ended has to give its session back; then the session is taken from it.
+    pub release_within: Duration,
+    /// Bytes of one will. It waits in memory after its connection is gone.
+    pub max_will_bytes: usize,
     /// Calls that wait for their answer, over all services.
     pub max_calls: usize,
     /// Bytes of their requests, and of replies that their callers have not read.
@@ -172,6 +176,8 @@ impl Default for Limits {
             session_messages: 100_000,
             session_bytes: 256 << 20,
             max_session_expiry: DAY * 365,
+            release_within: Duration::from_secs(5),
+            max_will_bytes: 128 << 10,
             max_calls: 100_000,
             call_bytes: 256 << 20,
             call_reply_bytes: 4 << 20,

@@ -5,6 +5,7 @@
 //! the old message, and would take a new one with it for a repetition. So it stays until the door that gave it is back and
 //! has it released.
 
+use super::sources::is_settled;
 use super::{Session, SessionDelivery};
 use crate::core::CoreError;
 use crate::engine::{EngineError, Op, Outgoing, OutgoingState, Ticket};
@@ -31,7 +32,7 @@ impl SessionDelivery {
     /// lease to its end.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.leased.outgoing.is_some_and(|outgoing| outgoing.state == OutgoingState::Settled)
+        is_settled(&self.leased)
     }
 
     /// What a door without packet ids settles by [`Session::settle_numbered`] alone.

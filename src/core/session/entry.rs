@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use super::sources::Sources;
 use super::subscriptions::Subscriptions;
+use super::will::Will;
 use crate::bell::Bell;
 use crate::core::Limits;
 use crate::core::delivery::Outbox;
@@ -83,6 +84,8 @@ pub(crate) struct Attachment {
     pub(crate) detached: AtomicBool,
     /// Rung when the connection has given everything back.
     pub(crate) released: Bell,
+    /// Left once, by whoever takes the connection off.
+    pub(super) will: Mutex<Option<Box<Will>>>,
 }
 
 impl Attachment {
@@ -93,6 +96,7 @@ impl Attachment {
             changed: Bell::default(),
             detached: AtomicBool::new(false),
             released: Bell::default(),
+            will: Mutex::default(),
         })
     }
 }
@@ -142,6 +146,11 @@ impl SessionEntry {
             max_bytes: limits.session_bytes,
         };
         Some(Op::Define(self.target?, Definition::Session(spec)))
+    }
+
+    /// Whether it does not outlive its connection.
+    pub(crate) fn ends_with_its_connection(&self) -> bool {
+        self.target.is_none() || self.state.lock().expiry.is_zero()
     }
 
     /// Whether `attachment` is its connection.

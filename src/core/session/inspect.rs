@@ -68,18 +68,22 @@ impl Broker {
     /// Deletes the session of a client with all that it has; a connection that has it is ended first, with its will.
     /// Returns how many messages of its backlog were discarded. Durable when this returns.
     ///
-    /// Dropping the future: the session may be deleted or not.
+    /// Dropping the future, once polled, does not stop it: a connection that was told is not told wrong.
     ///
     /// # Errors
     /// [`CoreError::NotFound`], [`CoreError::Engine`].
     pub async fn delete_session(self: &Arc<Self>, client_id: &ClientId) -> Result<u64, CoreError> {
-        let claim = self.pubsub.sessions.claim(client_id).await;
-        let entry = claim.current().ok_or_else(|| no_session(client_id))?;
-        self.take_from(&entry, CloseReason::Deleted).await;
-        // One that ended with its connection had no backlog.
-        let queued = self.session_info(&entry).queued;
-        self.end_session(&entry).await?;
-        Ok(queued)
+        let (broker, client_id) = (Arc::clone(self), client_id.clone());
+        self.to_the_end(async move {
+            let claim = broker.pubsub.sessions.claim(&client_id).await;
+            let entry = claim.current().ok_or_else(|| no_session(&client_id))?;
+            broker.take_from(&entry, CloseReason::Deleted).await;
+            // One that ended with its connection had no backlog.
+            let queued = broker.session_info(&entry).queued;
+            broker.end_session(&entry).await?;
+            Ok(queued)
+        })
+        .await
     }
 
     /// Ends the connection of a client, not in its own name: its will is published, its session stays as long as it is

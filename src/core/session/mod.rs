@@ -54,6 +54,9 @@ pub struct OpenSession {
     pub principal: ByteString,
     /// Where live deliveries go.
     pub outbox: Arc<dyn Outbox>,
+    /// Published when the connection is lost or taken off, unless it is [withdrawn](Session::withdraw_will) before. One
+    /// of a session that could not be opened is not.
+    pub will: Option<Box<Will>>,
 }
 
 /// A session that was opened.

@@ -9,14 +9,12 @@ use parking_lot::Mutex;
 
 use super::entry::{Attachment, SessionEntry, State};
 use super::sources::Kind;
+use super::subscribe::taken_over;
 use super::{End, OpenSession, Opened, Session};
 use crate::core::delivery::CloseReason;
 use crate::core::{Broker, CoreError};
 use crate::engine::{Op, Outcome, StoredSession};
 use crate::types::{ClientId, MessageId, TargetId, UnixMillis, clock};
-
-/// How long a connection that is taken over has to give back what it leased; then it is taken from it.
-const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 
 impl Broker {
     /// Opens the session of a client: a new one, or the one that was there. A connection that has it is closed and
@@ -50,7 +48,7 @@ impl Broker {
         }
         // A session that ended with the connection is not there any more.
         let there = match claim.current() {
-            Some(there) if open.clean_start || there.target.is_none() => {
+            Some(there) if open.clean_start || there.ends_with_its_connection() => {
                 self.end_session(&there).await?;
                 None
             }
@@ -79,6 +77,8 @@ impl Broker {
             let mut state = entry.state.lock();
             (state.principal, state.expiry) = (open.principal, expiry);
         }
+        // The client is back in time, however long the store takes.
+        let held_will = present.then(|| self.pubsub.wills.hold(&entry.client_id));
         let attachment = Attachment::new(open.outbox);
         entry.attached.store(Some(Arc::clone(&attachment)));
         // From here on the handle gives back whatever happens.
@@ -95,24 +95,55 @@ impl Broker {
             Some(incoming) => incoming.all().await,
             None => Vec::new(),
         };
-        if present {
-            self.pubsub.wills.came_back(session.client_id());
+        if let Some(held) = held_will {
+            held.withdraw();
         }
+        // Nobody takes the session before the claim is given back.
+        *session.attachment.will.lock() = open.will;
         Ok(Opened { session, present, expiry, incoming, outgoing })
     }
 
-    /// Closes the connection of a session and waits until it has given everything back. Returns whether it had one.
-    pub(super) async fn take_from(&self, entry: &Arc<SessionEntry>, reason: CloseReason) -> bool {
+    /// Closes the connection of a session and waits until it has given everything back; from one that does not, it is
+    /// taken. Returns whether it had one.
+    pub(super) async fn take_from(self: &Arc<Self>, entry: &Arc<SessionEntry>, reason: CloseReason) -> bool {
         let Some(attached) = entry.attached.load_full() else { return false };
         attached.outbox.close(reason);
-        let given_back = tokio::time::timeout(RELEASE_WITHIN, attached.released.heard()).await;
+        let given_back = tokio::time::timeout(self.limits.release_within, attached.released.heard()).await;
         if given_back.is_err() {
             tracing::warn!(client = %entry.client_id, "a connection does not end: its session is taken from it");
-            entry.detach(&attached);
-            attached.give_back();
-            self.calls.session_left(entry.key);
+            if self.let_go(entry, &attached, true)
+                && let Err(error) = self.end_session(entry).await
+            {
+                tracing::debug!(client = %entry.client_id, %error, "the ended session is not deleted yet");
+            }
         }
         true
+    }
+
+    /// Takes a connection off its session: gives back what it leased (`counted`: as deliveries that failed), leaves its will
+    /// and lets the session be away, if it still was with this connection. Returns whether the session is to end.
+    fn let_go(
+        self: &Arc<Self>,
+        entry: &Arc<SessionEntry>,
+        attachment: &Arc<Attachment>,
+        counted: bool,
+    ) -> bool {
+        attachment.give_back(counted);
+        self.leave_will_of(entry, attachment);
+        if !entry.detach(attachment) {
+            return false;
+        }
+        self.calls.session_left(entry.key);
+        if entry.ends_with_its_connection() {
+            return true;
+        }
+        let expiry = entry.state.lock().expiry;
+        self.pubsub.sessions.timers.away(entry, expiry);
+        if let Some(op) = entry.definition(&self.limits, clock::unix_now()) {
+            // Nobody waits for that: after a crash the last note counts.
+            drop(self.engine.commit(vec![op]));
+        }
+        false
     }
 
     fn new_entry(
@@ -159,7 +190,10 @@ impl Broker {
     }
 
     /// The part of ending a session that needs no waiting.
-    fn begin_end(&self, entry: &Arc<SessionEntry>) -> (Vec<crate::core::route::RouteChange>, Vec<Op>) {
+    fn begin_end(
+        self: &Arc<Self>,
+        entry: &Arc<SessionEntry>,
+    ) -> (Vec<crate::core::route::RouteChange>, Vec<Op>) {
         let ended = std::mem::replace(&mut entry.state.lock().ended, true);
         if ended {
             return (Vec::new(), Vec::new());
@@ -168,7 +202,8 @@ impl Broker {
         sessions.timers.forget(entry);
         if let Some(attached) = entry.attached.swap(None) {
             attached.outbox.close(CloseReason::Deleted);
-            attached.give_back();
+            attached.give_back(false);
+            self.leave_will_of(entry, &attached);
         }
         self.calls.session_left(entry.key);
         self.pubsub.wills.session_ended(&entry.client_id);
@@ -181,7 +216,7 @@ impl Broker {
     }
 
     /// Ends a session at once, where nothing can be awaited.
-    fn end_session_now(&self, entry: &Arc<SessionEntry>) {
+    fn end_session_now(self: &Arc<Self>, entry: &Arc<SessionEntry>) {
         let (routes, mut ops) = self.begin_end(entry);
         self.routes.change_now(routes);
         ops.extend(entry.target.map(Op::Delete));
@@ -248,12 +283,18 @@ impl Session {
     /// Dropping the future does not take that back.
     ///
     /// # Errors
-    /// [`CoreError::Engine`].
+    /// [`CoreError::Precondition`] `SESSION_TAKEN_OVER`: nothing is changed; [`CoreError::Engine`].
     pub async fn set_expiry(&self, expiry: Duration) -> Result<(), CoreError> {
         if self.entry.target.is_none() {
             return Ok(());
         }
-        self.entry.state.lock().expiry = expiry.min(self.broker.limits.max_session_expiry);
+        {
+            let mut state = self.entry.state.lock();
+            if state.ended || !self.entry.has(&self.attachment) {
+                return Err(taken_over());
+            }
+            state.expiry = expiry.min(self.broker.limits.max_session_expiry);
+        }
         if let Some(op) = self.entry.definition(&self.broker.limits, clock::unix_now()) {
             self.broker.engine.commit(vec![op]).await?;
         }
@@ -267,43 +308,18 @@ impl Session {
     /// Dropping the future does not take that back.
     pub async fn close(self, how: End) {
         tracing::trace!(client = %self.entry.client_id, ?how, "session given back");
-        if self.leave()
+        if self.broker.let_go(&self.entry, &self.attachment, false)
             && let Err(error) = self.broker.end_session(&self.entry).await
         {
             tracing::debug!(client = %self.entry.client_id, %error, "the ended session is not deleted yet");
         }
         // Dropping it does the rest.
     }
-
-    /// Gives back what was leased and lets the session be away, if it still was with this connection. Returns
-    /// whether it is to end.
-    fn leave(&self) -> bool {
-        let (broker, entry) = (&self.broker, &self.entry);
-        self.attachment.give_back();
-        if !entry.detach(&self.attachment) {
-            return false;
-        }
-        broker.calls.session_left(entry.key);
-        if self.ends_with_its_connection() {
-            return true;
-        }
-        let expiry = entry.state.lock().expiry;
-        broker.pubsub.sessions.timers.away(entry, expiry);
-        if let Some(op) = entry.definition(&broker.limits, clock::unix_now()) {
-            // Nobody waits for that: after a crash the last note counts.
-            drop(broker.engine.commit(vec![op]));
-        }
-        false
-    }
-
-    fn ends_with_its_connection(&self) -> bool {
-        self.entry.target.is_none() || self.entry.state.lock().expiry.is_zero()
-    }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if self.leave() {
+        if self.broker.let_go(&self.entry, &self.attachment, false) {
             self.broker.end_session_now(&self.entry);
         }
         self.broker.pubsub.connected.fetch_sub(1, Ordering::Relaxed);

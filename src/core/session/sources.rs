@@ -21,7 +21,7 @@ use crate::core::{Broker, CoreError};
 use crate::counters::Passed;
 use crate::engine::{
     Append, Consumer, ConsumerOptions, EngineError, LeaseRef, Leased, Levels, Nack, Op, Outcome, Outgoing,
-    Publish, Settled, SubscribeOptions, Ticket, View,
+    OutgoingState, Publish, Settled, SubscribeOptions, Ticket, View,
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{Qos, Sequence, TargetId, clock};
@@ -181,10 +181,13 @@ impl Attachment {
         self.sources.lock().remove_stream(spec)
     }
 
-    /// Gives back everything that was taken.
-    pub(crate) fn give_back(&self) {
+    /// Gives back everything that was taken; `counted`: as deliveries that failed.
+    pub(crate) fn give_back(&self, counted: bool) {
         let mut sources = self.sources.lock();
         self.detached.store(true, Ordering::Release);
+        if counted {
+            sources.list.iter().for_each(|source| source.consumer.release_all(true));
+        }
         sources.list.clear();
         drop(sources);
         self.changed.ring();
@@ -231,8 +234,8 @@ impl Session {
             bytes = bytes.saturating_sub(weight);
             let from = out.len();
             self.tell(source, &mut taken, out);
-            let new = out.get(from..).unwrap_or_default();
-            given += Passed::of(new.iter().map(|delivery| delivery.leased.message.payload.len()));
+            let new = out.get(from..).unwrap_or_default().iter().filter(|delivery| !delivery.is_settled());
+            given += Passed::of(new.map(|delivery| delivery.leased.message.payload.len()));
             if room == 0 || bytes == 0 {
                 // It may be registered from an earlier look.
                 self.pass_on(sources.get(at..).unwrap_or_default());
@@ -281,7 +284,8 @@ impl Session {
             if let Kind::Queue(_, attempts) = &source.kind {
                 attempts.lock().insert(leased.sequence, leased.attempt);
             }
-            let dropped_before = std::mem::take(&mut dropped_before);
+            // What is done with but for its number is not told to every door.
+            let dropped_before = if is_settled(&leased) { 0 } else { std::mem::take(&mut dropped_before) };
             let maybe_sent = part.is_none()
                 && self.entry.cut_off
                 && leased.earlier_boot
@@ -299,7 +303,7 @@ impl Session {
 
     /// What the backlog has dropped and nobody was told of, if there is something to tell it with.
     fn dropped_since(&self, source: &Source, taken: &[Leased]) -> u64 {
-        if taken.is_empty() || !matches!(source.kind, Kind::Backlog) {
+        if !matches!(source.kind, Kind::Backlog) || taken.iter().all(is_settled) {
             return 0;
         }
         let Ok(stats) = self.broker.engine.stats(source.target()) else { return 0 };
@@ -412,6 +416,11 @@ impl Session {
     pub fn outgoing(&self, source: TargetId, sequence: Sequence, outgoing: Outgoing) -> Ticket<Vec<Outcome>> {
         self.broker.engine.commit(vec![Op::Outgoing { target: source, sequence, outgoing }])
     }
+}
+
+/// Whether it is done with but for the number that a door has given it.
+pub(super) fn is_settled(leased: &Leased) -> bool {
+    leased.outgoing.is_some_and(|outgoing| outgoing.state == OutgoingState::Settled)
 }
 
 /// What was settled where there is nothing to settle.

@@ -185,7 +185,15 @@ impl Session {
                 answers.push(Ok(self.attachment.end_stream(&spec)));
                 continue;
             }
-            let Some(old) = self.entry.state.lock().take(&spec) else {
+            let old = {
+                let mut state = self.entry.state.lock();
+                if state.ended || !self.entry.has(&self.attachment) {
+                    answers.push(Err(taken_over()));
+                    continue;
+                }
+                state.take(&spec)
+            };
+            let Some(old) = old else {
                 answers.push(Ok(false));
                 continue;
             };
@@ -415,7 +423,7 @@ fn detached(spec: &FilterSpec) -> FilterSpec {
     }
 }
 
-fn taken_over() -> CoreError {
+pub(super) fn taken_over() -> CoreError {
     CoreError::Precondition {
         reason: "SESSION_TAKEN_OVER",
         what: "the session is with another connection, or deleted".to_owned(),

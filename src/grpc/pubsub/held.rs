@@ -1,7 +1,7 @@
 //! What one stream has delivered and the client has not settled.
 //!
 //! Invariant: a number stands for one delivery; it is gone when it is settled. Dropping it gives everything back: to
-//! the session, counted as failed unless the end was clean, or to other members of a share group; and it leaves the will.
+//! the session, counted as failed unless the end was clean, or to other members of a share group.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::mailbox::{Kept, Mailbox, Waiting};
 use super::unsettled::Unsettled;
 use crate::core::queues::consumer::Window;
-use crate::core::{CoreError, Numbered, Session, SessionDelivery, Will};
+use crate::core::{CoreError, Numbered, Session, SessionDelivery};
 use crate::engine::{LeaseError, Nack, Settled, Ticket};
 use crate::grpc::proto::v1;
 use crate::grpc::status;
@@ -26,8 +26,6 @@ pub(super) struct Held {
     next: u64,
     /// The end is in order.
     pub(super) clean: bool,
-    /// Published at the end, unless the client takes its leave.
-    pub(super) will: Option<Box<Will>>,
 }
 
 /// Completes when what was settled is gone for good.
@@ -56,14 +54,9 @@ struct Leases {
 }
 
 impl Held {
-    pub(super) fn new(
-        session: Session,
-        mailbox: Arc<Mailbox>,
-        window: Window,
-        will: Option<Box<Will>>,
-    ) -> Self {
+    pub(super) fn new(session: Session, mailbox: Arc<Mailbox>, window: Window) -> Self {
         let deliveries = Unsettled::default();
-        Self { session, mailbox, window, deliveries, bytes: 0, next: 1, clean: false, will }
+        Self { session, mailbox, window, deliveries, bytes: 0, next: 1, clean: false }
     }
 
     /// What the window leaves.
@@ -203,9 +196,6 @@ impl Drop for Held {
                 // What cannot be given back any more is back already.
                 drop(self.session.nack(source, &sequences, Nack::Lost, None));
             }
-        }
-        if let Some(will) = self.will.take() {
-            self.session.leave_will(will, &mut self.session.publisher());
         }
     }
 }

@@ -68,6 +68,7 @@ pub(super) async fn open_session(
         expiry,
         principal: ANYONE,
         outbox: mailbox.clone(),
+        will,
     };
     let Opened { session, present, expiry, .. } = broker.open_session(open).await?;
     let opened = v1::SubscribeOpened {
@@ -78,7 +79,7 @@ pub(super) async fn open_session(
     };
     let open = Open {
         ends_with_stream: expiry.is_zero(),
-        held: Held::new(session, mailbox, window, will),
+        held: Held::new(session, mailbox, window),
         hungry: true,
         waiting: false,
         taken: Vec::new(),
@@ -183,7 +184,7 @@ impl Open {
             self.held.session.set_expiry(expiry).await?;
         }
         if !close.publish_will {
-            self.held.will = None;
+            self.held.session.withdraw_will();
         }
         self.end = Some(End::Done);
         Ok(())

@@ -226,6 +226,7 @@ impl Bridge {
             expiry: if *clean_start { Duration::ZERO } else { *session_expiry },
             principal: PRINCIPAL,
             outbox,
+            will: None,
         };
         broker.open_session(open).await
     }

@@ -21,6 +21,9 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Ends a connection. Returns when the peer has closed its side, or had the time to.
 pub(super) async fn end(door: &Arc<Door>, mut wire: Wire, mut live: Live, ending: Ending, peer: Peer) {
+    if !ending.will {
+        live.session.withdraw_will();
+    }
     let client = live.client_id().clone();
     let stops = matches!(&ending.tell, Some((ReasonCode::ServerShuttingDown, _)));
     if stops {
@@ -145,12 +148,8 @@ async fn give_back(wire: &mut Wire, live: Live, ending: &Ending) {
     {
         tracing::debug!(client = %session.client_id(), %error, "the session's expiry is not changed");
     }
-    if ending.will
-        && let Some(will) = state.take_will()
-    {
-        let publisher = publisher.get_or_insert_with(|| Box::new(session.publisher()));
-        session.leave_will(will, publisher);
-    }
+    let own = &mut publisher;
+    session.leave_will(|| own.get_or_insert_with(|| Box::new(session.publisher())));
     // What waits for the store is seen to by the broker.
     drop(publisher);
     close(session, ending.how).await;

@@ -238,6 +238,7 @@ async fn open(door: &Arc<Door>, wire: &mut Wire, mut hello: Hello) -> Result<Liv
         expiry: hello.expiry,
         principal: hello.principal.clone(),
         outbox: Arc::clone(&mailbox) as _,
+        will: hello.will.take(),
     });
     let opened: Result<Opened, CoreError> = opened.await;
     let opened = opened?;
@@ -245,6 +246,8 @@ async fn open(door: &Arc<Door>, wire: &mut Wire, mut hello: Hello) -> Result<Liv
         Session { client_id: opened.session.client_id(), present: opened.present, expiry: opened.expiry };
     let connack = hello.accepted(&session, &door.settings);
     if !wire.send(Packet::ConnAck(Box::new(connack)), hello.form) {
+        // [MQTT-3.1.2-8]: a connection that was not accepted has none.
+        opened.session.withdraw_will();
         return Err(Refused::too_large("CONNACK"));
     }
     wire.decoder.limits_mut().max_packet_size = door.settings.max_packet();

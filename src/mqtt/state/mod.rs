@@ -24,7 +24,7 @@ use super::codec::{DecodeError, Disconnect, Packet, ReasonCode, Version};
 use super::translate;
 use super::violation::Violation;
 use super::{Settings, Terms};
-use crate::core::{CoreError, End, Inbound, Limits, Receipt, Will};
+use crate::core::{CoreError, End, Inbound, Limits, Receipt};
 use crate::engine::{Nack, Outgoing};
 use crate::types::{Qos, TargetId, UnixMillis};
 
@@ -140,7 +140,6 @@ pub(super) struct State {
     backlog: Option<TargetId>,
     /// CONNECT asked for a session that ends with the connection.
     ends_with_connection: bool,
-    will: Option<Box<Will>>,
     /// By enhanced authentication.
     authenticated: Option<Box<Authenticated>>,
     /// The peer is a server, and we are its client.
@@ -174,7 +173,6 @@ impl State {
             terms: Arc::clone(&settings.terms),
             backlog,
             ends_with_connection: hello.expiry.is_zero(),
-            will: hello.will,
             authenticated: hello.authenticated,
             client: None,
         }
@@ -257,11 +255,6 @@ impl State {
         self.backlog.is_some()
     }
 
-    /// The will, to be published.
-    pub(super) fn take_will(&mut self) -> Option<Box<Will>> {
-        self.will.take()
-    }
-
     /// Gives memory back that helps a busy connection.
     pub(super) fn release(&mut self) {
         self.incoming.release();
@@ -304,9 +297,6 @@ impl State {
             return Err(Violation::SessionExpiryRaised);
         }
         let clean = packet.reason == ReasonCode::Success;
-        if clean {
-            self.will = None;
-        }
         effects.end(Ending {
             how: if clean { End::Clean } else { End::Lost },
             tell: None,

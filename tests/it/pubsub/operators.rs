@@ -9,8 +9,8 @@ use tonic::Code;
 use tonic::transport::Channel;
 use tonic_types::StatusExt;
 
-use super::{Topics, filter, message, session};
-use crate::harness::{Broker, stafett};
+use super::{Action, Event, Topics, filter, message, session};
+use crate::harness::{Broker, config_file, stafett};
 use crate::mqtt::{Peer, QOS1, QOS2, V5, V311, kept, text, will};
 use crate::queue::{field, got, reason, refused, seconds};
 
@@ -175,6 +175,45 @@ async fn a_client_is_disconnected_and_keeps_its_session() {
     assert_eq!(once.told().await, Some(ReasonCode::AdministrativeAction));
     let gone = v1::DisconnectClientRequest { client_id: "once".to_owned() };
     assert_eq!(refused(operator.0.disconnect_client(gone)).await.code(), Code::NotFound);
+}
+
+/// More than HTTP/2 lets a stream have that is not read.
+const LARGE: usize = 256 << 10;
+const COUNT: u64 = 8;
+
+#[tokio::test]
+async fn a_session_is_taken_from_a_client_that_does_not_read() {
+    let (file, path) = config_file("[limits]\nrelease_within = \"100ms\"\n");
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let (mut topics, mut operator) = (Topics::of(&broker).await, Operator::of(&broker).await);
+    let mut watcher = Peer::subscribed(&broker, V5, "wills/#", QOS1).await;
+    let will = v1::Will { message: Some(message("wills/c", "lost")), delay: None };
+    let open = v1::OpenSession { will: Some(will), ..session("c", &["t"]) };
+    let mut stalled = Topics::of(&broker).await.open(open).await;
+    for _ in 0..COUNT {
+        topics.publish(message("t", &"x".repeat(LARGE))).await;
+    }
+    assert!(operator.disconnect("c").await);
+    assert_eq!(text(&watcher.receive().await), "lost");
+    // It is kept as long as it was to be, with all that it has.
+    let away = operator.session("c").await.unwrap();
+    assert_eq!((away.connected, away.queued, away.session_expiry), (false, COUNT, seconds(3600)));
+    let seconds_of = |at: Option<prost_types::Timestamp>| at.unwrap().seconds;
+    assert!(seconds_of(away.expires_at) - seconds_of(away.created_at) >= 3599, "{away:?}");
+    let mut back = Topics::of(&broker).await.session("c", &[]).await;
+    assert!(back.opened.session_present);
+    let Event::Deliveries(batch) = back.hear().await else { panic!("no deliveries") };
+    assert_eq!(batch.deliveries[0].delivery_attempt, 2);
+    // What the first one says now comes too late, and so does its end.
+    let at_once = v1::CloseSession { session_expiry: seconds(0), ..Default::default() };
+    stalled.say(Action::Close(at_once)).await;
+    let (_, status) = stalled.ended().await;
+    assert_eq!(reason(&status.unwrap().get_error_details()), "CLIENT_DISCONNECTED");
+    assert_eq!(operator.session("c").await.unwrap().session_expiry, seconds(3600));
+    assert!(operator.disconnect("c").await);
+    assert!(operator.session("c").await.is_some());
+    watcher.nothing_came().await;
+    drop(file);
 }
 
 #[tokio::test]

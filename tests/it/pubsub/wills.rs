@@ -218,6 +218,8 @@ async fn a_will_that_could_not_be_published_is_refused() {
         (said(|m| m.topic = "$SYS/x".to_owned()), "open.will.message.topic"),
         (said(|m| m.qos = v1::Qos::ExactlyOnce.into()), "open.will.message.qos"),
         (said(|m| m.payload = vec![0; 5 << 20].into()), "open.will.message.payload"),
+        // Of what could be published, but is too much to be kept by everybody.
+        (said(|m| m.payload = vec![0; 128 << 10].into()), "open.will.message.payload"),
         (v1::Will { message: Some(delayed), delay: None }, "open.will.message.delay"),
         (v1::Will { delay: seconds(-1), ..said(|_| {}) }, "open.will.delay"),
     ] {

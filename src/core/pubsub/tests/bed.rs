@@ -219,6 +219,7 @@ impl Bed {
             expiry,
             principal: "p".into(),
             outbox: inbox.clone(),
+            will: None,
         };
         within(self.broker.open_session(open)).await
     }

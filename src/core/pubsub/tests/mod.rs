@@ -13,5 +13,6 @@ mod queue_topics;
 mod retain;
 mod sessions;
 mod shares;
+mod taken;
 
 use bed::{Bed, Got, Inbox, filter, message, options, qos1, topic, within};

@@ -106,6 +106,7 @@ async fn a_session_ends_when_its_time_away_is_over() {
         expiry,
         principal: "p".into(),
         outbox: inbox.clone(),
+        will: None,
     };
     let opened = bed.broker.open_session(open(Duration::from_secs(600), &inbox)).await.unwrap();
     advance(Duration::from_secs(3600)).await;
@@ -159,6 +160,7 @@ async fn a_connection_that_does_not_leave_loses_its_session() {
         expiry: Duration::from_secs(60),
         principal: "p".into(),
         outbox: second,
+        will: None,
     };
     // Time runs on its own from here, to the end of the patience with it.
     drop(still);
@@ -179,6 +181,7 @@ async fn a_session_belongs_to_who_made_it() {
         expiry: Duration::ZERO,
         principal: "another".into(),
         outbox: inbox.clone(),
+        will: None,
     };
     let refused = bed.broker.open_session(open).await.unwrap_err();
     assert!(matches!(refused, CoreError::Precondition { reason: "SESSION_OF_ANOTHER", .. }));
@@ -195,6 +198,7 @@ async fn what_is_nobodys_is_theirs_who_take_it() {
             expiry: Duration::from_secs(60),
             principal: principal.into(),
             outbox: Arc::new(Inbox::default()),
+            will: None,
         };
         let opened = bed.broker.open_session(open).await?;
         let present = opened.present;
