@@ -99,6 +99,7 @@ async fn a_full_queue_that_lets_its_oldest_go_does_so_for_a_reply() {
     for name in ["drops", "buries"] {
         queues.fill(name, &["1", "2"]).await;
         calls.store(to_queue(name, later("s", "3"))).await;
+        broker.counts("async_calls", 0).await;
         let left = [queues.one(name).await, queues.one(name).await];
         assert_eq!(payloads(&left[..1]), ["2"]);
         assert_eq!(payloads(&left[1..]), ["3 by one"]);
