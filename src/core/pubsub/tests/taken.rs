@@ -163,6 +163,7 @@ async fn a_will_is_withdrawn_by_who_is_there_in_time_however_long_the_store_take
     let bed = Bed::new().await;
     let (_watcher, wills) = watcher(&bed).await;
     // Returns when the session is with its connection, and the store still at work.
+    #[expect(clippy::async_yields_async, reason = "what is opened is awaited later")]
     let opening = async || {
         bed.engine.hold();
         let broker = Arc::clone(&bed.broker);
