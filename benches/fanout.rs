@@ -68,6 +68,7 @@ fn fan_out(c: &mut Criterion) {
                 expiry: Duration::ZERO,
                 principal: Default::default(),
                 outbox: Arc::new(Count::default()),
+                will: None,
             };
             let session = runtime.block_on(broker.open_session(open)).unwrap().session;
             let filter = ("bench/+".parse().unwrap(), SubscribeOptions::default());
