@@ -10,9 +10,10 @@ use bytestring::ByteString;
 use rustc_hash::FxHashMap;
 use smallvec::{SmallVec, smallvec};
 
-use super::call::{Call, Place, Shared, To};
+use super::call::{Call, Place, To};
 use super::device::NotAsked;
 use super::service::Service;
+use super::shared::Shared;
 use super::state::{Door, State, Wakes};
 use super::{CallError, Calls, Request, too_large};
 use crate::core::{CoreError, TooLarge};

@@ -21,11 +21,13 @@ mod device;
 mod direct;
 mod gather;
 mod line;
+mod multicast;
 mod owed;
 mod parts;
 mod published;
 mod responder;
 mod service;
+mod shared;
 mod state;
 mod stored;
 #[cfg(test)]

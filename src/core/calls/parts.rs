@@ -14,10 +14,11 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::time::Instant;
 
-use super::call::{Call, Place, Shared, To, weight_of_said};
+use super::call::{Call, Place, To};
 use super::device::NotAsked;
 use super::line::Line;
 use super::service::Service;
+use super::shared::{Shared, weight_of_said};
 use super::state::{Entry, State, Wakes};
 use super::{CallError, Calling, Calls, Counts, Missing, Part, Request, Said};
 use crate::core::CoreError;

@@ -72,9 +72,6 @@ impl Level {
         entry.make_hole();
         self.holes += 1;
         self.trim();
-        if self.holes > self.fresh.len() / 2 {
-            self.fill();
-        }
         Some(removed)
     }
 
@@ -113,6 +110,9 @@ impl Level {
         while self.holes > 0 && self.fresh.back().is_some_and(Entry::is_hole) {
             self.fresh.pop_back();
             self.holes -= 1;
+        }
+        if self.holes > self.fresh.len() / 2 {
+            self.fill();
         }
     }
 
@@ -163,6 +163,16 @@ mod tests {
             4 => (0..40_u64).prop_map(Act::Remove),
             1 => Just(Act::Fill),
         ]
+    }
+
+    #[test]
+    fn what_is_taken_from_the_front_leaves_no_more_holes_than_half() {
+        let mut level = Level::default();
+        (0..7).for_each(|sequence| level.put(entry(sequence)));
+        (3..6).for_each(|sequence| assert!(level.remove(sequence).is_some()));
+        assert_eq!((level.holes, level.fresh.len()), (3, 7));
+        assert!(level.pop().is_some() && level.pop().is_some());
+        assert_eq!((level.holes, level.len()), (0, 2));
     }
 
     proptest! {

@@ -8,8 +8,7 @@
 //! One that waits and is to be moved or dropped is *set aside*: it is elsewhere, but has its place here until that is done. When
 //! its turn comes meanwhile it is the front, and its key goes on when it is gone or comes back.
 //!
-//! A key is known by 64 bits of its hash: two keys that are taken for one come one at a time together, nothing worse. What it
-//! takes in memory is measured below.
+//! A key is known by 64 bits of its hash: two keys that are taken for one come one at a time together, nothing worse.
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeSet, HashMap};

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::admit::Slot;
@@ -428,47 +427,6 @@ impl Writer {
         let how = (entry.qos(), entry.retain(), priority);
         let moved = self.stage_add(destination, place, how, expires_at, key, Mark::default())?;
         Ok(Outcome::Published(SmallVec::from_elem(Some(moved), 1)))
-    }
-
-    /// A message of an old pack is written again. Its old place leads to the new one from now on.
-    pub(super) fn stage_rewrite(&mut self, old: Location, mut add: Add, body: &Bytes) -> Result<(), Failed> {
-        let target =
-            if add.target == RETAINED { None } else { self.shared.target(TargetId(add.target)).ok() };
-        let (packer, mut books) = self.books();
-        packer.begin_op(&mut books, 1, body.len())?;
-        if add.incoming.is_none() {
-            add.place = packer.body(&mut books, body)?;
-        }
-        packer.depend_on(&mut books, old.pack);
-        add.place.pack = None;
-        let new = packer.add(&mut books, add.clone())?;
-        self.ledger.moved(old, new);
-        match (target, add.incoming) {
-            (None, _) => {
-                for (_, place) in self.retained.values_mut().filter(|(_, place)| *place == old) {
-                    *place = new;
-                }
-            }
-            (Some(target), Some(id)) => {
-                self.effects.push(Effect::Incoming(target, id, add.sequence, new));
-            }
-            (Some(target), None) => {
-                let Place { offset, len, crc, .. } = add.place;
-                let how = (add.qos, add.retain);
-                let entry = Entry::new(
-                    add.sequence,
-                    new,
-                    offset,
-                    len,
-                    crc.is_some(),
-                    add.expires_at,
-                    how,
-                    add.priority,
-                );
-                self.effects.push(Effect::Relocate(target, entry));
-            }
-        }
-        Ok(())
     }
 }
 

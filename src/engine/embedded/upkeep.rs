@@ -3,13 +3,16 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::disk::Tree;
 use super::entry::Entry;
-use super::format::{self, CONTINUED, Location, Record, WHOLE};
+use super::format::{self, Add, CONTINUED, Location, Place, RETAINED, Record, WHOLE};
 use super::lanes::deadline;
 use super::ledger::Ledger;
 use super::pack::Failed;
-use super::writer::Writer;
+use super::writer::{Effect, Writer};
+use crate::types::TargetId;
 use crate::types::clock::{now, unix_now};
 
 /// Checkpoints are written after so many logical bytes …
@@ -231,6 +234,47 @@ impl Writer {
             }
             if whole || head.flags & format::CONTINUES == 0 {
                 break;
+            }
+        }
+        Ok(())
+    }
+
+    /// A message of an old pack is written again. Its old place leads to the new one from now on.
+    pub(super) fn stage_rewrite(&mut self, old: Location, mut add: Add, body: &Bytes) -> Result<(), Failed> {
+        let target =
+            if add.target == RETAINED { None } else { self.shared.target(TargetId(add.target)).ok() };
+        let (packer, mut books) = self.books();
+        packer.begin_op(&mut books, 1, body.len())?;
+        if add.incoming.is_none() {
+            add.place = packer.body(&mut books, body)?;
+        }
+        packer.depend_on(&mut books, old.pack);
+        add.place.pack = None;
+        let new = packer.add(&mut books, add.clone())?;
+        self.ledger.moved(old, new);
+        match (target, add.incoming) {
+            (None, _) => {
+                for (_, place) in self.retained.values_mut().filter(|(_, place)| *place == old) {
+                    *place = new;
+                }
+            }
+            (Some(target), Some(id)) => {
+                self.effects.push(Effect::Incoming(target, id, add.sequence, new));
+            }
+            (Some(target), None) => {
+                let Place { offset, len, crc, .. } = add.place;
+                let how = (add.qos, add.retain);
+                let entry = Entry::new(
+                    add.sequence,
+                    new,
+                    offset,
+                    len,
+                    crc.is_some(),
+                    add.expires_at,
+                    how,
+                    add.priority,
+                );
+                self.effects.push(Effect::Relocate(target, entry));
             }
         }
         Ok(())
