@@ -216,6 +216,7 @@ fn queue() -> Definition {
         ordered_by_key: false,
         single_active_consumer: false,
         dedup_window: None,
+        last_value_key: None,
         labels: Default::default(),
         paused: false,
         created_at: unix_now(),

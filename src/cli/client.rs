@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::ClientOptions;
 use super::exit::{Exit, Failure};
@@ -82,6 +82,22 @@ pub(super) fn request<T>(options: &ClientOptions, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(options.timeout);
     request
+}
+
+/// Asks for page after page, each with the token of the one before, and has each shown, which gives the next token, until
+/// there is none.
+pub(super) async fn pages<P>(
+    mut ask: impl AsyncFnMut(String) -> Result<Response<P>, Status>,
+    mut show: impl FnMut(P) -> Result<String, Failure>,
+) -> Result<Exit, Failure> {
+    let mut token = String::new();
+    loop {
+        let page = ask(token).await.map_err(|status| refused(&status))?;
+        token = show(page.into_inner())?;
+        if token.is_empty() {
+            return Ok(Exit::Done);
+        }
+    }
 }
 
 /// What a refusal means for the exit code.

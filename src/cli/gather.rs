@@ -27,7 +27,8 @@ const GRACE: Duration = Duration::from_secs(2);
 #[command(after_help = "\
 Asks everyone who serves, and prints each reply as it comes, behind the name of its responder; how many were asked, errors \
 and who has not answered go to stderr, and with --json to stdout. --timeout is how long it gathers. Exit codes: 1 fewer than \
---quorum have replied, without it fewer than were asked or --max allows; 3 nobody serves, or the broker cannot be reached, or stops.
+--quorum have replied, without it fewer than were asked or --max allows; 3 nobody serves, or none any more and parts are left, or the
+broker cannot be reached, or stops.
 With --part or --parts it divides work: each part goes to one of those who serve, who gets the next when that is answered, and \
 what a lost one had to another. The number of the part, from 0, is printed behind the name; --quorum and --max count parts.
 Examples:
@@ -127,7 +128,7 @@ impl Gather {
                     }
                     return Ok(match summary.end() {
                         _ if summary.quorum_met => Exit::Done,
-                        v1::GatherEnd::Stopped => Exit::Unreachable,
+                        v1::GatherEnd::Stopped | v1::GatherEnd::NoResponders => Exit::Unreachable,
                         _ => Exit::Failed,
                     });
                 }

@@ -4,6 +4,7 @@
 //! [`exit::Exit`].
 
 mod await_reply;
+mod backup;
 mod call;
 mod client;
 pub mod exit;
@@ -55,6 +56,7 @@ Examples:
   stafett stream create readings --filter 'sensors/#'
   stafett stream read readings --follow
   stafett session list
+  stafett backup monday
   stafett store check ./stafett-data";
 
 /// A message broker in one process.
@@ -128,6 +130,8 @@ enum Command {
     Session(session::Session),
     /// Give a user of MQTT a password, or take the user away
     Passwd(passwd::Passwd),
+    /// Have a running broker make a backup of its store
+    Backup(backup::Backup),
     /// Look after a store while no broker runs on it
     Store(store::Store),
 }
@@ -183,6 +187,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Stream(stream) => client::block_on(stream::run(&stream, &cli.client)),
         Command::Session(session) => client::block_on(session::run(&session, &cli.client)),
         Command::Passwd(passwd) => passwd::run(&passwd),
+        Command::Backup(backup) => client::block_on(backup::run(&backup, &cli.client)),
         Command::Store(store) => store::run(store, cli.client.json),
     }
 }

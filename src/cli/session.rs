@@ -8,7 +8,7 @@ use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::admin_service_client::AdminServiceClient;
 
 use super::ClientOptions;
-use super::client::{connect, refused, request};
+use super::client::{connect, pages, refused, request};
 use super::exit::{Exit, Failure};
 use super::message::{show_duration, show_time};
 use super::out::line;
@@ -68,17 +68,13 @@ pub(super) async fn run(session: &Session, options: &ClientOptions) -> Result<Ex
 
 impl List {
     async fn run(&self, mut client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
-        let mut page_token = String::new();
-        loop {
-            let question = v1::ListSessionsRequest {
-                client_id_prefix: self.prefix.clone(),
-                page_size: 1000,
-                page_token,
-            };
-            let answer =
-                client.list_sessions(request(options, question)).await.map_err(|status| refused(&status))?;
-            let answer = answer.into_inner();
-            for session in &answer.sessions {
+        let ask = async |page_token| {
+            let client_id_prefix = self.prefix.clone();
+            let question = v1::ListSessionsRequest { client_id_prefix, page_size: 1000, page_token };
+            client.list_sessions(request(options, question)).await
+        };
+        pages(ask, |page| {
+            for session in &page.sessions {
                 if options.json {
                     line(as_json(session))?;
                 } else {
@@ -86,11 +82,9 @@ impl List {
                     line(format_args!("{}\t{state}\t{}", session.client_id, session.queued))?;
                 }
             }
-            if answer.next_page_token.is_empty() {
-                return Ok(Exit::Done);
-            }
-            page_token = answer.next_page_token;
-        }
+            Ok(page.next_page_token)
+        })
+        .await
     }
 }
 

@@ -53,7 +53,7 @@ fn terms(settings: &mut Settings) -> &mut Terms {
 }
 
 /// All settings, section by section.
-pub static ENTRIES: [Entry; 91] = [
+pub static ENTRIES: [Entry; 93] = [
     with_flag("store.data_dir", "--data-dir", |s| Slot::Path(&mut s.store.data_dir)),
     with_flag("store.durability", "--durability", |s| Slot::Durability(&mut s.store.durability)),
     entry("store.sync_interval", |s| {
@@ -65,6 +65,10 @@ pub static ENTRIES: [Entry; 91] = [
         Slot::bytes(&mut s.store.watermark_free_bytes, 16 * MIB..=1024 * GIB)
     }),
     entry("store.ballast_bytes", |s| Slot::bytes(&mut s.store.ballast_bytes, 8 * MIB..=16 * GIB)),
+    entry("store.compact_at_start", |s| {
+        Slot::OptionalBytes(&mut s.store.compact_at_start_bytes, MIB..=1024 * GIB)
+    }),
+    entry("store.backup_dir", |s| Slot::OptionalPath(&mut s.store.backup_dir)),
     with_flag("grpc.listen", "--grpc-listen", |s| Slot::Listen(&mut s.grpc.listen)),
     entry("grpc.max_message_bytes", |s| Slot::bytes(&mut s.grpc.settings.max_message_bytes, 64 * KIB..=GIB)),
     entry("grpc.max_concurrent_streams", |s| {

@@ -201,6 +201,13 @@ impl CoreError {
         match refusal {
             Refusal::Full { target, bound } => Self::Full { queue: queue(target), bound },
             Refusal::Item { index, refusal } => Self::refused(*refusal, queue).of_item(index),
+            Refusal::Newer { target, property } => Self::Precondition {
+                reason: "NEWER_VALUE",
+                what: format!(
+                    "the queue `{}` keeps the last value of {property:?}, and has one",
+                    queue(target)
+                ),
+            },
             Refusal::Gone(target) => Self::NotFound { kind: "queue", name: queue(target) },
             Refusal::LowDisk { free_bytes, watermark_bytes } => Self::LowDisk { free_bytes, watermark_bytes },
             Refusal::Oversize { target, bound } => Self::Precondition {
@@ -210,10 +217,9 @@ impl CoreError {
                     queue(target)
                 ),
             },
-            Refusal::OtherNext { next } => Self::Precondition {
-                reason: "STREAM_SEQUENCE",
-                what: format!("the stream goes on with sequence {}", next.0),
-            },
+            Refusal::OtherNext { target, next, expected } => {
+                Self::OtherNext { stream: queue(target), next: next.0, expected: expected.0 }
+            }
             Refusal::NotLeased => Self::Lease(LeaseError::Expired),
             Refusal::NotEmpty { messages } => {
                 Self::Precondition { reason: "NOT_EMPTY", what: format!("{messages} messages are there") }

@@ -6,10 +6,14 @@
 //! lock is held across an await, except the one that puts changes of definitions in a line.
 
 pub mod admission;
+pub mod backup;
 pub mod calls;
 pub mod delivery;
+mod difference;
 pub mod error;
+mod filters;
 pub mod limits;
+pub mod listing;
 pub mod publisher;
 mod pubsub;
 pub mod queues;
@@ -89,11 +93,11 @@ impl Broker {
             limits,
             engine,
         });
-        for queue in broker.queues.all() {
+        for queue in broker.queues().all() {
             broker.routes.bind(&queue, &queue.spec().bindings).await;
         }
         broker.pull_back_cursors().await?;
-        for stream in broker.streams.all() {
+        for stream in broker.streams().all() {
             broker.routes.record(&stream, &stream.spec().filters).await;
         }
         broker.tasks.spawn(queues::delete_unused(Arc::clone(&broker)));

@@ -8,7 +8,9 @@ use bytestring::ByteString;
 
 use super::stream::{StoredStream, StreamSpec};
 use crate::types::topic::FilterSpec;
-use crate::types::{ClientId, Message, Qos, QueueName, TargetId, TopicFilter, UnixMillis};
+use crate::types::{
+    ClientId, Message, Qos, QueueName, StreamName, TargetId, TopicFilter, TopicName, UnixMillis,
+};
 
 /// A target that outlives connections, as stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +61,8 @@ pub struct QueueSpec {
     pub single_active_consumer: bool,
     /// How long it remembers the deduplication ids of what it took; none: not at all.
     pub dedup_window: Option<Duration>,
+    /// Of the messages that say the same of this property the newest is kept.
+    pub last_value_key: Option<ByteString>,
     /// For people and their tools.
     pub labels: BTreeMap<String, String>,
     /// Its consumers get nothing.
@@ -237,6 +241,19 @@ pub struct Stored {
     pub backlogs: Vec<(TargetId, BacklogSpec)>,
     /// All retained values.
     pub retained: Vec<Message>,
+}
+
+/// The topic under which a message that was put straight into a queue is known. Always there: a queue name has
+/// no character that a topic may not have.
+#[must_use]
+pub fn queue_topic(queue: &QueueName) -> Option<TopicName> {
+    TopicName::parse(ByteString::from(format!("$queue/{queue}"))).ok()
+}
+
+/// The topic of what was put straight into a stream and says no other.
+#[must_use]
+pub fn stream_topic(stream: &StreamName) -> Option<TopicName> {
+    TopicName::parse(ByteString::from(format!("$stream/{stream}"))).ok()
 }
 
 #[cfg(test)]

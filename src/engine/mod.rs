@@ -2,7 +2,7 @@
 //!
 //! An engine stores messages for durable *targets* (queues, sessions, share groups), leases them to consumers
 //! and forgets them when they are settled. The seam lies above the lease logic, so that an engine with leases of
-//! its own can stand behind it. It knows neither topics nor filters: the broker names every target.
+//! its own can stand behind it. It routes nothing: the broker names every target.
 //!
 //! Invariants:
 //! - one [`Op`] is one atomic act: after a crash all of it is there or nothing;
@@ -10,11 +10,15 @@
 //! - tickets complete in the order in which their operations were handed in, settlements among themselves;
 //! - nothing here blocks: what needs the disk is done by the engine's own threads.
 
+pub mod backup;
+mod capabilities;
 mod definition;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 mod error;
 mod lease;
+mod outcome;
+mod outgoing;
 mod progress;
 mod seen;
 pub mod settings;
@@ -26,7 +30,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use bytestring::ByteString;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
@@ -34,43 +37,28 @@ use crate::bell::Bell;
 
 use crate::types::topic::FilterSpec;
 use crate::types::{
-    CursorName, Message, MessageId, Priority, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis,
+    BackupName, CursorName, Message, Priority, Qos, Sequence, TargetId, TopicFilter, UnixMillis,
 };
 
+use backup::{BackingUp, BackupError};
+
+pub use capabilities::{Capabilities, Durability, Health};
 pub use definition::{
     BacklogSpec, Definition, GroupSpec, Levels, Overflow, QueueSpec, RetainHandling, SessionSpec, Stored,
-    StoredSession, SubscribeOptions,
+    StoredSession, SubscribeOptions, queue_topic, stream_topic,
 };
 pub use error::{EngineError, OpenError};
 pub use lease::{ConsumerOptions, LeaseError, LeaseRef, Leased, Nack, Settled};
+pub use outcome::{Outcome, Refusal};
+pub use outgoing::{Outgoing, OutgoingState};
 pub use progress::OpenProgress;
 pub use seen::{Browsed, Page, Removed, TargetStats, Usage, View};
 pub use settings::EngineSettings;
 pub use stream::{
-    Cursor, Logged, StoredStream, StreamAppend, StreamEnds, StreamPage, StreamReader, StreamSpec, StreamStats,
+    Cursor, Found, Logged, StoredStream, StreamAppend, StreamEnds, StreamPage, StreamReader, StreamSpec,
+    StreamStats,
 };
 pub use ticket::Ticket;
-
-/// What an acknowledgement waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Durability {
-    /// The disk has it: survives a killed process and a power cut.
-    #[default]
-    Fsync,
-    /// Given at once; the disk has it within the configured interval.
-    Interval,
-    /// Given at once; the disk has it some time.
-    Memory,
-}
-
-/// What an engine can honour; a setting beyond it is refused when it is made.
-#[derive(Debug, Clone)]
-pub struct Capabilities {
-    /// Its name in the configuration.
-    pub name: &'static str,
-    /// What its tickets promise.
-    pub durability: Durability,
-}
 
 /// One atomic act.
 #[derive(Debug, Clone)]
@@ -188,125 +176,6 @@ impl Append {
     }
 }
 
-/// What became of one operation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Done.
-    Done,
-    /// A publish is stored, or what was moved. The sequence numbers stand in the order of its targets; none: that target is
-    /// full and drops what is new. One that has the message already, by its deduplication id, tells where it
-    /// came to lie then.
-    Published(SmallVec<[Option<Sequence>; 2]>),
-    /// Every target has the message already, by its deduplication id: nothing is stored, the first is durable. It may be
-    /// settled since. Of several targets the first one's.
-    Duplicate {
-        /// The message that was stored.
-        id: MessageId,
-        /// Its place.
-        sequence: Sequence,
-    },
-    /// What became of each message of [`Op::AppendAll`] or [`Op::Forward`], in their order: published or a duplicate.
-    All(Vec<Outcome>),
-    /// Nothing of the operation was done.
-    Refused(Refusal),
-}
-
-/// Why nothing of an operation was done.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// A target that rejects has reached its bound.
-    #[error("the queue is full: {bound}")]
-    Full {
-        /// Which of the publish's targets.
-        target: TargetId,
-        /// `max_messages 100` or `max_bytes 1000`.
-        bound: String,
-    },
-    /// More than a stream keeps at all.
-    #[error("more than the stream keeps: {bound}")]
-    Oversize {
-        /// The stream.
-        target: TargetId,
-        /// `max_messages 100` or `max_bytes 1000`.
-        bound: String,
-    },
-    /// The stream goes on with another sequence than was expected.
-    #[error("the next sequence is {}", next.0)]
-    OtherNext {
-        /// The one that it goes on with.
-        next: Sequence,
-    },
-    /// One of [`Op::AppendAll`], the first that could not be stored.
-    #[error("message {index}: {refusal}")]
-    Item {
-        /// Its place.
-        index: usize,
-        /// Why.
-        refusal: Box<Refusal>,
-    },
-    /// It was deleted meanwhile.
-    #[error("the target is gone")]
-    Gone(TargetId),
-    /// The disk is nearly full: what takes room is refused, settlements go on.
-    #[error("the disk is nearly full: {free_bytes} bytes are free, {watermark_bytes} are kept")]
-    LowDisk {
-        /// What is left.
-        free_bytes: u64,
-        /// What is kept.
-        watermark_bytes: u64,
-    },
-    /// The message is not leased, or not any more; or not where it was to be taken from.
-    #[error("the message is not leased")]
-    NotLeased,
-    /// The target that was to go only if it holds nothing holds something.
-    #[error("{messages} messages are there")]
-    NotEmpty {
-        /// How many.
-        messages: u64,
-    },
-    /// The target that was to go only if nobody uses it is used.
-    #[error("it is in use")]
-    InUse,
-}
-
-/// How far an outgoing delivery of a session is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Outgoing {
-    /// The number that the peer knows it by.
-    pub packet_id: u16,
-    /// What has happened.
-    pub state: OutgoingState,
-}
-
-/// The steps of an outgoing delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum OutgoingState {
-    /// PUBLISH may have been sent.
-    Sent = 1,
-    /// PUBREC was seen: only PUBREL may follow.
-    Received = 2,
-    /// It was settled by a door without packet ids: only PUBREL may follow, and nothing is delivered.
-    Settled = 3,
-}
-
-/// How the engine does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Health {
-    /// Well.
-    Ok,
-    /// New messages are refused until there is room.
-    LowDisk {
-        /// What is left.
-        free_bytes: u64,
-        /// What is kept.
-        watermark_bytes: u64,
-    },
-    /// Nothing is acknowledged any more.
-    Failed(String),
-}
-
 /// A future of an engine.
 pub type Pending<T> = Pin<Box<dyn Future<Output = Result<T, EngineError>> + Send>>;
 
@@ -412,11 +281,16 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// be read.
     fn oldest(&self, target: TargetId) -> Pending<Option<UnixMillis>>;
 
-    /// Joins the readers of a stream.
+    /// Joins the readers of a stream; with a filter, for the messages whose topic it matches. The others cost a look at their
+    /// topic.
     ///
     /// # Errors
     /// [`EngineError::NoSuchTarget`], also for a target that is no stream.
-    fn stream_reader(&self, target: TargetId) -> Result<Box<dyn StreamReader>, EngineError>;
+    fn stream_reader(
+        &self,
+        target: TargetId,
+        filter: Option<TopicFilter>,
+    ) -> Result<Box<dyn StreamReader>, EngineError>;
 
     /// Counts of a stream.
     ///
@@ -433,6 +307,13 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
 
     /// What it counts over all targets since it opened, by the names that operators see.
     fn counters(&self) -> Vec<(&'static str, u64)>;
+
+    /// Begins to copy all that is stored at this moment to where backups of this engine go. Nobody waits for it meanwhile
+    /// but for a moment, which is longer the more is defined.
+    ///
+    /// # Errors
+    /// [`BackupError::NotConfigured`], [`BackupError::Running`], [`BackupError::Exists`].
+    fn back_up(&self, name: &BackupName) -> Result<BackingUp, BackupError>;
 
     /// How it does, as it changes.
     fn health(&self) -> watch::Receiver<Health>;
@@ -485,11 +366,4 @@ pub trait Consumer: Send + Sync + fmt::Debug {
 
     /// Whose consumer it is.
     fn target(&self) -> TargetId;
-}
-
-/// The topic under which a message that was put straight into a queue is known. Always there: a queue name has
-/// no character that a topic may not have.
-#[must_use]
-pub fn queue_topic(queue: &QueueName) -> Option<TopicName> {
-    TopicName::parse(ByteString::from(format!("$queue/{queue}"))).ok()
 }

@@ -72,6 +72,8 @@ pub struct TargetStats {
     pub expired_total: u64,
     /// Dropped because the target was full.
     pub dropped_total: u64,
+    /// Replaced by newer ones with the same value.
+    pub replaced_total: u64,
     /// Who takes.
     pub consumers: u32,
     /// The last place that was given to a message; 0 is none.

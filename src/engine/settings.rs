@@ -53,7 +53,7 @@ pub struct EngineSettings {
     /// Longest time until the disk has what was acknowledged; for [`Durability::Interval`] alone.
     pub sync_interval: Duration,
     /// A caller of [`commit_alone`](super::Engine::commit_alone) may wait for the disk while a sync takes no longer than
-    /// this; never when it is zero. For where others are served by other threads meanwhile.
+    /// this; when it is zero it commits nothing itself. For where others are served by other threads meanwhile.
     pub callers_wait: Duration,
     /// Deduplication ids that one queue remembers; beyond it what would be one more is refused. Each takes 100 to 200
     /// bytes of memory and about as much of the store.
@@ -64,6 +64,10 @@ pub struct EngineSettings {
     pub watermark_free_bytes: u64,
     /// Size of the file that is kept so that settlements can be written to a full disk, in bytes.
     pub ballast_bytes: u64,
+    /// A file of which little is in use is rewritten at start if that is no more than this, in bytes; none: never.
+    pub compact_at_start_bytes: Option<u64>,
+    /// Where backups are made, each in a directory of its own; none: nowhere.
+    pub backup_dir: Option<PathBuf>,
 }
 
 impl Default for EngineSettings {
@@ -77,6 +81,8 @@ impl Default for EngineSettings {
             body_cache_bytes: 256 << 20,
             watermark_free_bytes: 512 << 20,
             ballast_bytes: 64 << 20,
+            compact_at_start_bytes: Some(64 << 20),
+            backup_dir: None,
         }
     }
 }

@@ -85,7 +85,7 @@ pub struct StreamStats {
     pub appended_total: u64,
     /// How many went because of their age.
     pub aged_total: u64,
-    /// How many went to make room.
+    /// How many went to make room, or because a bound was lowered.
     pub displaced_total: u64,
     /// Who reads.
     pub readers: u32,
@@ -102,28 +102,50 @@ pub struct Logged {
     pub message: Message,
 }
 
+/// What is at one place of a stream.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// A message that is wanted.
+    Message(Logged),
+    /// One that is not.
+    PassedOver(Sequence),
+    /// One that cannot be read; those behind it can.
+    Unreadable(Sequence),
+}
+
+impl Found {
+    /// Which place.
+    #[must_use]
+    pub fn sequence(&self) -> Sequence {
+        match self {
+            Self::Message(logged) => logged.sequence,
+            Self::PassedOver(sequence) | Self::Unreadable(sequence) => *sequence,
+        }
+    }
+}
+
 /// What one look at a stream gave.
 #[derive(Debug, Clone, Default)]
 pub struct StreamPage {
-    /// In the order of their places.
-    pub messages: Vec<Logged>,
+    /// In the order of their places, every one that there is.
+    pub found: Vec<Found>,
     /// Where the stream begins and ended just before.
     pub ends: StreamEnds,
 }
 
 /// One who reads a stream, wherever he likes.
 pub trait StreamReader: Send + Sync + fmt::Debug {
-    /// Reads the messages from `from` on, or from the oldest that is kept: at most `max`, and no more after `max_bytes` as
+    /// Looks at the messages from `from` on, or from the oldest that is kept: at most `max`, and no more after `max_bytes` as
     /// they are stored (one may overdraw). Never waits. When it gives nothing, [`StreamReader::ready`] is woken as soon as there may be
     /// more; it may give less than asked though there is more.
     ///
-    /// What is not in memory is read by a thread of the engine, a page at a time for each reader, and is not kept there.
+    /// What is not in memory is read by threads of the engine, a page at a time for each reader, and is not kept there.
     ///
     /// # Errors
-    /// [`EngineError::NoSuchTarget`] when the stream was deleted, [`EngineError::Damaged`] for a message that cannot be
-    /// read: those behind it can.
+    /// [`EngineError::NoSuchTarget`] when the stream was deleted, [`EngineError::Failed`] when the store cannot be read.
     fn read(&self, from: Sequence, max: usize, max_bytes: usize) -> Result<StreamPage, EngineError>;
 
-    /// Woken when something was appended or read, or the stream is gone.
+    /// Woken after a look that gave nothing: when something was appended or read, or its settings were changed; and when the
+    /// stream is gone.
     fn ready(&self) -> &Arc<Bell>;
 }

@@ -12,6 +12,7 @@ use crate::core::Broker;
 use crate::counters::Counters;
 use crate::types::UnixMillis;
 
+use super::backup;
 use super::bounds::answer;
 use super::convert::timestamp;
 use super::proto::v1;
@@ -106,6 +107,15 @@ impl v1::admin_service_server::AdminService for Admin {
         request: Request<v1::DisconnectClientRequest>,
     ) -> Result<Response<v1::DisconnectClientResponse>, Status> {
         answer(sessions::disconnect(&self.broker, request.into_inner()).await)
+    }
+
+    type BackupStream = backup::Events;
+
+    async fn backup(
+        &self,
+        request: Request<v1::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        answer(backup::serve(&self.broker, &request.into_inner().name))
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod acks;
 mod admin;
+mod backup;
 mod bounds;
 mod call;
 mod convert;

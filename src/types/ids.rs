@@ -159,6 +159,29 @@ impl CursorName {
 }
 
 name_type! {
+    /// The name of a backup: 1 to 128 of `A-Z a-z 0-9 . _ -`, the first of which is no `.`.
+    BackupName
+}
+
+impl BackupName {
+    /// The longest name of a backup, in bytes.
+    pub const MAX_BYTES: usize = 128;
+
+    /// # Errors
+    /// [`NameError`] if the name is empty, too long or holds another character.
+    pub fn parse(name: impl Into<ByteString>) -> Result<Self, NameError> {
+        let name = name.into();
+        let allowed = "letters, digits, '.', '_' and '-', and no '.' at the beginning";
+        // A directory has this name, and one whose name begins so is not whole.
+        let hidden = name.starts_with('.');
+        check("name of a backup", &name, Self::MAX_BYTES, allowed, |c| {
+            c.is_ascii_alphanumeric() || matches!(c, '_' | '-') || c == '.' && !hidden
+        })?;
+        Ok(Self(name))
+    }
+}
+
+name_type! {
     /// The identifier of a client: 1 to 65 535 bytes of UTF-8 without control characters.
     ClientId
 }
@@ -176,7 +199,7 @@ impl ClientId {
     }
 }
 
-/// Identifies a durable target (queue, session, share group) within one store; never used again.
+/// Identifies a durable target (queue, session, share group, stream) within one store; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TargetId(pub u32);
 

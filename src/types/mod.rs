@@ -9,7 +9,8 @@ pub mod topic;
 
 pub use clock::UnixMillis;
 pub use ids::{
-    ClientId, CursorName, MessageId, MessageIds, NameError, QueueName, Sequence, StreamName, TargetId,
+    BackupName, ClientId, CursorName, MessageId, MessageIds, NameError, QueueName, Sequence, StreamName,
+    TargetId,
 };
 pub use message::{DeadLetter, Extras, Message, Priority, Qos};
 pub use topic::{TopicFilter, TopicName};

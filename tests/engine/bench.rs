@@ -36,6 +36,27 @@ pub(crate) fn settings(dir: &std::path::Path, durability: Durability) -> EngineS
     }
 }
 
+/// What a closed engine leaves.
+pub(crate) struct Closed {
+    pub(crate) dir: Arc<TempDir>,
+    ids: MessageIds,
+    durability: Durability,
+}
+
+impl Closed {
+    pub(crate) fn open(self) -> Bench {
+        self.open_with(|_| {})
+    }
+
+    pub(crate) fn open_with(self, change: impl FnOnce(&mut EngineSettings)) -> Bench {
+        let Self { dir, ids, durability } = self;
+        let mut settings = settings(dir.path(), durability);
+        change(&mut settings);
+        let engine = Arc::new(Embedded::open(settings).unwrap());
+        Bench { dir, engine, ids, durability }
+    }
+}
+
 impl Bench {
     pub(crate) fn new() -> Self {
         Self::with(Durability::Fsync)
@@ -51,13 +72,22 @@ impl Bench {
         self.dir.path()
     }
 
+    /// Closes the engine.
+    pub(crate) fn close(self) -> Closed {
+        let Self { dir, engine, ids, durability } = self;
+        engine.close().unwrap();
+        drop(Arc::try_unwrap(engine).expect("nobody else holds the engine"));
+        Closed { dir, ids, durability }
+    }
+
     /// Closes the engine and opens it again on the same data.
     pub(crate) fn reopen(self) -> Self {
-        self.engine.close().unwrap();
-        let Self { dir, engine, ids, durability } = self;
-        drop(Arc::try_unwrap(engine).expect("nobody else holds the engine"));
-        let engine = Arc::new(Embedded::open(settings(dir.path(), durability)).unwrap());
-        Self { dir, engine, ids, durability }
+        self.close().open()
+    }
+
+    /// The same with other settings.
+    pub(crate) fn reopen_with(self, change: impl FnOnce(&mut EngineSettings)) -> Self {
+        self.close().open_with(change)
     }
 
     /// As [`Bench::reopen`] where consumers were forgotten, as a crash forgets them.
@@ -201,6 +231,7 @@ pub(crate) fn spec(name: &str) -> QueueSpec {
         ordered_by_key: false,
         single_active_consumer: false,
         dedup_window: None,
+        last_value_key: None,
         labels: Default::default(),
         paused: false,
         created_at: UnixMillis(1),

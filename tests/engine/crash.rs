@@ -237,8 +237,8 @@ impl History {
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .envs((self.runs % 2 == 1).then_some((ALONE, "")));
         let ready = run_until(command, lines, |line| self.note(line));
-        // Numbers of which nobody was told may be stored as well.
-        self.next += 100_000;
+        // More than a run stores; numbers of which nobody was told may be stored as well.
+        self.next += 1_000_000_000;
         self.runs += 1;
         ready
     }

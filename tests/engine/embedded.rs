@@ -44,7 +44,12 @@ async fn large_messages_make_no_files_of_their_own() {
 
 #[tokio::test]
 async fn a_commit_of_ones_own_comes_behind_what_was_handed_in_before() {
-    let bench = Bench::new();
+    for durability in [Durability::Fsync, Durability::Interval, Durability::Memory] {
+        commits_of_ones_own(Bench::with(durability)).await;
+    }
+}
+
+async fn commits_of_ones_own(bench: Bench) {
     let queue = bench.queue("q").await;
     let alone = || match bench.publish(&[queue], "alone") {
         Op::Publish(publish) => bench.engine.commit_alone(publish),

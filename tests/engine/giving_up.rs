@@ -342,6 +342,25 @@ async fn a_bound_that_was_lowered_is_met_by_the_next_message_for_good() {
 }
 
 #[tokio::test]
+async fn a_bound_that_was_lowered_by_much_is_met_in_parts() {
+    const MUCH: u64 = 45_000;
+    let bench = Bench::new();
+    let wide = QueueSpec { overflow: Overflow::DropOldest, ..spec("q") };
+    let queue = bench.queue_with(wide.clone()).await;
+    let ops = (0..MUCH).map(|n| bench.publish(&[queue], n.to_string())).collect();
+    within("the commit", bench.engine.commit(ops)).await.unwrap();
+    bench.commit(Op::Define(queue, Definition::Queue(QueueSpec { max_messages: 2, ..wide }))).await;
+    let mut left = MUCH;
+    for new in 0..3 {
+        bench.put(queue, format!("new {new}")).await;
+        let now = bench.engine.stats(queue).unwrap().ready;
+        assert!(now < left && (now == 2 || left - now < MUCH / 2), "{left} {now}");
+        left = now;
+    }
+    assert_eq!(bench.drain(queue).await, ["new 1", "new 2"]);
+}
+
+#[tokio::test]
 async fn the_lowest_priority_makes_room_first() {
     let bench = Bench::new();
     let levels = QueueSpec { max_messages: 3, overflow: Overflow::DropOldest, priorities: true, ..spec("q") };

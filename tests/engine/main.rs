@@ -11,6 +11,7 @@ mod embedded;
 mod forward;
 mod giving_up;
 mod keys;
+mod last_value;
 mod placing;
 mod power;
 mod streams;

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use stafett::engine::embedded::check;
 use stafett::engine::{
     Append, Consumer, Definition, Engine, LeaseRef, Leased, Nack, Op, Outcome, QueueSpec, Refusal, View,
 };
@@ -198,6 +199,40 @@ async fn what_was_stored_together_leaves_one_by_one() {
         let expected: Vec<_> = (0..300).filter(|n| !settled.contains(n)).collect();
         assert_eq!(numbers(&bench, queue).await, expected, "{settled:?}");
     }
+}
+
+#[tokio::test]
+async fn one_that_stays_keeps_none_of_the_bodies_that_came_with_it() {
+    let mut bench = Bench::new();
+    let queue = bench.queue("q").await;
+    let last = bench.message("t", vec![b'x'; 1 << 20]);
+    let all = (0..30).map(|_| bench.message("t", vec![b'x'; 3000])).chain([last]);
+    assert_eq!(count(bench.commit(together(queue, all)).await), 31);
+    let consumer = bench.consumer(queue);
+    let mut leased = take(&*consumer, 100).await;
+    while leased.len() < 31 {
+        leased.extend(take(&*consumer, 100).await);
+    }
+    bench.settle(queue, &leased[1..]).await;
+    drop((consumer, leased));
+    // What nothing needs any more goes while others are stored.
+    let other = bench.queue("other").await;
+    let gone = async {
+        loop {
+            for _ in 0..10 {
+                bench.put(other, "x").await;
+                bench.drain(other).await;
+            }
+            let closed = bench.close();
+            let report = check::check(closed.dir.path(), &mut |_| {}).unwrap();
+            assert!(report.is_sound(), "{report:?}");
+            if report.part_bytes == 0 {
+                return;
+            }
+            bench = closed.open();
+        }
+    };
+    within("the bodies that nobody needs", gone).await;
 }
 
 #[tokio::test]

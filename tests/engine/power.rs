@@ -25,10 +25,15 @@ impl Machine {
 
     /// Runs the child until its end, and puts what the disk has left in the place of the store.
     fn run(&mut self, seed: u64, order: &str) -> Report {
+        self.run_telling(seed, order).1
+    }
+
+    /// The same, and whether the store was open.
+    fn run_telling(&mut self, seed: u64, order: &str) -> (bool, Report) {
         self.disk.order(order);
         let environment = self.disk.environment(seed);
-        self.history.run(&self.disk.data(), self.durability, NEVER, &environment);
-        self.disk.restart()
+        let ready = self.history.run(&self.disk.data(), self.durability, NEVER, &environment);
+        (ready, self.disk.restart())
     }
 
     fn check(&self) -> Result<(), Fault> {
@@ -61,11 +66,34 @@ fn nothing_acknowledged_is_lost_or_comes_back_after_a_power_cut() {
     }
     assert!(
         machine.disk.seen.of("syncs") > cuts && machine.disk.seen.of("unsynced") > 0,
-        "the shim saw nothing: {:?}",
+        "the disk saw nothing: {:?}",
         machine.disk.seen
     );
     assert!(machine.history.said.stored.len() as u64 > cuts, "hardly anything was stored between the cuts");
     assert!(cuts < 2 || machine.history.alone > 0, "no caller committed by itself");
+}
+
+/// sled reuses what only the snapshot before the newest one needs: with that one it does not open the store any more.
+#[test]
+fn the_newest_snapshot_of_sled_outlives_a_power_cut() {
+    let first = setting("STAFETT_SEED", 1);
+    let mut chance = Chance(first);
+    let mut machine = Machine::new(Durability::Fsync, first);
+    let mut opened = 0;
+    for round in 0..12 {
+        let (ready, _) = machine.run_telling(first + round, &format!("cut any {}", 60 + chance.below(200)));
+        opened += u32::from(ready);
+        let store = std::fs::read_dir(machine.disk.data().join("store")).unwrap();
+        let left: Vec<_> = store
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with("snap."))
+            .collect();
+        assert!(
+            !ready || left.len() <= 1 && !left.iter().any(|name| name.ends_with("generating")),
+            "{left:?}"
+        );
+    }
+    assert!(opened > 4, "the store was hardly ever open");
 }
 
 #[test]

@@ -72,8 +72,8 @@ impl Said {
         (said, disk)
     }
 
-    /// How many batches are there.
-    async fn check(&self, directory: &Path) -> Result<u64, String> {
+    /// How many batches are there, and how many packs of one that was cut off were.
+    async fn check(&self, directory: &Path) -> Result<(u64, u64), String> {
         let looked = check::check(directory, &mut |_| {}).map_err(|e| e.to_string())?;
         if !looked.is_sound() {
             return Err(format!("before it is opened the store is said to be damaged: {:?}", looked.damages));
@@ -99,7 +99,7 @@ impl Said {
                 return Err(format!("of the batch {first} {count} are there"));
             }
         }
-        Ok(left.len() as u64)
+        Ok((left.len() as u64, looked.unfinished))
     }
 }
 
@@ -108,17 +108,20 @@ fn a_batch_is_there_whole_or_not_at_all() {
     let seed = setting("STAFETT_SEED", 1);
     let mut chance = Chance(seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (mut begun, mut there) = (0, 0);
+    let (mut begun, mut there, mut cut_off) = (0, 0, 0);
     let rounds = setting("STAFETT_CUTS", 16);
     for round in 0..rounds {
         let at = 30 + chance.below(90);
         let order = format!("{} any {at}", if round % 2 == 0 { "cut" } else { "kill" });
         let (said, disk) = Said::run(seed + round, &order);
         let found = runtime.block_on(said.check(disk.copy().path()));
-        let found = found.unwrap_or_else(|what| panic!("round {round}, {order}: {what}"));
-        println!("{order}: {} begun, {} stored, {found} there", said.begun.len(), said.stored.len());
-        begun += said.begun.len() as u64;
+        let (found, packs) = found.unwrap_or_else(|what| panic!("round {round}, {order}: {what}"));
+        let (begun_now, stored) = (said.begun.len(), said.stored.len());
+        println!("{order}: {begun_now} begun, {stored} stored, {found} there, {packs} packs of another");
+        begun += begun_now as u64;
         there += found;
+        cut_off += u64::from(packs > 0);
     }
     assert!(begun > rounds && there > 0, "{there} of {begun} batches were stored");
+    assert!(cut_off > 0, "none of {rounds} cuts fell within a batch");
 }

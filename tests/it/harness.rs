@@ -62,6 +62,17 @@ where
     Process::of(command, args).end().await
 }
 
+/// The same with more in its environment.
+pub(crate) async fn stafett_in<I, S>(environment: &[(&str, String)], args: I) -> Ended
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let mut command = command();
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    Process::of(command, args).end().await
+}
+
 fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stafett"));
     for (name, _) in std::env::vars_os() {

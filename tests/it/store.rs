@@ -12,14 +12,20 @@ use serde_json::Value;
 use smallvec::smallvec;
 use stafett::engine::embedded::Embedded;
 use stafett::engine::{
-    Append, Definition, Engine, EngineSettings, Nack, Op, Outcome, Overflow, Publish, QueueSpec, SessionSpec,
-    SubscribeOptions, queue_topic,
+    Append, Cursor, Definition, Engine, EngineSettings, Nack, Op, Outcome, Overflow, Publish, QueueSpec,
+    SessionSpec, StreamAppend, StreamSpec, SubscribeOptions, queue_topic,
 };
 use stafett::types::topic::FilterSpec;
 use stafett::types::{
-    ClientId, Message, MessageIds, Priority, Qos, QueueName, TargetId, TopicFilter, TopicName, UnixMillis,
+    ClientId, CursorName, Message, MessageIds, Priority, Qos, QueueName, Sequence, StreamName, TargetId,
+    TopicFilter, TopicName, UnixMillis,
 };
 use tempfile::TempDir;
+
+mod backup;
+mod care;
+mod formats;
+mod moved;
 
 use crate::harness::{Broker, Ended, Process, stafett};
 
@@ -52,6 +58,7 @@ fn queue(name: &str) -> Definition {
         ordered_by_key: false,
         single_active_consumer: false,
         dedup_window: None,
+        last_value_key: None,
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
         paused: false,
         created_at: UnixMillis(1_700_000_000_000),
@@ -210,7 +217,7 @@ async fn an_export_holds_all_that_was_put_in() {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stderr.contains("exported 2 targets, 1 retained values, 202 messages"), "{}", ended.stderr);
     let lines = lines(&ended.stdout);
-    assert_eq!(lines.len(), 2 + 1 + 202);
+    assert_eq!(lines.len(), 1 + 2 + 1 + 202 + 1);
 
     let queue = of_type(&lines, "queue")[0];
     assert_eq!((&queue["name"], &queue["bindings"][0]), (&"orders".into(), &"shop/#".into()));
@@ -302,6 +309,49 @@ async fn an_export_holds_what_few_messages_carry() {
     let again = store("export", directory.path(), &["--output", output.to_str().unwrap()]).await;
     assert_eq!(again.code, Some(2), "{}", again.stderr);
     assert!(again.stderr.contains("--output"), "{}", again.stderr);
+}
+
+#[tokio::test]
+async fn a_stream_is_exported_with_its_times_and_cursors() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = open(directory.path());
+    let spec = StreamSpec {
+        name: StreamName::parse("readings").unwrap(),
+        filters: Vec::new(),
+        max_age: None,
+        max_messages: 10,
+        max_bytes: 1000,
+        created_at: UnixMillis(1),
+    };
+    let cursor = Cursor { sequence: Sequence(1), committed_at: UnixMillis(2) };
+    done(
+        &engine,
+        vec![
+            Op::Define(ORDERS, Definition::Stream(spec)),
+            Op::SetCursor(ORDERS, CursorName::parse("billing").unwrap(), Some(cursor)),
+        ],
+    )
+    .await;
+    let mut short = message("t", "0");
+    short.expires_at = Some(UnixMillis(4_000_000_000_000));
+    let messages = vec![short, message("t", "1")];
+    done(&engine, vec![Op::AppendStream(StreamAppend { target: ORDERS, messages, expected: None })]).await;
+    let last = engine.stream_stats(ORDERS).unwrap().last_at.unwrap().0;
+    engine.close().unwrap();
+    drop(engine);
+    let ended = store("export", directory.path(), &[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let lines = lines(&ended.stdout);
+    assert_eq!(of_type(&lines, "stream")[0]["cursors"][0]["name"], "billing");
+    let messages = of_type(&lines, "message");
+    assert_eq!((&messages[0]["stream"], &messages[0]["sequence"]), (&"readings".into(), &1.into()));
+    assert_eq!(messages[0]["expires_at"], "2096-10-02T07:06:40.000Z", "the message's own");
+    assert_eq!(messages[1]["expires_at"], Value::Null);
+    for message in messages {
+        let at = humantime::parse_rfc3339(message["appended_at"].as_str().unwrap()).unwrap();
+        let at = at.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
+        assert!((last.saturating_sub(60_000)..=last).contains(&at), "{at} and {last}");
+    }
 }
 
 #[tokio::test]
@@ -440,7 +490,7 @@ async fn any_damage_ends_in_words() {
         let from = used * step / 16;
         bytes[from..used.min(from + 64)].iter_mut().for_each(|byte| *byte ^= 0x55);
         fs::write(&path, bytes).unwrap();
-        for command in ["check", "export"] {
+        for command in ["check", "export", "stats"] {
             let ended = store(command, directory.path(), &[]).await;
             assert!(matches!(ended.code, Some(0 | 5)), "{command} at {from}: {:?}", ended);
         }
@@ -451,7 +501,7 @@ async fn any_damage_ends_in_words() {
 async fn a_store_in_use_is_left_alone() {
     let broker = Broker::start().await;
     let data = broker.data();
-    for command in ["check", "export"] {
+    for command in ["check", "export", "stats", "compact"] {
         let ended = store(command, data.path(), &[]).await;
         assert_eq!(ended.code, Some(5), "{}", ended.stderr);
         assert!(ended.stderr.contains("in use by another process"), "{}", ended.stderr);
@@ -465,11 +515,15 @@ async fn a_store_in_use_is_left_alone() {
 #[tokio::test]
 async fn a_newer_format_is_refused() {
     let directory = filled().await;
-    set_format(directory.path(), &4_u32.to_be_bytes());
-    for command in ["check", "export"] {
+    let known = store("stats", directory.path(), &["--json"]).await.stdout;
+    let known = serde_json::from_str::<Value>(&known).unwrap()["format"].as_u64().unwrap();
+    let newer = u32::try_from(known + 1).unwrap();
+    set_format(directory.path(), &newer.to_be_bytes());
+    for command in ["check", "export", "stats", "compact"] {
         let ended = store(command, directory.path(), &[]).await;
         assert_eq!(ended.code, Some(5), "{}", ended.stderr);
-        assert!(ended.stderr.contains("has format 4, this program knows up to 3"), "{}", ended.stderr);
+        let said = format!("has format {newer}, this program knows up to {known}");
+        assert!(ended.stderr.contains(&said), "{}", ended.stderr);
     }
 }
 
@@ -554,7 +608,7 @@ async fn what_is_no_store_is_wrong_usage_and_stays_as_it_is() {
     let absent = directory.path().join("absent");
     let empty = directory.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    for command in ["check", "export"] {
+    for command in ["check", "export", "stats", "compact"] {
         for (path, said) in
             [(&file, "it is a file"), (&absent, "No such file"), (&empty, "there is no store in it")]
         {

@@ -73,7 +73,7 @@ pub(crate) struct Report(BTreeMap<String, u64>);
 
 impl Report {
     fn read(path: &Path) -> Self {
-        let text = fs::read_to_string(path).expect("the shim saw the end");
+        let text = fs::read_to_string(path).expect("the disk saw the end");
         let counts = text.lines().map(|line| line.split_once(' ').unwrap());
         Self(counts.map(|(name, count)| (name.to_owned(), count.parse().unwrap())).collect())
     }
@@ -201,7 +201,7 @@ impl Disk {
     pub(crate) fn restart(&mut self) -> Report {
         self.unmount();
         let report = Report::read(&self.image().join("report"));
-        assert!(report.of("calls") > 0, "the shim saw nothing: {report:?}");
+        assert!(report.of("calls") > 0, "the disk saw nothing: {report:?}");
         fs::remove_dir_all(self.data()).unwrap();
         fs::rename(self.image().join("tree"), self.data()).unwrap();
         fs::remove_dir_all(self.image()).unwrap();

@@ -19,7 +19,7 @@
  * synced at the end, and what was lost.
  *
  * Not seen: system calls past the C library (fallocate of the ballast, whose bytes nobody reads), descriptors that were
- * duplicated, paths relative to a directory, maps of files. witness.py sees those.
+ * duplicated, paths relative to a directory unless they are removed, maps of files. witness.py sees those.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -47,7 +47,7 @@ static const char *kinds[KINDS] = {"write", "sync", "range", "truncate", "alloca
 struct change { off_t at; size_t len; char *data; struct change *next; }; /* no data: cut to `at` bytes */
 struct inode { int id, image, dir; struct change *first, **last; };
 struct name { char *path; struct inode *inode; struct name *next; };
-struct op { char *path; struct inode *inode; struct op *next; }; /* no inode: the name goes */
+struct op { char *path, *from; struct inode *inode; struct op *next; }; /* no inode: the name goes; from: a directory was renamed */
 
 static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static struct inode *open_files[FDS];
@@ -115,14 +115,30 @@ static struct inode *make_inode(int is_dir) {
     return inode;
 }
 
+static void move(char **path, const char *from, const char *to) {
+    size_t n = strlen(from);
+    char moved[PATH_MAX];
+    if (strncmp(*path, from, n) || ((*path)[n] && (*path)[n] != '/')) return;
+    snprintf(moved, sizeof moved, "%s%s", to, *path + n);
+    free(*path);
+    *path = strdup(moved);
+}
+
+static void carry_out(struct name **list, const struct op *op) {
+    if (!op->from) return set(list, op->path, op->inode);
+    for (struct name *name = *list; name; name = name->next) move(&name->path, op->from, op->path);
+}
+
 /* A change of names, kept until its directory is synced. */
-static void rename_later(const char *path, struct inode *inode) {
+static void change_later(const char *path, struct inode *inode, const char *from) {
     struct op *op = calloc(1, sizeof *op);
-    *op = (struct op){strdup(path), inode, NULL};
-    set(&now, path, inode);
+    *op = (struct op){strdup(path), from ? strdup(from) : NULL, inode, NULL};
+    carry_out(&now, op);
     *last_op = op;
     last_op = &op->next;
 }
+
+static void rename_later(const char *path, struct inode *inode) { change_later(path, inode, NULL); }
 
 static void apply(struct inode *inode, struct change *change, int whole) {
     if (!change->data) {
@@ -199,7 +215,7 @@ static void make_image(int whole) {
     for (struct op *op = ops; op; op = op->next) pending++;
     long kept = whole ? pending : chance() % (pending + 1);
     lost_names = pending - kept;
-    for (struct op *op = ops; op && kept--; op = op->next) set(&synced, op->path, op->inode);
+    for (struct op *op = ops; op && kept--; op = op->next) carry_out(&synced, op);
     snprintf(path, sizeof path, "%s/tree/", image);
     size_t root = strlen(path) - 1;
     parents(path, strlen(image));
@@ -476,7 +492,9 @@ static void sync_names(struct inode *directory) {
     struct op **at = &ops;
     while (*at) {
         if (is_in((*at)->path, name->path)) {
-            set(&synced, (*at)->path, (*at)->inode);
+            carry_out(&synced, *at);
+            /* What was done in a directory before it was renamed is done in it still. */
+            for (struct op *op = (*at)->from ? ops : *at; op != *at; op = op->next) move(&op->path, (*at)->from, (*at)->path);
             *at = (*at)->next;
         } else {
             at = &(*at)->next;
@@ -518,7 +536,9 @@ static int renamed(const char *from, const char *to, unsigned flags) {
     if (!result) result = REAL(renameat2)(AT_FDCWD, from, AT_FDCWD, to, flags);
     if (ours && !result) {
         struct name *name = *find(&now, from);
-        if (name) {
+        if (name && name->inode->dir) {
+            change_later(to, NULL, from);
+        } else if (name) {
             struct inode *inode = name->inode;
             rename_later(to, inode);
             rename_later(from, NULL);
@@ -543,8 +563,22 @@ int unlink(const char *path) {
     pthread_mutex_unlock(&lock);
     return result;
 }
+int rmdir(const char *path) {
+    pthread_mutex_lock(&lock);
+    int result = below(path) ? counted(UNLINK) : 0;
+    if (!result) result = REAL(rmdir)(path);
+    if (below(path) && !result) rename_later(path, NULL);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
 int unlinkat(int at, const char *path, int flags) {
-    return below(path) && !flags ? unlink(path) : REAL(unlinkat)(at, path, flags);
+    char whole[PATH_MAX], link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", at);
+    ssize_t n = *path == '/' || at == AT_FDCWD ? 0 : readlink(link, whole, sizeof whole - 1);
+    if (n < 0) n = 0;
+    snprintf(whole + n, sizeof whole - n, "%s%s", n ? "/" : "", path);
+    if (!below(whole)) return REAL(unlinkat)(at, path, flags);
+    return flags & AT_REMOVEDIR ? rmdir(whole) : unlink(whole);
 }
 
 int mkdir(const char *path, mode_t mode) {

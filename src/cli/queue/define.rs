@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use crate::cli::ClientOptions;
-use crate::cli::client::{refused, request};
+use crate::cli::client::{pages, refused, request};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::message::{duration, key_value};
 use crate::cli::out::line;
@@ -127,6 +127,7 @@ impl Settings {
             ordered_by_key: false,
             single_active_consumer: self.single_active_consumer.unwrap_or_default(),
             dedup_window: self.dedup_window.map(duration),
+            last_value_key: String::new(),
             labels,
             dead_letter_expired: self.dead_letter_expired.unwrap_or_default(),
             expires_after: self.expires_after.map(duration),
@@ -153,6 +154,9 @@ pub(super) struct Create {
     /// Deliver messages with the same ordering key one at a time, in their order; cannot be changed later
     #[arg(long)]
     ordered_by_key: bool,
+    /// Of the messages with the same value of this property keep the newest; cannot be changed later
+    #[arg(long, value_name = "PROPERTY", default_value = "", hide_default_value = true)]
+    last_value_key: String,
     /// Deliver nothing until `queue resume`
     #[arg(long)]
     paused: bool,
@@ -166,6 +170,7 @@ impl Create {
         let (mut queue, _) = self.settings.queue(&self.name).map_err(Failure::usage)?;
         queue.priorities = self.priorities;
         queue.ordered_by_key = self.ordered_by_key;
+        queue.last_value_key = self.last_value_key.clone();
         queue.paused = self.paused;
         let question = v1::CreateQueueRequest { queue: Some(queue), if_not_exists: self.if_not_exists };
         let answer =
@@ -274,25 +279,18 @@ pub(super) struct List {
 
 impl List {
     pub(super) async fn run(&self, mut client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
-        let mut page_token = String::new();
-        loop {
-            let question =
-                v1::ListQueuesRequest { name_prefix: self.prefix.clone(), page_size: 1000, page_token };
-            let answer =
-                client.list_queues(request(options, question)).await.map_err(|status| refused(&status))?;
-            let answer = answer.into_inner();
-            for queue in &answer.queues {
-                if options.json {
-                    line(queue_json(queue))?;
-                } else {
-                    line(&queue.name)?;
-                }
+        let ask = async |page_token| {
+            let name_prefix = self.prefix.clone();
+            let question = v1::ListQueuesRequest { name_prefix, page_size: 1000, page_token };
+            client.list_queues(request(options, question)).await
+        };
+        pages(ask, |page| {
+            for queue in &page.queues {
+                if options.json { line(queue_json(queue))? } else { line(&queue.name)? }
             }
-            if answer.next_page_token.is_empty() {
-                return Ok(Exit::Done);
-            }
-            page_token = answer.next_page_token;
-        }
+            Ok(page.next_page_token)
+        })
+        .await
     }
 }
 

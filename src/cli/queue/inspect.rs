@@ -24,7 +24,7 @@ enum View {
     Ready,
     /// What waits for its time
     Delayed,
-    /// What a consumer holds
+    /// What a consumer holds; it cannot be deleted
     Leased,
     /// All of these
     All,
@@ -345,6 +345,7 @@ impl Stats {
             ("expired", stats.expired_total.to_string()),
             ("consumers", stats.consumers.to_string()),
             ("dropped", stats.dropped_total.to_string()),
+            ("replaced", stats.replaced_total.to_string()),
         ] {
             line(format_args!("{name:<14} {value}"))?;
         }
@@ -366,5 +367,6 @@ pub(super) fn stats_json(stats: &v1::QueueStats) -> Value {
         "expired_total": stats.expired_total,
         "consumers": stats.consumers,
         "dropped_total": stats.dropped_total,
+        "replaced_total": stats.replaced_total,
     })
 }

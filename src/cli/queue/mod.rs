@@ -188,6 +188,7 @@ fn queue_json(queue: &v1::Queue) -> Value {
         "ordered_by_key": queue.ordered_by_key,
         "single_active_consumer": queue.single_active_consumer,
         "dedup_window": queue.dedup_window.as_ref().map(show_duration),
+        "last_value_key": queue.last_value_key,
         "labels": labels,
         "dead_letter_expired": queue.dead_letter_expired,
         "expires_after": queue.expires_after.as_ref().map(show_duration),
@@ -229,6 +230,15 @@ fn queue_text(queue: &v1::Queue) -> String {
         if queue.priorities { "yes" } else { "no" },
         if queue.paused { "yes" } else { "no" },
     );
+    if queue.ordered_by_key {
+        text.push_str("order              by key\n");
+    }
+    if let Some(window) = &queue.dedup_window {
+        text.push_str(&format!("dedup window       {}\n", show_duration(window)));
+    }
+    if !queue.last_value_key.is_empty() {
+        text.push_str(&format!("keeps last         of each {}\n", queue.last_value_key));
+    }
     if queue.single_active_consumer {
         text.push_str("consumers          one active at a time\n");
     }

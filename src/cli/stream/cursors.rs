@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::cli::ClientOptions;
-use crate::cli::client::{refused, request};
+use crate::cli::client::{pages, refused, request};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::message::show_time;
 use crate::cli::out::line;
@@ -25,14 +25,13 @@ pub(super) struct Cursors {
 
 impl Cursors {
     pub(super) async fn run(&self, mut client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
-        let mut page_token = String::new();
-        loop {
-            let question =
-                v1beta1::ListCursorsRequest { stream: self.name.clone(), page_size: 1000, page_token };
-            let answer =
-                client.list_cursors(request(options, question)).await.map_err(|status| refused(&status))?;
-            let answer = answer.into_inner();
-            for cursor in &answer.cursors {
+        let ask = async |page_token| {
+            let stream = self.name.clone();
+            let question = v1beta1::ListCursorsRequest { stream, page_size: 1000, page_token };
+            client.list_cursors(request(options, question)).await
+        };
+        pages(ask, |page| {
+            for cursor in &page.cursors {
                 let v1beta1::Cursor { name, committed_sequence, lag, lost, commit_time } = cursor;
                 if options.json {
                     line(json!({
@@ -46,11 +45,9 @@ impl Cursors {
                     line(format_args!("{name}\t{committed_sequence}\t{lag}\t{lost}"))?;
                 }
             }
-            if answer.next_page_token.is_empty() {
-                return Ok(Exit::Done);
-            }
-            page_token = answer.next_page_token;
-        }
+            Ok(page.next_page_token)
+        })
+        .await
     }
 }
 

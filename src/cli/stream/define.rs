@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::cli::ClientOptions;
-use crate::cli::client::{refused, request};
+use crate::cli::client::{pages, refused, request};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::message::duration;
 use crate::cli::out::{line, text};
@@ -134,21 +134,18 @@ pub(super) struct List {
 
 impl List {
     pub(super) async fn run(&self, mut client: Client, options: &ClientOptions) -> Result<Exit, Failure> {
-        let mut page_token = String::new();
-        loop {
-            let question =
-                v1beta1::ListStreamsRequest { name_prefix: self.prefix.clone(), page_size: 1000, page_token };
-            let answer =
-                client.list_streams(request(options, question)).await.map_err(|status| refused(&status))?;
-            let answer = answer.into_inner();
-            for stream in &answer.streams {
+        let ask = async |page_token| {
+            let name_prefix = self.prefix.clone();
+            let question = v1beta1::ListStreamsRequest { name_prefix, page_size: 1000, page_token };
+            client.list_streams(request(options, question)).await
+        };
+        pages(ask, |page| {
+            for stream in &page.streams {
                 if options.json { line(stream_json(stream))? } else { line(&stream.name)? }
             }
-            if answer.next_page_token.is_empty() {
-                return Ok(Exit::Done);
-            }
-            page_token = answer.next_page_token;
-        }
+            Ok(page.next_page_token)
+        })
+        .await
     }
 }
 

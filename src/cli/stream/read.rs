@@ -17,7 +17,7 @@ use crate::cli::out::line;
 use crate::cli::queue::late;
 use crate::grpc::proto::v1;
 use crate::grpc::proto::v1beta1::read_response::Event;
-use crate::grpc::proto::v1beta1::{self, StartFrom};
+use crate::grpc::proto::v1beta1::{self, SkipReason, StartFrom};
 
 use super::Client;
 
@@ -54,7 +54,7 @@ impl FromStr for From {
 #[command(after_help = "\
 Prints a message per line: its sequence, a tab, its payload. What was not kept long enough is told on stderr. Ends after what is \
 there, or with --follow at ctrl-c, after --count messages, or when none came for --idle. Exit code 4: there was nothing.
-With --cursor it begins behind what was printed last time, or with the first message, and commits what it has printed.
+With --cursor it begins behind what it came to last time, or with the first message, and commits what it has printed or passed over.
 Examples:
   stafett stream read readings
   stafett stream read readings --from 1000 --count 10 --json
@@ -120,7 +120,7 @@ impl Read {
         let call = timeout(options.timeout, client.read(self.question())).await.map_err(&late)?;
         let mut events = call.map_err(|status| refused(&status))?.into_inner();
         let mut interrupted = pin!(tokio::signal::ctrl_c());
-        let mut printed = 0_u64;
+        let (mut printed, mut committed) = (0_u64, 0);
         let mut until = self.idle.map(|idle| Instant::now() + idle);
         loop {
             let idle = async {
@@ -147,17 +147,29 @@ impl Read {
                     until = self.idle.map(|idle| Instant::now() + idle);
                     if let (Some(cursor), Some(last)) = (&self.cursor, records.last()) {
                         self.commit(&mut client, options, cursor, last.sequence).await?;
+                        committed = last.sequence;
                     }
                 }
-                Some(Event::Skipped(v1beta1::Skipped { from_sequence, to_sequence })) => {
-                    eprintln!("{from_sequence} to {to_sequence} are not kept any more");
+                Some(Event::Skipped(skipped)) => {
+                    let why = match skipped.reason() {
+                        SkipReason::Unreadable => "cannot be read",
+                        SkipReason::NotKept | SkipReason::Unspecified => "are not kept any more",
+                    };
+                    eprintln!("{} to {} {why}", skipped.from_sequence, skipped.to_sequence);
                 }
                 Some(Event::Closing(closing)) => {
                     let why = closing.status.map(|status| status.message).unwrap_or_default();
                     let reason = anyhow::anyhow!("the broker ends the stream: {why}");
                     return Err(Failure { exit: Exit::Unreachable, reason });
                 }
-                Some(Event::Opened(_) | Event::CaughtUp(_) | Event::Heartbeat(_)) => {}
+                Some(Event::CaughtUp(v1beta1::CaughtUp { next_sequence })) => {
+                    // What was passed over in front of it is not looked at again next time.
+                    let last = next_sequence.saturating_sub(1);
+                    if let Some(cursor) = self.cursor.as_ref().filter(|_| last > committed) {
+                        self.commit(&mut client, options, cursor, last).await?;
+                    }
+                }
+                Some(Event::Opened(_) | Event::Heartbeat(_)) => {}
                 None => break,
             }
         }

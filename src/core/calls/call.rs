@@ -13,12 +13,12 @@ use bytestring::ByteString;
 use parking_lot::Mutex;
 
 use super::service::Service;
-use super::shared::{OVERHEAD, Shared, UNREAD, weight_of, weight_of_fault};
+use super::shared::{NOT_READ, OVERHEAD, Shared, weight_of, weight_of_fault};
 use super::{CallError, Calls, Counts, Fault, Missing, Reply, Request, Serve};
 use crate::core::CoreError;
 use crate::types::{Message, TopicName, clock};
 
-/// Beyond the bound of their number, and of their bytes.
+/// Beyond the bound of their number.
 pub(super) const TOO_MANY: &str = "too many calls in flight";
 
 /// See the module.
@@ -220,19 +220,15 @@ impl Call {
 
     /// Takes room for what is said until it is read.
     fn keep(&self, slot: &mut Slot, weight: usize) -> Result<(), CoreError> {
+        if let Some(shared) = self.shared() {
+            return shared.keep(weight);
+        }
         let max = self.calls.bounds.reply_bytes;
-        match self.shared() {
-            Some(shared) if !shared.has_room(weight) => return Err(shared.no_room()),
-            None if slot.bytes > 0 && slot.bytes + weight > max => {
-                return Err(self.calls.refused(UNREAD, "call_reply_bytes", max));
-            }
-            _ => {}
+        if slot.bytes > 0 && slot.bytes + weight > max {
+            return Err(self.calls.refused(NOT_READ, "call_reply_bytes", max));
         }
         self.calls.reserve(weight)?;
-        match self.shared() {
-            Some(shared) => drop(shared.bytes.fetch_add(weight, Ordering::Relaxed)),
-            None => slot.bytes += weight,
-        }
+        slot.bytes += weight;
         Ok(())
     }
 

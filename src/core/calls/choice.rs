@@ -20,6 +20,8 @@ pub(super) enum Handed {
     Yes,
     /// All that can take it are busy: it waits.
     Busy,
+    /// Those who have room take none as large: it waits for the others.
+    Passed,
     /// Too much waits for each of them to read.
     Full,
     /// None of them takes a packet as large; the largest that one takes.
@@ -76,7 +78,8 @@ impl State {
         match self.takers {
             0 => Handed::Nobody,
             // Those that are left have something in hand, whose end is when to look again.
-            takers if takers > passed.len() => Handed::Busy,
+            takers if takers > passed.len() && too_large.is_empty() => Handed::Busy,
+            takers if takers > passed.len() => Handed::Passed,
             takers if takers == too_large.len() => {
                 let largest = too_large.into_iter().max_by_key(|what| what.max);
                 largest.map_or(Handed::Full, Handed::TooLarge)

@@ -81,6 +81,24 @@ impl Device {
         if !self.answers() {
             return Err(NotAsked::Left);
         }
+        let message = self.packet(key, number, request);
+        let offer = offer_of(&message, request);
+        // What it does not take another may get: that is no loss of its session.
+        let attached = self.session.attached.load();
+        let Some(attached) = attached.as_ref() else { return Err(NotAsked::Left) };
+        attached.outbox.takes(&offer).map_err(NotAsked::TooLarge)?;
+        if attached.outbox.offer(&[offer]) == 0 { Ok(()) } else { Err(NotAsked::Full) }
+    }
+
+    /// Whether it takes a packet as large as the request.
+    pub(super) fn takes(&self, request: &Request) -> Result<(), TooLarge> {
+        let attached = self.session.attached.load();
+        let Some(attached) = attached.as_ref() else { return Ok(()) };
+        attached.outbox.takes(&offer_of(&self.packet(0, 0, request), request))
+    }
+
+    /// A request as it is sent.
+    fn packet(&self, key: u64, number: u64, request: &Request) -> Message {
         let mut message = request.message.clone();
         message.expires_at = request.deadline;
         let mut correlation = [0; 16];
@@ -92,19 +110,18 @@ impl Device {
         if let Some(Part { index, count }) = request.part {
             extras.properties.push((ByteString::from_static(PART), format!("{index}/{count}").into()));
         }
-        let offer = Offer {
-            message: &message,
-            qos: Qos::AtMostOnce,
-            retain: false,
-            identifiers: &[],
-            share: None,
-            publisher: request.caller.client_id.as_ref(),
-        };
-        // What it does not take another may get: that is no loss of its session.
-        let attached = self.session.attached.load();
-        let Some(attached) = attached.as_ref() else { return Err(NotAsked::Left) };
-        attached.outbox.takes(&offer).map_err(NotAsked::TooLarge)?;
-        if attached.outbox.offer(&[offer]) == 0 { Ok(()) } else { Err(NotAsked::Full) }
+        message
+    }
+}
+
+fn offer_of<'a>(message: &'a Message, request: &'a Request) -> Offer<'a> {
+    Offer {
+        message,
+        qos: Qos::AtMostOnce,
+        retain: false,
+        identifiers: &[],
+        share: None,
+        publisher: request.caller.client_id.as_ref(),
     }
 }
 

@@ -14,7 +14,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep_until};
 
-use super::parts::{Begun, Terms};
+use super::jobs::Terms;
+use super::parts::Begun;
 use super::service::{Listening, Service};
 use super::shared::Shared;
 use super::{CallError, Calling, Calls, Counts, Reply, Request};
@@ -64,6 +65,8 @@ pub enum End {
     Error,
     /// The broker stops, and hands no part out any more.
     Stopped,
+    /// Nobody serves any more, and parts are left.
+    NoResponders,
 }
 
 /// Why a responder did not answer.
@@ -142,8 +145,8 @@ pub struct Gathering {
     parts: usize,
     replied: usize,
     failed: usize,
-    /// The broker stops: parts were left that nobody had.
-    stopped: bool,
+    /// Why parts were left that nobody is given any more.
+    left: Option<End>,
     ends: Instant,
     stalls: Instant,
     end: Option<End>,
@@ -200,7 +203,7 @@ impl Gathering {
             parts: 0,
             replied: 0,
             failed: 0,
-            stopped: false,
+            left: None,
             ends: later(policy.timeout),
             stalls: later(policy.stall),
             end: None,
@@ -250,7 +253,8 @@ impl Gathering {
         if let Err(CallError::Broker(why @ (CoreError::NoResponders { .. } | CoreError::Draining))) = &said
             && self.job.is_some()
         {
-            self.stopped |= *why == CoreError::Draining;
+            let left = if *why == CoreError::Draining { End::Stopped } else { End::NoResponders };
+            self.left.get_or_insert(left);
             self.missing.insert(at, (holder.unwrap_or_default(), missing));
             if self.awaited.is_empty() {
                 self.finish_all();
@@ -293,7 +297,7 @@ impl Gathering {
 
     /// Nobody is awaited any more.
     fn finish_all(&mut self) {
-        self.finish(if self.stopped { End::Stopped } else { End::Complete });
+        self.finish(self.left.unwrap_or(End::Complete));
     }
 
     /// It is over: nobody need answer any more.
@@ -407,7 +411,7 @@ impl Calls {
             ends: later(policy.timeout).min(later(left)),
         };
         let begun = service.begin_parts(self, &shared, (&request, parts), terms)?;
-        let Begun { service, number, parts, responders } = begun;
+        let Begun { number, parts, responders } = begun;
         Counts::add(&self.counts.multicasts);
         self.counts.begun.fetch_add(parts.len() as u64, std::sync::atomic::Ordering::Relaxed);
         let count = parts.len();

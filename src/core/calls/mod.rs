@@ -6,9 +6,9 @@
 //! ```
 //!
 //! `call` is one request with its answer, `service`, `state` and `choice` decide who is asked, `direct` asks everyone, `gather` takes
-//! the replies of all, `parts` gives parts of a request to responders, `responder` is the handle of who answers, `device` a subscriber that answers, `line` what waits,
-//! `stored` asynchronous calls, `topics` where one of 3.1.1 answers, `owed` what it owes, `published` what of this comes and goes as a publish, `words`
-//! what is said.
+//! the replies of all, `parts` gives parts of a request to responders, `jobs` has those that wait, `responder` is the handle of who
+//! answers, `device` a subscriber that answers, `line` what waits, `stored` asynchronous calls, `topics` where one of 3.1.1 answers,
+//! `owed` what it owes, `published` what of this comes and goes as a publish, `words` what is said.
 //!
 //! Invariants: a call is with one responder, waits for one, or is over; one that is for a certain responder goes to no
 //! other; whoever waits hears of each of these ends at once; what a responder says reaches only calls that it was asked for.
@@ -20,6 +20,7 @@ mod choice;
 mod device;
 mod direct;
 mod gather;
+mod jobs;
 mod line;
 mod multicast;
 mod owed;
@@ -146,6 +147,7 @@ pub(super) struct Counts {
     replies_again: AtomicU64,
     replies_wrong: AtomicU64,
     replies_forged: AtomicU64,
+    reply_topics_refused: AtomicU64,
 }
 
 impl Counts {
@@ -344,6 +346,7 @@ impl Calls {
             ("call_replies_again_total", total(&counts.replies_again)),
             ("call_replies_wrong_total", total(&counts.replies_wrong)),
             ("call_replies_forged_total", total(&counts.replies_forged)),
+            ("call_reply_topics_refused_total", total(&counts.reply_topics_refused)),
         ];
         counters.extend(self.stored.counters());
         counters

@@ -1,79 +1,23 @@
 //! Requests in parts: each part goes to one responder, and who has answered one gets the next.
 //!
-//! A job is the parts of one request that wait, under the lock of its service. What a lost responder had goes first in it.
-//! Whatever gives a responder room feeds it; jobs take turns, and every second time calls that wait are before them.
+//! A job is the parts of one request that wait, under the lock of its service. Whatever gives a responder room feeds it; jobs
+//! take turns, and every second time calls that wait are before them.
 //!
 //! Invariants: of one job a responder has no more in hand than the job says; a part waits only while no responder may have one
-//! more that was not full when it was asked last, while what was answered is to be read first, or when the job's time is over;
-//! when nobody takes requests, no part waits.
+//! more that takes one as large and was not full when it was asked last, while what was answered is to be read first, or when
+//! the job's time is over; when nobody takes requests, or nobody takes one as large, no part waits.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::sync::Arc;
-
-use rustc_hash::{FxHashMap, FxHashSet};
-use tokio::time::Instant;
 
 use super::call::{Call, Place, To};
 use super::device::NotAsked;
-use super::line::Line;
+use super::jobs::Terms;
 use super::service::Service;
-use super::shared::{Shared, weight_of_said};
+use super::shared::Shared;
 use super::state::{Entry, State, Wakes};
-use super::{CallError, Calling, Calls, Counts, Missing, Part, Request, Said};
-use crate::core::CoreError;
+use super::{CallError, Calling, Calls, Counts, Part, Request, too_large};
+use crate::core::{CoreError, TooLarge};
 use crate::types::Message;
-
-/// The jobs of one service.
-#[derive(Debug, Default)]
-pub(super) struct Jobs {
-    all: FxHashMap<u64, Job>,
-    /// Those of them that have parts that wait, by their turn; and some that have none any more.
-    turn: BTreeMap<u64, u64>,
-    /// How many parts wait, of all of them.
-    waiting: usize,
-    /// How many turns there were.
-    turns: u64,
-    /// Places of those who were full when they were asked last. Nobody says when they are not any more.
-    full: BTreeSet<usize>,
-    /// Which of these was asked again last.
-    again: usize,
-    /// Calls that waited had their turn.
-    called: bool,
-    /// How often a job was looked at.
-    #[cfg(test)]
-    looks: usize,
-}
-
-/// See the module.
-#[derive(Debug)]
-struct Job {
-    todo: Line,
-    /// When it is its turn.
-    turn: Option<u64>,
-    terms: Terms,
-    /// How many each has, by its key.
-    in_hand: FxHashMap<u64, usize>,
-    /// All that is in hand.
-    out: usize,
-    /// Keys of those who have had one.
-    asked: FxHashSet<u64>,
-    /// How many were answered, and what that takes: of all, or since one was larger than the others and found no room.
-    answers: usize,
-    weight: usize,
-    shared: Arc<Shared>,
-}
-
-/// How the parts of a job are handed out.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Terms {
-    /// How many one responder has in hand at the most.
-    pub(super) each: usize,
-    /// The replies are kept: nobody reads them before the end.
-    pub(super) keeps: bool,
-    /// Nobody waits for what would be handed out from then on.
-    pub(super) ends: Instant,
-}
 
 /// What has become of the attempt to give a responder parts.
 #[derive(Debug, PartialEq, Eq)]
@@ -86,178 +30,10 @@ enum Fed {
     Gone,
 }
 
-impl Jobs {
-    /// Whether parts are handed out before calls that wait.
-    pub(super) fn go_first(&mut self, calls_wait: bool) -> bool {
-        if self.turn.is_empty() || !calls_wait {
-            return false;
-        }
-        self.called = !self.called;
-        !self.called
-    }
-
-    /// A responder has got a part.
-    pub(super) fn took(&mut self, job: u64, responder: u64) {
-        if let Some(job) = self.all.get_mut(&job) {
-            *job.in_hand.entry(responder).or_default() += 1;
-            job.out += 1;
-            job.asked.insert(responder);
-        }
-    }
-
-    /// A responder has a part no longer.
-    pub(super) fn gave(&mut self, job: u64, responder: u64) {
-        let Some(job) = self.all.get_mut(&job) else { return };
-        if let Some(count) = job.in_hand.get_mut(&responder) {
-            *count -= 1;
-            job.out -= 1;
-            if *count == 0 {
-                job.in_hand.remove(&responder);
-            }
-        }
-    }
-
-    /// Puts a part before all others of its job.
-    pub(super) fn put_first(&mut self, number: u64, part: Arc<Call>) {
-        let Some(job) = self.all.get_mut(&number) else {
-            part.put(Place::Over);
-            return;
-        };
-        part.put(Place::Waiting);
-        job.todo.push_first(part);
-        self.waiting += 1;
-        self.line_up(number);
-    }
-
-    /// The next part of a job.
-    fn pop(&mut self, number: u64) -> Option<Arc<Call>> {
-        let part = self.all.get_mut(&number)?.todo.pop()?;
-        self.waiting -= 1;
-        Some(part)
-    }
-
-    /// Adds a job with the parts that wait.
-    fn begin(&mut self, number: u64, job: Job) {
-        self.waiting += job.todo.len();
-        self.all.insert(number, job);
-        self.line_up(number);
-    }
-
-    /// Takes a job away with the parts that wait.
-    fn end(&mut self, number: u64) -> Option<Job> {
-        let job = self.all.remove(&number)?;
-        self.waiting -= job.todo.len();
-        if let Some(turn) = job.turn {
-            self.turn.remove(&turn);
-        }
-        Some(job)
-    }
-
-    /// Has a job wait for its turn, if it does not.
-    fn line_up(&mut self, number: u64) {
-        if let Some(job) = self.all.get_mut(&number).filter(|job| job.turn.is_none()) {
-            self.turns += 1;
-            job.turn = Some(self.turns);
-            self.turn.insert(self.turns, number);
-        }
-    }
-
-    /// The job whose turn it is. Its next one is after those of all others.
-    fn next(&mut self) -> Option<u64> {
-        while let Some((_, number)) = self.turn.pop_first() {
-            #[cfg(test)]
-            {
-                self.looks += 1;
-            }
-            let Some(job) = self.all.get_mut(&number) else { continue };
-            job.turn = None;
-            if !job.todo.is_empty() {
-                self.line_up(number);
-                return Some(number);
-            }
-        }
-        None
-    }
-
-    /// The next one of those who were full.
-    fn next_full(&mut self) -> Option<usize> {
-        let after = (Bound::Excluded(self.again), Bound::Unbounded);
-        self.again = self.full.range(after).next().or_else(|| self.full.first()).copied()?;
-        Some(self.again)
-    }
-
-    /// A part was answered. Where that finds no room, the part waits again if it may, until more is read: true. Where replies
-    /// are kept, nothing is read before the end, and parts that wait are not carried out for nothing.
-    pub(super) fn waits_again(
-        &mut self,
-        number: u64,
-        part: &Arc<Call>,
-        said: &Said,
-        wakes: &mut Wakes,
-    ) -> bool {
-        let (Some(job), Some(weight)) = (self.all.get_mut(&number), weight_of_said(said)) else {
-            return false;
-        };
-        job.answers += 1;
-        job.weight += weight;
-        if job.shared.has_room(weight) {
-            return false;
-        }
-        if job.terms.keeps {
-            let shared = Arc::clone(&job.shared);
-            while shared.is_half_full()
-                && let Some(part) = self.pop(number)
-            {
-                wakes.callers.extend(part.fail(CallError::Broker(shared.no_room())));
-            }
-            return false;
-        }
-        if weight > job.mean() {
-            (job.answers, job.weight) = (1, weight);
-        }
-        let again = part.begins_anew();
-        if again {
-            part.missed(Missing::Refused);
-            self.put_first(number, Arc::clone(part));
-        }
-        again
-    }
-
-    /// A part that waited is over.
-    pub(super) fn died(&mut self, job: u64) {
-        if let Some(job) = self.all.get_mut(&job) {
-            job.todo.died();
-            self.waiting -= 1;
-        }
-    }
-}
-
-impl Job {
-    /// Whether the responder may have one more.
-    fn feeds(&self, responder: u64) -> bool {
-        self.in_hand.get(&responder).copied().unwrap_or_default() < self.terms.each
-    }
-
-    /// Whether nobody gets more of it now: its time is over, or more is to be read first, and whoever reads goes on with it.
-    fn rests(&self) -> bool {
-        Instant::now() >= self.terms.ends || !self.terms.keeps && self.shared.holds(self.out, self.mean())
-    }
-
-    /// What an answer takes.
-    fn mean(&self) -> usize {
-        self.weight.checked_div(self.answers).unwrap_or_default()
-    }
-
-    /// Whether parts wait and nobody has one.
-    fn is_idle(&self) -> bool {
-        !self.todo.is_empty() && self.in_hand.is_empty()
-    }
-}
-
 impl State {
     /// Gives parts to the responder in this place and to one that was full, or to everyone.
     pub(super) fn feed(&mut self, at: Option<usize>, wakes: &mut Wakes) {
-        if self.jobs.turn.is_empty() {
+        if self.jobs.is_empty() {
             return;
         }
         match at {
@@ -270,6 +46,7 @@ impl State {
             }
             None => self.feed_all(wakes),
         }
+        self.look_again(wakes);
     }
 
     /// Gives a responder parts of each job in turn, as many as it takes.
@@ -277,14 +54,14 @@ impl State {
         let mut passed = 0;
         let fed = loop {
             let Some(entry) = self.entry(at).filter(|entry| !entry.draining) else { break Fed::Gone };
-            if !entry.has_room() || passed >= self.jobs.turn.len() {
+            if !entry.has_room() || passed >= self.jobs.in_turn() {
                 break Fed::Yes;
             }
             let Some(number) = self.jobs.next() else { break Fed::Yes };
             match self.give(at, number, wakes) {
                 Ok(true) => passed = 0,
-                Ok(false) => passed += 1,
-                Err(NotAsked::Full | NotAsked::TooLarge(_)) => break Fed::Full,
+                Ok(false) | Err(NotAsked::TooLarge(_)) => passed += 1,
+                Err(NotAsked::Full) => break Fed::Full,
                 Err(NotAsked::Left) => self.stop(at, wakes),
             }
         };
@@ -294,21 +71,59 @@ impl State {
         fed
     }
 
-    /// Gives a responder one part of a job, if it may have one.
+    /// Gives a responder one part of a job, if it may have one: the first that it takes. Those before it are put aside. Where
+    /// it takes none of them, it says so of the last.
     fn give(&mut self, at: usize, number: u64, wakes: &mut Wakes) -> Result<bool, NotAsked> {
         let Some(key) = self.entry(at).filter(|entry| entry.has_room()).map(|entry| entry.key) else {
             return Ok(false);
         };
-        let feeds = self.jobs.all.get(&number).is_some_and(|job| job.feeds(key) && !job.rests());
-        let Some(part) = feeds.then(|| self.jobs.pop(number)).flatten() else { return Ok(false) };
-        let given = self.assign(at, &part, wakes);
-        if let Err(why) = &given {
-            self.jobs.put_first(number, part);
-            if let NotAsked::Full | NotAsked::TooLarge(_) = why {
-                self.jobs.full.insert(at);
+        if !self.jobs.feeds(number, key) {
+            return Ok(false);
+        }
+        let mut next = self.jobs.pop(number);
+        let mut passed = None;
+        while let Some(part) = next {
+            match self.assign(at, &part, wakes) {
+                Ok(()) => return Ok(true),
+                Err(NotAsked::TooLarge(what)) => {
+                    passed = Some(what);
+                    self.jobs.put_aside(number, part);
+                    next = self.jobs.pop_other(number);
+                }
+                Err(why) => {
+                    self.jobs.put_first(number, part);
+                    if let NotAsked::Full = why {
+                        self.jobs.full.insert(at);
+                    }
+                    return Err(why);
+                }
             }
         }
-        given.map(|()| true)
+        let Some(what) = passed else { return Ok(false) };
+        self.end_too_large(number, wakes);
+        Err(NotAsked::TooLarge(what))
+    }
+
+    /// Where nobody has a part of a job, those end that nobody takes as they are too large.
+    fn end_too_large(&mut self, number: u64, wakes: &mut Wakes) {
+        while self.jobs.is_idle(number)
+            && let Some(part) = self.jobs.aside(number)
+            && let Some(what) = self.too_large_for_all(part)
+            && let Some(part) = self.jobs.pop(number)
+        {
+            wakes.callers.extend(part.fail(CallError::Broker(too_large(what))));
+            self.jobs.look_again = true;
+        }
+    }
+
+    /// The largest packet that anyone takes, if nobody takes this part.
+    fn too_large_for_all(&self, part: &Call) -> Option<TooLarge> {
+        let mut largest: Option<TooLarge> = None;
+        for entry in self.places.iter().flatten().filter(|entry| !entry.draining) {
+            let what = entry.takes(part.request()).err()?;
+            largest = largest.filter(|largest| largest.max >= what.max).or(Some(what));
+        }
+        largest
     }
 
     /// Gives everyone one part of a new job, those first who have the least in hand, and then one more as long as they take it.
@@ -322,7 +137,8 @@ impl State {
         while !order.is_empty() {
             order.retain(|&(_, at)| match self.give(at, number, wakes) {
                 Ok(given) => given,
-                Err(NotAsked::Full | NotAsked::TooLarge(_)) => {
+                Err(NotAsked::TooLarge(_)) => false,
+                Err(NotAsked::Full) => {
                     full = true;
                     false
                 }
@@ -335,55 +151,65 @@ impl State {
         if full {
             self.look_who_reads(wakes);
         }
+        self.look_again(wakes);
     }
 
-    /// One was full: where nobody has a part of a job, nobody may ever ask for one.
-    fn look_who_reads(&mut self, wakes: &mut Wakes) {
-        let Jobs { all, turn, .. } = &self.jobs;
-        if turn.values().any(|number| all.get(number).is_some_and(Job::is_idle)) {
+    /// A part ended that kept others from some.
+    fn look_again(&mut self, wakes: &mut Wakes) {
+        while std::mem::take(&mut self.jobs.look_again) {
             self.feed_all(wakes);
         }
     }
 
-    /// Gives parts to everyone. When all who take requests are full in this one look, parts of a job that nobody has a part of
+    /// One was full: where nobody has a part of a job, nobody may ever ask for one.
+    fn look_who_reads(&mut self, wakes: &mut Wakes) {
+        if self.jobs.has_idle() {
+            self.feed_all(wakes);
+        }
+    }
+
+    /// Gives parts to everyone. When all who could take one are full in this one look, parts of a job that nobody has a part of
     /// wait for nothing.
     fn feed_all(&mut self, wakes: &mut Wakes) {
-        let mut one_reads = false;
         for at in 0..self.places.len() {
-            one_reads |= self.feed_one(at, wakes) == Fed::Yes;
+            self.feed_one(at, wakes);
         }
-        if one_reads || self.takers == 0 {
+        if self.jobs.full.is_empty() || self.takers == 0 {
             return;
         }
-        let Jobs { all, waiting, .. } = &mut self.jobs;
-        for job in all.values_mut().filter(|job| job.is_idle() && !job.rests()) {
-            *waiting -= job.todo.len();
-            while let Some(part) = job.todo.pop() {
-                wakes.callers.extend(part.unread());
+        for number in self.jobs.starving() {
+            if self.all_who_take_are_full(number) {
+                while let Some(part) = self.jobs.pop(number) {
+                    wakes.callers.extend(part.unread());
+                }
             }
         }
     }
 
+    fn all_who_take_are_full(&self, number: u64) -> bool {
+        if self.jobs.full.len() >= self.takers {
+            return true;
+        }
+        let Some(smallest) = self.jobs.aside(number).filter(|_| self.jobs.is_aside(number)) else {
+            return false;
+        };
+        let takers = self.places.iter().enumerate().filter_map(|(at, entry)| Some((at, entry.as_ref()?)));
+        let mut takers = takers.filter(|(_, entry)| !entry.draining);
+        takers.all(|(at, entry)| self.jobs.full.contains(&at) || entry.takes(smallest.request()).is_err())
+    }
+
     /// Ends what waits when nobody takes requests any more.
     pub(super) fn end_parts_for_nobody(&mut self, wakes: &mut Wakes) {
-        if self.takers > 0 || self.jobs.turn.is_empty() {
+        if self.takers > 0 || self.jobs.is_empty() {
             return;
         }
-        self.jobs.turn.clear();
-        self.jobs.waiting = 0;
-        for job in self.jobs.all.values_mut() {
-            job.turn = None;
-            while let Some(part) = job.todo.pop() {
-                wakes.callers.extend(part.left_over());
-            }
-        }
+        self.jobs.take_all(|part| wakes.callers.extend(part.left_over()));
     }
 }
 
 /// A job as its caller has it.
 #[derive(Debug)]
 pub(super) struct Begun {
-    pub(super) service: Arc<Service>,
     pub(super) number: u64,
     /// Each part, in their order.
     pub(super) parts: Vec<Calling>,
@@ -412,17 +238,6 @@ impl Service {
             Call::new(calls, To::Part(Arc::clone(shared), number, request)).map(Arc::new)
         };
         let all: Vec<Arc<Call>> = parts.into_iter().enumerate().map(new).collect::<Result<_, _>>()?;
-        let mut job = Job {
-            todo: Line::default(),
-            turn: None,
-            terms,
-            in_hand: FxHashMap::default(),
-            out: 0,
-            asked: FxHashSet::default(),
-            answers: 0,
-            weight: 0,
-            shared: Arc::clone(shared),
-        };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         let responders = state.takers;
@@ -430,21 +245,17 @@ impl Service {
             return Err(calls.nobody(self.name()));
         }
         let max = calls.bounds.parts_waiting;
-        if state.jobs.waiting + count > max {
+        if state.jobs.waiting() + count > max {
             let what = format!("too many parts wait for a responder of `{}`", self.name());
             return Err(calls.refused(what, "parts_waiting", max));
         }
-        for part in &all {
-            part.put(Place::Waiting);
-            job.todo.push(Arc::clone(part));
-        }
-        state.jobs.begin(number, job);
+        state.jobs.begin(number, &all, terms, shared);
         state.deal(number, &mut wakes);
         state.end_parts_for_nobody(&mut wakes);
         drop(state);
         wakes.run();
         let parts = all.into_iter().map(|part| Calling::new(Arc::clone(self), part)).collect();
-        Ok(Begun { service: Arc::clone(self), number, parts, responders })
+        Ok(Begun { number, parts, responders })
     }
 
     /// More may be said.
@@ -464,7 +275,7 @@ impl Service {
         let job = {
             let mut state = self.state.lock();
             let mut job = state.jobs.end(number);
-            while let Some(part) = job.as_mut().and_then(|job| job.todo.pop()) {
+            while let Some(part) = job.as_mut().and_then(|job| job.pop()) {
                 part.put(Place::Over);
                 if let Some(calls) = &calls {
                     Counts::add(&calls.counts.cancelled);
@@ -472,7 +283,7 @@ impl Service {
             }
             job
         };
-        job.map_or(0, |job| job.asked.len())
+        job.map_or(0, |job| job.asked())
     }
 }
 
@@ -485,7 +296,7 @@ mod tests {
 
     use super::*;
     use crate::core::calls::tests::{ALL, answer, bed, heard, message, request};
-    use crate::core::calls::{Asked, End, Gathering, Policy, Responder};
+    use crate::core::calls::{Asked, End, Gathering, Missing, Policy, Responder, Said};
     use crate::types::clock;
 
     fn policy(parts_in_hand: usize) -> Policy {
@@ -589,7 +400,7 @@ mod tests {
         }
         assert_eq!(looks() - before, 100);
         drop(jobs);
-        assert!(service.state.lock().jobs.turn.is_empty());
+        assert!(service.state.lock().jobs.is_empty());
     }
 
     #[tokio::test]
@@ -751,7 +562,7 @@ mod tests {
         let what = "too many parts wait for a responder of `s` (limits.parts_waiting)".to_owned();
         assert_eq!(many(3).unwrap_err(), CoreError::Limit { what, max: 10 });
         let second = many(2).unwrap();
-        let waiting = || calls.service(&one.serve().service).unwrap().state.lock().jobs.waiting;
+        let waiting = || calls.service(&one.serve().service).unwrap().state.lock().jobs.waiting();
         assert_eq!(waiting(), 10);
         done(&one, parts(&one)[0].0);
         assert_eq!(waiting(), 9);
@@ -858,7 +669,7 @@ mod tests {
                 }
                 if let Some(service) = calls.service(&message("").topic) {
                     let jobs = &service.state.lock().jobs;
-                    prop_assert_eq!(jobs.waiting, jobs.all.values().map(|job| job.todo.len()).sum::<usize>());
+                    prop_assert_eq!(jobs.waiting(), jobs.counted());
                 }
             }
             // One that answers whatever it is asked, when all others are gone.

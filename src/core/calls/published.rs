@@ -13,7 +13,7 @@ use bytestring::ByteString;
 
 use super::call::TOO_MANY;
 use super::device::{self, ERROR, REPLY_TOPIC};
-use super::{CallError, Caller, Calling, Fault, Reply, Request, Said};
+use super::{CallError, Caller, Calling, Counts, Fault, Reply, Request, Said};
 use crate::core::session::SessionKey;
 use crate::core::{Broker, CoreError, Inbound, PublisherInfo};
 use crate::types::{ClientId, Extras, Message, MessageId, Qos, TopicName, clock};
@@ -121,6 +121,19 @@ impl Broker {
         }
     }
 
+    /// Checks whether a caller may have answers published there. Where it may not that is counted.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`] naming `field`.
+    pub fn check_reply_topic(&self, field: &str, topic: &TopicName) -> Result<(), CoreError> {
+        if topic.is_reserved() {
+            Counts::add(&self.calls.counts.reply_topics_refused);
+            let what = format!("`{topic}`: names that begin with `$` are the server's");
+            return Err(CoreError::invalid(field, what));
+        }
+        Ok(())
+    }
+
     fn published_answer(&self, message: &Message, by: By<'_>) -> Result<(), CoreError> {
         let correlation = message.extras.as_ref().and_then(|extras| extras.correlation_data.as_deref());
         self.calls.answer(by.session, correlation, self.said(message))
@@ -148,11 +161,10 @@ impl Broker {
         else {
             return Err(CoreError::invalid("response topic", "must be given in a call"));
         };
-        if service.is_reserved() || reply_to.is_reserved() {
-            let what = "names that begin with `$` are the server's";
-            let field = if service.is_reserved() { "topic" } else { "response topic" };
-            return Err(CoreError::invalid(field, what));
+        if service.is_reserved() {
+            return Err(CoreError::invalid("topic", "names that begin with `$` are the server's"));
         }
+        self.check_reply_topic("response topic", &reply_to)?;
         let answering = Answering::begin(self)?;
         let now = clock::unix_now();
         let deadline = message.expires_at.unwrap_or_else(|| now.after(self.limits.call_timeout));

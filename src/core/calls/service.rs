@@ -1,6 +1,7 @@
 //! One service: its responders, the calls that they have in hand, and those that wait for one of them.
 //!
-//! Invariants, under its lock: a call waits only while no responder has room, or the one that it is for has none; a call in hand is in its responder's table
+//! Invariants, under its lock: a call waits only while no responder that takes one as large has room, or behind some for which
+//! that is so, or while the one that it is for has none; a call in hand is in its responder's table
 //! and nowhere else; without a responder that takes requests nothing waits.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -89,15 +90,17 @@ impl Service {
         let Some(calls) = self.calls.upgrade() else { return Err(CoreError::Draining) };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
-        let handed = if state.waiting.is_empty() { state.hand(call, &mut wakes) } else { Handed::Busy };
+        let goes_first = state.waiting.is_empty() || state.passed && waits;
+        let handed = if goes_first { state.hand(call, &mut wakes) } else { Handed::Busy };
         let taken = match handed {
             Handed::Yes => Ok(true),
-            Handed::Busy if !waits => Ok(false),
-            Handed::Busy if state.waiting.len() >= calls.bounds.waiting => {
+            Handed::Busy | Handed::Passed if !waits => Ok(false),
+            Handed::Busy | Handed::Passed if state.waiting.len() >= calls.bounds.waiting => {
                 let what = format!("too many calls wait for a responder of `{}`", self.name);
                 Err(calls.refused(what, "calls_waiting", calls.bounds.waiting))
             }
-            Handed::Busy => {
+            Handed::Busy | Handed::Passed => {
+                state.passed = handed == Handed::Passed;
                 call.put(Place::Waiting);
                 state.waiting.push(Arc::clone(call));
                 Ok(true)
@@ -121,7 +124,7 @@ impl Service {
             Place::Waiting => {
                 call.put(Place::Over);
                 match call.job() {
-                    Some(job) => state.jobs.died(job),
+                    Some(job) => state.jobs.died(job, call),
                     None => state.waiting.died(),
                 }
             }

@@ -11,7 +11,8 @@ use crate::types::Message;
 pub(super) const OVERHEAD: usize = 256;
 /// Beyond the bound of their bytes.
 const TOO_LARGE: &str = "too many bytes of calls in flight";
-pub(super) const UNREAD: &str = "too many bytes of replies are kept, or not read by the caller";
+/// Beyond the bound of what is said to one who asks.
+pub(super) const NOT_READ: &str = "too many bytes of replies are kept, or not read by the caller";
 
 /// What the calls of one multicast take together.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub(super) struct Shared {
     /// Of what is asked.
     weight: usize,
     /// Of what was said and is not read, or is kept.
-    pub(super) bytes: AtomicUsize,
+    bytes: AtomicUsize,
     /// Its parts wait until more of that is read.
     held: AtomicBool,
     calls: Arc<Calls>,
@@ -62,9 +63,22 @@ impl Shared {
         self.bytes.load(Ordering::SeqCst) > self.calls.bounds.gather_bytes / 2
     }
 
+    /// Takes room for what is said, until it is read.
+    ///
+    /// # Errors
+    /// [`CoreError::Limit`]: nothing is taken.
+    pub(super) fn keep(&self, weight: usize) -> Result<(), CoreError> {
+        if !self.has_room(weight) {
+            return Err(self.no_room());
+        }
+        self.calls.reserve(weight)?;
+        self.bytes.fetch_add(weight, Ordering::SeqCst);
+        Ok(())
+    }
+
     /// A reply finds no room.
     pub(super) fn no_room(&self) -> CoreError {
-        self.calls.refused(UNREAD, "gather_bytes", self.calls.bounds.gather_bytes)
+        self.calls.refused(NOT_READ, "gather_bytes", self.calls.bounds.gather_bytes)
     }
 
     /// Whether parts may have waited for what was read.

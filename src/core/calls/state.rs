@@ -16,15 +16,17 @@ use tokio_util::task::AbortOnDropHandle;
 use super::call::{Call, Place};
 use super::choice::Handed;
 use super::device::{Device, NotAsked, Seen};
+use super::jobs::Jobs;
 use super::line::Line;
-use super::parts::Jobs;
 use super::stored::Watch;
-use super::{CallError, ReplyRefused, Said, Serve, too_large};
-use crate::core::CoreError;
+use super::{CallError, ReplyRefused, Request, Said, Serve, too_large};
+use crate::core::{CoreError, TooLarge};
 use crate::types::clock;
 
 /// Of so many requests that were given up a responder's late reply is known as such.
 const REMEMBERED: usize = 1024;
+/// So many calls that are too large for those who have room are looked behind.
+const PASSED: usize = 16;
 /// A device that took nothing counts for so long as one that has no room, for calls that do not wait in the line.
 pub(super) const UNREAD: Duration = Duration::from_secs(1);
 
@@ -40,6 +42,8 @@ pub(super) struct State {
     /// Where the next choice begins.
     pub(super) turn: usize,
     pub(super) waiting: Line,
+    /// All that wait are too large for those who may have room.
+    pub(super) passed: bool,
     /// Requests in parts.
     pub(super) jobs: Jobs,
     /// Told when there is room and nothing waits here: stored calls wait for it.
@@ -153,6 +157,14 @@ impl Entry {
         match &self.door {
             Door::Stream(_) => true,
             Door::Device(device) => device.answers(),
+        }
+    }
+
+    /// Whether it takes a request as large. One that has left says so when it is asked.
+    pub(super) fn takes(&self, request: &Request) -> Result<(), TooLarge> {
+        match &self.door {
+            Door::Stream(_) => Ok(()),
+            Door::Device(device) => device.takes(request),
         }
     }
 }
@@ -293,10 +305,27 @@ impl State {
         if self.jobs.go_first(!self.waiting.is_empty()) {
             self.feed(at, wakes);
         }
+        self.hand_out_calls(wakes);
+        self.feed(at, wakes);
+        self.end_parts_for_nobody(wakes);
+        if let Some(watch) = self.watch.as_ref().filter(|_| self.room(1) > 0) {
+            wakes.watch = Some(Arc::clone(watch));
+        }
+    }
+
+    /// Hands out calls that wait while there is room. What is too large for those who have room keeps few behind it from them.
+    fn hand_out_calls(&mut self, wakes: &mut Wakes) {
+        let mut passed: SmallVec<[Arc<Call>; 4]> = SmallVec::new();
+        self.passed = true;
         while let Some(call) = self.waiting.pop() {
             let waker = match self.hand(&call, wakes) {
                 Handed::Yes => continue,
-                Handed::Busy => {
+                Handed::Passed if passed.len() < PASSED => {
+                    passed.push(call);
+                    continue;
+                }
+                Handed::Busy | Handed::Passed => {
+                    self.passed = false;
                     self.waiting.push_first(call);
                     break;
                 }
@@ -306,10 +335,8 @@ impl State {
             };
             wakes.callers.extend(waker);
         }
-        self.feed(at, wakes);
-        self.end_parts_for_nobody(wakes);
-        if let Some(watch) = self.watch.as_ref().filter(|_| self.room(1) > 0) {
-            wakes.watch = Some(Arc::clone(watch));
+        while let Some(call) = passed.pop() {
+            self.waiting.push_first(call);
         }
     }
 

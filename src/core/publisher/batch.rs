@@ -147,8 +147,8 @@ impl Planner<'_> {
         }
         self.broker.limits.check_message(&item.message)?;
         let retain = item.message.retain;
-        let others = run.subscribers > 0 || run.streams > 0;
-        if item.not_before.is_some() && (retain || others || run.queues == 0) {
+        // A stream has it at once: it keeps what was published and when.
+        if item.not_before.is_some() && (retain || run.subscribers > 0 || run.queues == 0) {
             let what = "a message that does not go to queues alone cannot be delayed";
             return Err(CoreError::Unsupported(what.to_owned()));
         }
@@ -175,7 +175,7 @@ impl Planner<'_> {
                     format!("`{topic}`: names that begin with `$` are the server's"),
                 ));
             };
-            let queue = self.broker.queues.get(name).ok_or_else(|| no_queue(message))?;
+            let queue = self.broker.queues().get(name).ok_or_else(|| no_queue(message))?;
             return Ok((Arc::new([Target::Queue(queue)]), true));
         }
         let targets =

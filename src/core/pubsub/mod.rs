@@ -86,9 +86,9 @@ impl Broker {
         let (received, sent) = self.traffic.totals();
         let (retained, retained_bytes) = self.pubsub.retained.size();
         counters.extend([
-            ("queues", self.queues.count() as u64),
+            ("queues", self.queues().count() as u64),
             ("queues_expired_total", self.queues.expired()),
-            ("streams", self.streams.count() as u64),
+            ("streams", self.streams().count() as u64),
             ("sessions", self.session_count() as u64),
             ("subscriptions", self.routes.count() as u64),
             ("sessions_connected", load(&self.pubsub.connected)),

@@ -11,17 +11,17 @@ use crate::engine::{Definition, Op, Outcome, Overflow, QueueSpec, Refusal, Usage
 use crate::types::{QueueName, TopicFilter, UnixMillis};
 
 use super::{QueueEntry, checked_lease, of_queue};
-use crate::core::system::SYSTEM;
-use crate::core::{Broker, CoreError, Limits};
+use crate::core::difference::Differences;
+use crate::core::{Broker, CoreError, Limits, filters};
 
-/// What a binding cannot see: commands, and values that are never stored.
-pub(in crate::core) const UNSEEN: [&str; 6] = ["$queue", "$stream", "$replay", "$share", "$delayed", SYSTEM];
 /// Beyond it a bound on deliveries bounds nothing.
 const MAX_DELIVERIES: u32 = 10_000;
 /// What a queue may remember for so long is bounded by number, too.
 const DEDUP_WINDOW: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
 /// Shorter is no time to begin in; longer is never.
 const EXPIRES_AFTER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 86_400);
+/// The longest name of a property that a queue keeps the last value of.
+const LAST_VALUE_KEY_BYTES: usize = 256;
 /// Labels are words, not documents.
 const LABEL_BYTES: usize = 256;
 
@@ -44,6 +44,7 @@ pub fn plain_queue(name: QueueName, limits: &Limits, now: UnixMillis) -> QueueSp
         ordered_by_key: false,
         single_active_consumer: false,
         dedup_window: None,
+        last_value_key: None,
         labels: std::collections::BTreeMap::new(),
         paused: false,
         created_at: now,
@@ -66,12 +67,12 @@ impl Broker {
         mut spec: QueueSpec,
         if_not_exists: bool,
     ) -> Result<Arc<QueueSpec>, CoreError> {
-        normalise(&mut spec);
+        filters::once(&mut spec.bindings);
         check(&spec, &self.limits)?;
         let broker = Arc::clone(self);
         self.to_the_end(async move {
             let _line = Arc::clone(&broker.queues.changing).lock_owned().await;
-            if let Some(existing) = broker.queues.get(spec.name.as_str()) {
+            if let Some(existing) = broker.queues().get(spec.name.as_str()) {
                 let there = existing.spec_owned();
                 let difference = difference(&there, &spec);
                 if if_not_exists && difference.is_empty() {
@@ -80,7 +81,7 @@ impl Broker {
                 let name = spec.name.to_string();
                 return Err(CoreError::AlreadyExists { kind: "queue", name, difference });
             }
-            if broker.queues.count() >= broker.limits.max_queues {
+            if broker.queues().count() >= broker.limits.max_queues {
                 return Err(limit("queues", broker.limits.max_queues));
             }
             broker.check_dead_letter(&spec)?;
@@ -90,7 +91,7 @@ impl Broker {
                 .ok_or_else(|| CoreError::invalid("queue.name", "not a topic level"))?;
             let spec = entry.spec_owned();
             broker.routes.bind(&entry, &spec.bindings).await;
-            broker.queues.insert(&entry);
+            broker.queues.list.insert(&entry);
             broker.queues.expiry.changed.ring();
             Ok(spec)
         })
@@ -118,7 +119,7 @@ impl Broker {
             change(&mut new)?;
             new.name = old.name.clone();
             new.created_at = old.created_at;
-            normalise(&mut new);
+            filters::once(&mut new.bindings);
             check(&new, &broker.limits)?;
             if new == *old {
                 return Ok(old);
@@ -135,6 +136,14 @@ impl Broker {
                     what: format!("whether `{name}` is ordered by key was decided when it was made"),
                 });
             }
+            if new.last_value_key != old.last_value_key {
+                return Err(CoreError::Precondition {
+                    reason: "QUEUE_LAST_VALUE_FIXED",
+                    what: format!(
+                        "of which property `{name}` keeps the last value was decided when it was made"
+                    ),
+                });
+            }
             if new.dead_letter != old.dead_letter {
                 broker.check_dead_letter(&new)?;
             }
@@ -142,11 +151,8 @@ impl Broker {
             let new = Arc::new(new);
             entry.spec.store(Arc::clone(&new));
             broker.queues.expiry.changed.ring();
-            let missing = |of: &QueueSpec, from: &QueueSpec| -> Vec<TopicFilter> {
-                from.bindings.iter().filter(|filter| !of.bindings.contains(filter)).cloned().collect()
-            };
-            broker.routes.bind(&entry, &missing(&old, &new)).await;
-            broker.routes.unbind(&entry, &missing(&new, &old)).await;
+            broker.routes.bind(&entry, &filters::beyond(&new.bindings, &old.bindings)).await;
+            broker.routes.unbind(&entry, &filters::beyond(&old.bindings, &new.bindings)).await;
             Ok(new)
         })
         .await
@@ -242,7 +248,7 @@ impl Broker {
     /// Has `op` delete a queue, or says why not.
     async fn undefine(&self, entry: &Arc<QueueEntry>, op: Op) -> Result<Option<Refusal>, CoreError> {
         let name = &entry.name;
-        if let Some(user) = self.queues.all().iter().find(|q| q.spec().dead_letter.as_ref() == Some(name)) {
+        if let Some(user) = self.queues().all().iter().find(|q| q.spec().dead_letter.as_ref() == Some(name)) {
             return Err(CoreError::Precondition {
                 reason: "DEAD_LETTER_QUEUE_IN_USE",
                 what: format!("`{name}` is the dead letter queue of `{}`", user.name),
@@ -251,7 +257,7 @@ impl Broker {
         if let Some(Outcome::Refused(refusal)) = self.engine.commit(vec![op]).await?.pop() {
             return Ok(Some(refusal));
         }
-        self.queues.remove(entry);
+        self.queues.list.remove(entry);
         self.routes.unbind(entry, &entry.spec_owned().bindings).await;
         Ok(None)
     }
@@ -273,12 +279,20 @@ impl Broker {
                 let what = "messages that are given up would come back to this queue";
                 return Err(CoreError::invalid("queue.dead_letter_queue", what));
             }
-            let Some(entry) = self.queues.get(name.as_str()) else {
+            let Some(entry) = self.queues().get(name.as_str()) else {
                 return Err(CoreError::Precondition {
                     reason: "DEAD_LETTER_QUEUE_MISSING",
                     what: format!("the dead letter queue `{name}` does not exist: create it first"),
                 });
             };
+            if name == *first && entry.spec().last_value_key.is_some() {
+                return Err(CoreError::Precondition {
+                    reason: "DEAD_LETTER_QUEUE_KEEPS_LAST",
+                    what: format!(
+                        "the queue `{name}` keeps last values: dead letters would take each other's place"
+                    ),
+                });
+            }
             next = entry.spec().dead_letter.clone();
         }
         Ok(())
@@ -287,12 +301,6 @@ impl Broker {
 
 fn limit(what: &str, max: usize) -> CoreError {
     CoreError::Limit { what: format!("too many {what}"), max: max as u64 }
-}
-
-/// The same settings, said once.
-fn normalise(spec: &mut QueueSpec) {
-    let mut seen = std::collections::HashSet::new();
-    spec.bindings.retain(|filter| seen.insert(filter.clone()));
 }
 
 /// Everything that can be said of one definition alone.
@@ -328,6 +336,15 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
     if spec.max_deliveries.is_some_and(|max| max.get() > MAX_DELIVERIES) {
         return Err(CoreError::invalid("queue.max_deliveries", format!("must be at most {MAX_DELIVERIES}")));
     }
+    if let Some(property) = &spec.last_value_key {
+        if property.len() > LAST_VALUE_KEY_BYTES {
+            let what = format!("must have at most {LAST_VALUE_KEY_BYTES} bytes");
+            return Err(CoreError::invalid("queue.last_value_key", what));
+        }
+        if property.chars().any(char::is_control) {
+            return Err(CoreError::invalid("queue.last_value_key", "must have no control characters"));
+        }
+    }
     if spec.dedup_window.is_some_and(|window| !DEDUP_WINDOW.contains(&window)) {
         return Err(CoreError::invalid("queue.dedup_window", "must be 1 s to 7 d"));
     }
@@ -336,17 +353,7 @@ fn check(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
             return Err(CoreError::invalid(field, "must be at least 1"));
         }
     }
-    if spec.bindings.len() > limits.max_bindings {
-        return Err(limit("bindings", limits.max_bindings));
-    }
-    for (at, filter) in spec.bindings.iter().enumerate() {
-        let field = format!("queue.bindings[{at}]");
-        limits.check_filter(&field, filter)?;
-        if UNSEEN.contains(&filter.first_level()) {
-            let what = format!("`{}/…` is nothing that a queue can be given", filter.first_level());
-            return Err(CoreError::invalid(field, what));
-        }
-    }
+    filters::check(&spec.bindings, "queue", "queue.bindings", limits)?;
     if spec.labels.len() > limits.max_properties {
         return Err(limit("labels", limits.max_properties));
     }
@@ -381,45 +388,28 @@ fn check_backoff(spec: &QueueSpec, limits: &Limits) -> Result<(), CoreError> {
     }
 }
 
-/// Adds one difference between settings, if it is one.
-pub(in crate::core) fn compare<T: PartialEq + std::fmt::Debug>(
-    out: &mut String,
-    what: &str,
-    there: &T,
-    asked: &T,
-) {
-    if there != asked {
-        let lead = if out.is_empty() { " with other settings: " } else { ", " };
-        out.push_str(&format!("{lead}{what} is {there:?}, asked was {asked:?}"));
-    }
-}
-
 /// In words, what `asked` has different from `there`; empty if nothing. Whether it is paused is the operator's: a program
 /// that makes sure of its queue finds it while it is, too.
 fn difference(there: &QueueSpec, asked: &QueueSpec) -> String {
-    let sorted = |filters: &[TopicFilter]| {
-        let mut texts: Vec<_> = filters.iter().map(|filter| filter.as_str().to_owned()).collect();
-        texts.sort_unstable();
-        texts
-    };
-    let mut out = String::new();
-    compare(&mut out, "bindings", &sorted(&there.bindings), &sorted(&asked.bindings));
-    compare(&mut out, "lease", &there.lease, &asked.lease);
-    compare(&mut out, "max_deliveries", &there.max_deliveries, &asked.max_deliveries);
-    compare(&mut out, "dead_letter_queue", &there.dead_letter, &asked.dead_letter);
-    compare(&mut out, "retry_min_backoff", &there.retry_min_backoff, &asked.retry_min_backoff);
-    compare(&mut out, "retry_max_backoff", &there.retry_max_backoff, &asked.retry_max_backoff);
-    compare(&mut out, "default_ttl", &there.default_ttl, &asked.default_ttl);
-    compare(&mut out, "max_messages", &there.max_messages, &asked.max_messages);
-    compare(&mut out, "max_bytes", &there.max_bytes, &asked.max_bytes);
-    compare(&mut out, "overflow", &there.overflow, &asked.overflow);
-    compare(&mut out, "priorities", &there.priorities, &asked.priorities);
-    compare(&mut out, "ordered_by_key", &there.ordered_by_key, &asked.ordered_by_key);
+    let mut out = Differences::default();
+    out.compare_filters("bindings", &there.bindings, &asked.bindings);
+    out.compare("lease", &there.lease, &asked.lease);
+    out.compare("max_deliveries", &there.max_deliveries, &asked.max_deliveries);
+    out.compare("dead_letter_queue", &there.dead_letter, &asked.dead_letter);
+    out.compare("retry_min_backoff", &there.retry_min_backoff, &asked.retry_min_backoff);
+    out.compare("retry_max_backoff", &there.retry_max_backoff, &asked.retry_max_backoff);
+    out.compare("default_ttl", &there.default_ttl, &asked.default_ttl);
+    out.compare("max_messages", &there.max_messages, &asked.max_messages);
+    out.compare("max_bytes", &there.max_bytes, &asked.max_bytes);
+    out.compare("overflow", &there.overflow, &asked.overflow);
+    out.compare("priorities", &there.priorities, &asked.priorities);
+    out.compare("ordered_by_key", &there.ordered_by_key, &asked.ordered_by_key);
     let single = (&there.single_active_consumer, &asked.single_active_consumer);
-    compare(&mut out, "single_active_consumer", single.0, single.1);
-    compare(&mut out, "dedup_window", &there.dedup_window, &asked.dedup_window);
-    compare(&mut out, "labels", &there.labels, &asked.labels);
-    compare(&mut out, "expires_after", &there.expires_after, &asked.expires_after);
-    compare(&mut out, "dead_letter_expired", &there.dead_letter_expired, &asked.dead_letter_expired);
-    out
+    out.compare("single_active_consumer", single.0, single.1);
+    out.compare("dedup_window", &there.dedup_window, &asked.dedup_window);
+    out.compare("last_value_key", &there.last_value_key, &asked.last_value_key);
+    out.compare("labels", &there.labels, &asked.labels);
+    out.compare("expires_after", &there.expires_after, &asked.expires_after);
+    out.compare("dead_letter_expired", &there.dead_letter_expired, &asked.dead_letter_expired);
+    out.words()
 }

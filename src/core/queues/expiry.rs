@@ -63,7 +63,7 @@ pub(in crate::core) async fn delete_unused(broker: Arc<Broker>) {
 impl Broker {
     /// After which time to look again, if there is anything to look at.
     async fn delete_unused(self: &Arc<Self>, seen: &mut FxHashMap<TargetId, Seen>) -> Option<Duration> {
-        let all = self.queues.all();
+        let all = self.queues().all();
         let watched: Vec<_> =
             all.iter().filter_map(|queue| Some((queue, queue.spec().expires_after?))).collect();
         if watched.is_empty() {

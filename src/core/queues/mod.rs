@@ -17,20 +17,17 @@ pub mod receive;
 pub mod redrive;
 pub mod select;
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use parking_lot::RwLock;
-use rustc_hash::FxHashMap;
 
 use crate::engine::{Append, EngineError, QueueSpec, queue_topic};
 use crate::types::{Message, Priority, QueueName, TargetId, TopicName, UnixMillis};
 
 use self::expiry::Expiry;
+use super::listing::{Listed, Listing};
 use super::{Broker, CoreError, Limits};
 
 pub(super) use self::expiry::delete_unused;
@@ -124,6 +121,18 @@ impl QueueEntry {
     }
 }
 
+impl Listed for QueueEntry {
+    type Name = QueueName;
+
+    fn id(&self) -> TargetId {
+        self.id
+    }
+
+    fn name(&self) -> &QueueName {
+        &self.name
+    }
+}
+
 impl fmt::Debug for QueueEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.name, self.id.0)
@@ -133,98 +142,38 @@ impl fmt::Debug for QueueEntry {
 /// All queues.
 #[derive(Debug)]
 pub struct Queues {
-    map: RwLock<Map>,
+    list: Listing<QueueEntry>,
     /// Held by whoever changes a definition, until the change is durable: checks that span queues (a dead letter
     /// queue exists) hold while the change is under way.
     changing: Arc<tokio::sync::Mutex<()>>,
     expiry: Expiry,
 }
 
-#[derive(Debug, Default)]
-struct Map {
-    by_name: BTreeMap<QueueName, Arc<QueueEntry>>,
-    by_id: FxHashMap<TargetId, Arc<QueueEntry>>,
-}
-
 impl Queues {
     pub(super) fn restore(stored: Vec<(TargetId, QueueSpec)>) -> Result<Self, EngineError> {
-        let queues = Self { map: RwLock::default(), changing: Arc::default(), expiry: Expiry::default() };
+        let queues = Self { list: Listing::default(), changing: Arc::default(), expiry: Expiry::default() };
         for (id, spec) in stored {
             let name = spec.name.clone();
             let entry = QueueEntry::new(id, spec)
                 .ok_or_else(|| EngineError::Damaged(format!("the queue name `{name}` cannot be a topic")))?;
-            if !queues.insert(&entry) {
+            if !queues.list.insert(&entry) {
                 return Err(EngineError::Damaged(format!("two queues are named `{name}`")));
             }
         }
         Ok(queues)
     }
 
-    /// Lists a queue; false if its name is taken.
-    fn insert(&self, entry: &Arc<QueueEntry>) -> bool {
-        let mut map = self.map.write();
-        let free = map.by_name.insert(entry.name.clone(), Arc::clone(entry)).is_none();
-        map.by_id.insert(entry.id, Arc::clone(entry));
-        free
-    }
-
-    fn remove(&self, entry: &QueueEntry) {
-        let mut map = self.map.write();
-        map.by_name.remove(&entry.name);
-        map.by_id.remove(&entry.id);
-    }
-
-    /// The queue of this name.
-    #[must_use]
-    pub fn get(&self, name: &str) -> Option<Arc<QueueEntry>> {
-        self.map.read().by_name.get(name).cloned()
-    }
-
-    /// The queue that the engine knows by this id.
-    #[must_use]
-    pub fn by_id(&self, id: TargetId) -> Option<Arc<QueueEntry>> {
-        self.map.read().by_id.get(&id).cloned()
-    }
-
-    /// All queues, by name.
-    #[must_use]
-    pub fn all(&self) -> Vec<Arc<QueueEntry>> {
-        self.map.read().by_name.values().cloned().collect()
-    }
-
-    /// At most `max` queues whose name begins with `prefix`, by name, those after `after`.
-    #[must_use]
-    pub fn page(&self, prefix: &str, after: Option<&QueueName>, max: usize) -> Vec<Arc<QueueEntry>> {
-        let from = match after {
-            Some(after) if after.as_str() >= prefix => Bound::Excluded(after.as_str()),
-            _ => Bound::Included(prefix),
-        };
-        let map = self.map.read();
-        map.by_name
-            .range::<str, _>((from, Bound::Unbounded))
-            .take_while(|(name, _)| name.as_str().starts_with(prefix))
-            .take(max)
-            .map(|(_, entry)| Arc::clone(entry))
-            .collect()
-    }
-
     /// How many were deleted because nobody used them.
     pub(in crate::core) fn expired(&self) -> u64 {
         self.expiry.deleted()
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.map.read().by_name.len()
     }
 }
 
 impl Broker {
     /// All queues.
     #[must_use]
-    pub fn queues(&self) -> &Queues {
-        &self.queues
+    pub fn queues(&self) -> &Listing<QueueEntry> {
+        &self.queues.list
     }
 
     /// The queue of this name.
@@ -232,7 +181,7 @@ impl Broker {
     /// # Errors
     /// [`CoreError::NotFound`].
     pub fn queue(&self, name: &QueueName) -> Result<Arc<QueueEntry>, CoreError> {
-        self.queues.get(name.as_str()).ok_or_else(|| no_such_queue(name))
+        self.queues.list.get(name.as_str()).ok_or_else(|| no_such_queue(name))
     }
 
     /// The queue of the name that a peer gave in `field`.
@@ -240,7 +189,7 @@ impl Broker {
     /// # Errors
     /// [`CoreError::Invalid`] for what cannot be a name, [`CoreError::NotFound`].
     pub fn queue_named(&self, field: &str, name: &str) -> Result<Arc<QueueEntry>, CoreError> {
-        if let Some(entry) = self.queues.get(name) {
+        if let Some(entry) = self.queues.list.get(name) {
             return Ok(entry);
         }
         let name = QueueName::parse(name.to_owned()).map_err(|error| CoreError::name(field, &error))?;
@@ -250,7 +199,7 @@ impl Broker {
     /// The name of a target, for people.
     #[must_use]
     pub fn target_name(&self, id: TargetId) -> String {
-        match (self.queues.by_id(id), self.streams.by_id(id)) {
+        match (self.queues().by_id(id), self.streams().by_id(id)) {
             (Some(queue), _) => queue.name.to_string(),
             (None, Some(stream)) => stream.name().to_string(),
             (None, None) => format!("#{}", id.0),

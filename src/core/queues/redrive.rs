@@ -159,7 +159,7 @@ impl Redriving {
                 "the message was not moved here from another queue: name a destination".to_owned(),
             ));
         };
-        self.broker.queues.get(dead.source.as_str()).ok_or_else(|| {
+        self.broker.queues().get(dead.source.as_str()).ok_or_else(|| {
             refuse(format!("the queue `{}` does not exist any more: name a destination", dead.source))
         })
     }

@@ -4,19 +4,20 @@ use std::future::poll_fn;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
+use tokio::task::coop;
 
 use super::entry::Attachment;
 use super::entry::State;
 use super::{Session, SessionDelivery};
 use crate::core::delivery::{Offer, passed};
 use crate::core::share::ShareGroup;
-use crate::core::streams::subscription::StreamSubscription;
+use crate::core::streams::subscription::{self, StreamSubscription};
 use crate::core::{Broker, CoreError};
 use crate::counters::Passed;
 use crate::engine::{
@@ -50,7 +51,7 @@ pub(crate) enum Kind {
     Group(Arc<ShareGroup>),
     /// A queue, by what was subscribed to. Its leases end, so a settlement says which attempt it means.
     Queue(FilterSpec, Mutex<FxHashMap<Sequence, u32>>),
-    /// A stream, by what was subscribed to. Nothing of it is leased or settled.
+    /// A stream, by what was subscribed to. Nothing of it is leased or settled, also when it is read no more.
     Stream(FilterSpec, SubscribeOptions),
 }
 
@@ -353,14 +354,20 @@ impl Session {
         poll_fn(|cx| self.poll_ready(cx)).await;
     }
 
-    /// The same for one task, which is woken when it is so.
+    /// The same for one task, which is woken when it is so. A subscription that passes over much is ready for long: it
+    /// takes its share of the task's time only.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let turn = ready!(coop::poll_proceed(cx));
         let mut ready = self.attachment.changed.poll_heard(cx).is_ready();
         ready |= self.entry.replays.lock().poll_ready(cx).is_ready();
         for source in &self.attachment.sources.lock().list {
             ready |= source.consumer.ready().poll_heard(cx).is_ready();
         }
-        if ready { Poll::Ready(()) } else { Poll::Pending }
+        if !ready {
+            return Poll::Pending;
+        }
+        turn.made_progress();
+        Poll::Ready(())
     }
 
     /// The leases of something that this connection took; none: there is nothing to settle.
@@ -370,6 +377,9 @@ impl Session {
         sequences: &[Sequence],
         forget: bool,
     ) -> Result<Option<Vec<LeaseRef>>, CoreError> {
+        if subscription::is_subscription(source) {
+            return Ok(None);
+        }
         let found = self.attachment.sources.lock().find(source);
         let Some(found) = found else {
             return Err(CoreError::Precondition {
@@ -378,9 +388,6 @@ impl Session {
                     .to_owned(),
             });
         };
-        if matches!(found.kind, Kind::Stream(..)) {
-            return Ok(None);
-        }
         Ok(Some(sequences.iter().map(|&sequence| found.lease(sequence, forget)).collect()))
     }
 

@@ -141,7 +141,7 @@ impl Session {
         match asked {
             Asked::Stream(asked) => {
                 // Of this connection alone: nothing is noted.
-                let subscription = broker.subscribe_stream(asked)?;
+                let subscription = broker.subscribe_stream(asked, options, self.client_id())?;
                 self.attachment.add_stream(spec, options, subscription, broker.limits.session_streams)?;
                 return Ok((granted.min(Qos::AtLeastOnce), true));
             }
@@ -252,7 +252,7 @@ impl Broker {
                 Some(_) if filter.is_wildcard() => {
                     Err(CoreError::invalid("filter", "`$queue/<name>` names one queue, without wildcards"))
                 }
-                Some(name) => match self.queues.get(name) {
+                Some(name) => match self.queues().get(name) {
                     Some(queue) => Ok(Asked::Queue(queue)),
                     None => Err(CoreError::NotFound { kind: "queue", name: name.to_owned() }),
                 },
@@ -391,7 +391,7 @@ impl Broker {
                 None => {
                     let name = spec.filter().as_str().strip_prefix(QUEUE_PREFIX).unwrap_or_default();
                     // A queue that was deleted meanwhile has nothing for anybody.
-                    let Some(queue) = self.queues.get(name) else { continue };
+                    let Some(queue) = self.queues().get(name) else { continue };
                     let lease = Some(queue.spec().lease);
                     let kind = Kind::Queue(spec.clone(), Default::default());
                     if let (Some(attached), Ok(source)) =

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::core::{Broker, CoreError};
 use crate::counters::Passed;
-use crate::engine::{EngineError, Op, Outcome, Refusal, StreamAppend};
+use crate::engine::{EngineError, Op, Outcome, StreamAppend};
 use crate::types::{Message, Sequence};
 
-use super::{StreamEntry, no_such_stream};
+use super::{StreamEntry, refused};
 
 /// What a message on its way takes beside its weight, in bytes.
 const OVERHEAD: usize = 256;
@@ -41,13 +41,7 @@ impl Broker {
                 let last = sequences.last().copied().flatten();
                 first.zip(last).ok_or(CoreError::Engine(EngineError::Stopped))
             }
-            Some(Outcome::Refused(Refusal::Gone(_))) => Err(no_such_stream(&stream.name)),
-            Some(Outcome::Refused(Refusal::OtherNext { next })) => Err(CoreError::OtherNext {
-                stream: stream.name.to_string(),
-                next: next.0,
-                expected: expected.unwrap_or_default().0,
-            }),
-            Some(Outcome::Refused(refusal)) => Err(CoreError::refused(refusal, |_| stream.name.to_string())),
+            Some(Outcome::Refused(refusal)) => Err(refused(&stream.name, refusal)),
             Some(Outcome::Done | Outcome::Duplicate { .. } | Outcome::All(_)) | None => {
                 Err(CoreError::Engine(EngineError::Stopped))
             }

@@ -3,10 +3,10 @@
 //! Invariant: what a commit answers is durable, and a later answer never names an earlier place but for a rewind.
 
 use crate::core::{Broker, CoreError};
-use crate::engine::{Cursor, EngineError, Op, Outcome, Refusal, StreamEnds};
+use crate::engine::{Cursor, EngineError, Op, Outcome, StreamEnds};
 use crate::types::{CursorName, Sequence, clock};
 
-use super::{StreamEntry, no_such_stream};
+use super::{StreamEntry, refused};
 
 /// How far one reader is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,8 +74,7 @@ impl Broker {
             (cursor, self.engine.commit(vec![Op::SetCursor(stream.id, name, Some(cursor))]))
         };
         match ticket.await?.pop() {
-            Some(Outcome::Refused(Refusal::Gone(_))) => Err(no_such_stream(&stream.name)),
-            Some(Outcome::Refused(refusal)) => Err(CoreError::refused(refusal, |_| stream.name.to_string())),
+            Some(Outcome::Refused(refusal)) => Err(refused(&stream.name, refusal)),
             _ => Ok(cursor),
         }
     }
@@ -95,7 +94,7 @@ impl Broker {
             self.engine.commit(vec![Op::SetCursor(stream.id, name.clone(), None)])
         };
         match ticket.await?.pop() {
-            Some(Outcome::Refused(Refusal::Gone(_))) => Err(no_such_stream(&stream.name)),
+            Some(Outcome::Refused(refusal)) => Err(refused(&stream.name, refusal)),
             _ => Ok(()),
         }
     }
@@ -104,7 +103,7 @@ impl Broker {
     /// gets those sequences next. Durable when it returns. Once, before anybody reads.
     pub(in crate::core) async fn pull_back_cursors(&self) -> Result<(), EngineError> {
         let mut ops = Vec::new();
-        for stream in self.streams.all() {
+        for stream in self.streams().all() {
             let last = Sequence(self.engine.stream_stats(stream.id)?.ends.next.0.saturating_sub(1));
             for (name, cursor) in &mut *stream.cursors.lock() {
                 if cursor.sequence > last {

@@ -7,12 +7,12 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{Definition, Op, Outcome, Refusal, StreamSpec};
-use crate::types::{StreamName, TopicFilter, UnixMillis};
+use crate::engine::{Definition, Op, Outcome, StreamSpec};
+use crate::types::{StreamName, UnixMillis};
 
-use super::{StreamEntry, no_such_stream, of_stream};
-use crate::core::queues::define::{UNSEEN, compare};
-use crate::core::{Broker, CoreError, Limits};
+use super::{StreamEntry, of_stream, refused};
+use crate::core::difference::Differences;
+use crate::core::{Broker, CoreError, Limits, filters};
 
 /// Ages are looked at about that often; longer is never.
 const MAX_AGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(10 * 365 * 86_400);
@@ -44,12 +44,12 @@ impl Broker {
         mut spec: StreamSpec,
         if_not_exists: bool,
     ) -> Result<Arc<StreamEntry>, CoreError> {
-        normalise(&mut spec);
+        filters::once(&mut spec.filters);
         check(&spec, &self.limits)?;
         let broker = Arc::clone(self);
         self.to_the_end(async move {
             let _line = Arc::clone(&broker.streams.changing).lock_owned().await;
-            if let Some(existing) = broker.streams.get(spec.name.as_str()) {
+            if let Some(existing) = broker.streams().get(spec.name.as_str()) {
                 let difference = difference(&existing.spec(), &spec);
                 if if_not_exists && difference.is_empty() {
                     return Ok(existing);
@@ -58,14 +58,14 @@ impl Broker {
                 return Err(CoreError::AlreadyExists { kind: "stream", name, difference });
             }
             let max = broker.limits.max_streams;
-            if broker.streams.count() >= max {
+            if broker.streams().count() >= max {
                 return Err(CoreError::Limit { what: "too many streams".to_owned(), max: max as u64 });
             }
             let id = broker.engine.next_target();
             let entry = StreamEntry::new(id, spec.clone(), Vec::new())
                 .ok_or_else(|| CoreError::invalid("stream.name", "not a topic level"))?;
             broker.define_stream(&spec.name, Op::Define(id, Definition::Stream(spec.clone()))).await?;
-            broker.streams.insert(&entry);
+            broker.streams.list.insert(&entry);
             broker.routes.record(&entry, &spec.filters).await;
             Ok(entry)
         })
@@ -94,7 +94,7 @@ impl Broker {
             change(&mut new)?;
             new.name = old.name.clone();
             new.created_at = old.created_at;
-            normalise(&mut new);
+            filters::once(&mut new.filters);
             check(&new, &broker.limits)?;
             if new == *old {
                 return Ok(entry);
@@ -102,11 +102,8 @@ impl Broker {
             broker.define_stream(&name, Op::Define(entry.id, Definition::Stream(new.clone()))).await?;
             let new = Arc::new(new);
             entry.spec.store(Arc::clone(&new));
-            let missing = |of: &StreamSpec, from: &StreamSpec| -> Vec<TopicFilter> {
-                from.filters.iter().filter(|filter| !of.filters.contains(filter)).cloned().collect()
-            };
-            broker.routes.record(&entry, &missing(&old, &new)).await;
-            broker.routes.unrecord(&entry, &missing(&new, &old)).await;
+            broker.routes.record(&entry, &filters::beyond(&new.filters, &old.filters)).await;
+            broker.routes.unrecord(&entry, &filters::beyond(&old.filters, &new.filters)).await;
             Ok(entry)
         })
         .await
@@ -126,7 +123,7 @@ impl Broker {
             let entry = broker.stream(&name)?;
             let stats = broker.engine.stream_stats(entry.id).map_err(|error| of_stream(&entry, error))?;
             broker.define_stream(&name, Op::Delete(entry.id)).await?;
-            broker.streams.remove(&entry);
+            broker.streams.list.remove(&entry);
             broker.routes.unrecord(&entry, &entry.spec_owned().filters).await;
             Ok(stats.messages)
         })
@@ -136,17 +133,10 @@ impl Broker {
     /// Hands in one change of a definition and waits until it is durable.
     async fn define_stream(&self, name: &StreamName, op: Op) -> Result<(), CoreError> {
         match self.engine.commit(vec![op]).await?.pop() {
-            Some(Outcome::Refused(Refusal::Gone(_))) => Err(no_such_stream(name)),
-            Some(Outcome::Refused(refusal)) => Err(CoreError::refused(refusal, |_| name.to_string())),
+            Some(Outcome::Refused(refusal)) => Err(refused(name, refusal)),
             _ => Ok(()),
         }
     }
-}
-
-/// The same settings, said once.
-fn normalise(spec: &mut StreamSpec) {
-    let mut seen = std::collections::HashSet::new();
-    spec.filters.retain(|filter| seen.insert(filter.clone()));
 }
 
 /// Everything that can be said of one definition alone.
@@ -163,35 +153,15 @@ fn check(spec: &StreamSpec, limits: &Limits) -> Result<(), CoreError> {
             return Err(CoreError::invalid(field, "must be at least 1"));
         }
     }
-    if spec.filters.len() > limits.max_bindings {
-        return Err(CoreError::Limit {
-            what: "too many filters".to_owned(),
-            max: limits.max_bindings as u64,
-        });
-    }
-    for (at, filter) in spec.filters.iter().enumerate() {
-        let field = format!("stream.filters[{at}]");
-        limits.check_filter(&field, filter)?;
-        if UNSEEN.contains(&filter.first_level()) {
-            let what = format!("`{}/…` is nothing that a stream can be given", filter.first_level());
-            return Err(CoreError::invalid(field, what));
-        }
-    }
-    Ok(())
+    filters::check(&spec.filters, "stream", "stream.filters", limits)
 }
 
 /// In words, what `asked` has different from `there`; empty if nothing.
 fn difference(there: &StreamSpec, asked: &StreamSpec) -> String {
-    let sorted = |filters: &[TopicFilter]| {
-        let mut texts: Vec<_> = filters.iter().map(|filter| filter.as_str().to_owned()).collect();
-        texts.sort_unstable();
-        texts
-    };
-    let mut out = String::new();
-    let (ours, theirs) = (sorted(&there.filters), sorted(&asked.filters));
-    compare(&mut out, "filters", &ours, &theirs);
-    compare(&mut out, "max_age", &there.max_age, &asked.max_age);
-    compare(&mut out, "max_messages", &there.max_messages, &asked.max_messages);
-    compare(&mut out, "max_bytes", &there.max_bytes, &asked.max_bytes);
-    out
+    let mut out = Differences::default();
+    out.compare_filters("filters", &there.filters, &asked.filters);
+    out.compare("max_age", &there.max_age, &asked.max_age);
+    out.compare("max_messages", &there.max_messages, &asked.max_messages);
+    out.compare("max_bytes", &there.max_bytes, &asked.max_bytes);
+    out.words()
 }

@@ -13,17 +13,16 @@ pub(super) mod subscription;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use arc_swap::{ArcSwap, Guard};
-use parking_lot::{Mutex, RwLock};
-use rustc_hash::FxHashMap;
+use parking_lot::Mutex;
 
-use crate::engine::{Cursor, EngineError, StoredStream, StreamSpec, StreamStats};
+use crate::engine::{Cursor, EngineError, Refusal, StoredStream, StreamSpec, StreamStats, stream_topic};
 use crate::types::{CursorName, StreamName, TargetId, TopicFilter, TopicName};
 
+use super::listing::{Listed, Listing};
 use super::{Broker, CoreError};
 
 /// One stream, shared by all who use it.
@@ -38,7 +37,7 @@ pub struct StreamEntry {
 impl StreamEntry {
     fn new(id: TargetId, spec: StreamSpec, cursors: Vec<(CursorName, Cursor)>) -> Option<Arc<Self>> {
         let name = spec.name.clone();
-        let topic = TopicName::parse(format!("$stream/{name}").into()).ok()?;
+        let topic = stream_topic(&name)?;
         let cursors = Mutex::new(cursors.into_iter().collect());
         Some(Arc::new(Self { id, name, topic, spec: ArcSwap::from_pointee(spec), cursors }))
     }
@@ -74,6 +73,18 @@ impl StreamEntry {
     }
 }
 
+impl Listed for StreamEntry {
+    type Name = StreamName;
+
+    fn id(&self) -> TargetId {
+        self.id
+    }
+
+    fn name(&self) -> &StreamName {
+        &self.name
+    }
+}
+
 impl fmt::Debug for StreamEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.name, self.id.0)
@@ -83,17 +94,11 @@ impl fmt::Debug for StreamEntry {
 /// All streams.
 #[derive(Debug, Default)]
 pub struct Streams {
-    map: RwLock<Map>,
+    list: Listing<StreamEntry>,
     /// Held by whoever changes a definition, until the change is durable.
     changing: Arc<tokio::sync::Mutex<()>>,
     /// Of subscriptions.
     numbers: AtomicU32,
-}
-
-#[derive(Debug, Default)]
-struct Map {
-    by_name: BTreeMap<StreamName, Arc<StreamEntry>>,
-    by_id: FxHashMap<TargetId, Arc<StreamEntry>>,
 }
 
 impl Streams {
@@ -103,80 +108,24 @@ impl Streams {
             let name = spec.name.clone();
             let entry = StreamEntry::new(id, spec, cursors)
                 .ok_or_else(|| EngineError::Damaged(format!("the stream name `{name}` cannot be a topic")))?;
-            if !streams.insert(&entry) {
+            if !streams.list.insert(&entry) {
                 return Err(EngineError::Damaged(format!("two streams are named `{name}`")));
             }
         }
         Ok(streams)
     }
 
-    /// Lists a stream; false if its name is taken.
-    fn insert(&self, entry: &Arc<StreamEntry>) -> bool {
-        let mut map = self.map.write();
-        let free = map.by_name.insert(entry.name.clone(), Arc::clone(entry)).is_none();
-        map.by_id.insert(entry.id, Arc::clone(entry));
-        free
-    }
-
-    fn remove(&self, entry: &StreamEntry) {
-        let mut map = self.map.write();
-        map.by_name.remove(&entry.name);
-        map.by_id.remove(&entry.id);
-    }
-
-    /// The stream of this name.
-    #[must_use]
-    pub fn get(&self, name: &str) -> Option<Arc<StreamEntry>> {
-        self.map.read().by_name.get(name).cloned()
-    }
-
-    /// The stream that the engine knows by this id.
-    #[must_use]
-    pub fn by_id(&self, id: TargetId) -> Option<Arc<StreamEntry>> {
-        self.map.read().by_id.get(&id).cloned()
-    }
-
-    /// All streams, by name.
-    #[must_use]
-    pub fn all(&self) -> Vec<Arc<StreamEntry>> {
-        self.map.read().by_name.values().cloned().collect()
-    }
-
-    /// At most `max` streams whose name begins with `prefix`, by name, those after `after`.
-    #[must_use]
-    pub fn page(&self, prefix: &str, after: Option<&StreamName>, max: usize) -> Vec<Arc<StreamEntry>> {
-        let from = match after {
-            Some(after) if after.as_str() >= prefix => Bound::Excluded(after.as_str()),
-            _ => Bound::Included(prefix),
-        };
-        let map = self.map.read();
-        map.by_name
-            .range::<str, _>((from, Bound::Unbounded))
-            .take_while(|(name, _)| name.as_str().starts_with(prefix))
-            .take(max)
-            .map(|(_, entry)| Arc::clone(entry))
-            .collect()
-    }
-
     /// The first stream, by name, that gets everything that `filter` wants, by one of its own filters.
-    #[must_use]
-    pub fn covering(&self, filter: &TopicFilter) -> Option<Arc<StreamEntry>> {
-        let covers = |entry: &&Arc<StreamEntry>| entry.spec().filters.iter().any(|own| own.covers(filter));
-        self.map.read().by_name.values().find(covers).cloned()
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.map.read().by_name.len()
+    fn covering(&self, filter: &TopicFilter) -> Option<Arc<StreamEntry>> {
+        self.list.find(|entry| entry.spec().filters.iter().any(|own| own.covers(filter)))
     }
 }
 
 impl Broker {
     /// All streams.
     #[must_use]
-    pub fn streams(&self) -> &Streams {
-        &self.streams
+    pub fn streams(&self) -> &Listing<StreamEntry> {
+        &self.streams.list
     }
 
     /// The stream of this name.
@@ -184,7 +133,7 @@ impl Broker {
     /// # Errors
     /// [`CoreError::NotFound`].
     pub fn stream(&self, name: &StreamName) -> Result<Arc<StreamEntry>, CoreError> {
-        self.streams.get(name.as_str()).ok_or_else(|| no_such_stream(name))
+        self.streams.list.get(name.as_str()).ok_or_else(|| no_such_stream(name))
     }
 
     /// The stream of the name that a peer gave in `field`.
@@ -192,7 +141,7 @@ impl Broker {
     /// # Errors
     /// [`CoreError::Invalid`] for what cannot be a name, [`CoreError::NotFound`].
     pub fn stream_named(&self, field: &str, name: &str) -> Result<Arc<StreamEntry>, CoreError> {
-        if let Some(entry) = self.streams.get(name) {
+        if let Some(entry) = self.streams.list.get(name) {
             return Ok(entry);
         }
         let name = StreamName::parse(name.to_owned()).map_err(|error| CoreError::name(field, &error))?;
@@ -210,6 +159,14 @@ impl Broker {
 
 fn no_such_stream(name: &StreamName) -> CoreError {
     CoreError::NotFound { kind: "stream", name: name.to_string() }
+}
+
+/// What the engine refused of a stream, in the words of the core.
+fn refused(stream: &StreamName, refusal: Refusal) -> CoreError {
+    match refusal {
+        Refusal::Gone(_) => no_such_stream(stream),
+        refusal => CoreError::refused(refusal, |_| stream.to_string()),
+    }
 }
 
 /// What the engine said of a stream, in the words of the core: a target that is gone is a stream that is not found.

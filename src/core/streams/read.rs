@@ -1,7 +1,8 @@
 //! Reading a stream from somewhere on.
 //!
 //! A reader reads the log itself, at its own pace and a page at a time, so what is appended while it reads comes in its turn: there is
-//! no seam between what was there and what is new. What retention took before the reader came to it is told, place by place.
+//! no seam between what was there and what is new. What retention took before the reader came to it is told, and so is what
+//! cannot be read.
 //!
 //! Invariant: every sequence from the start on is given once, told as skipped, or passed over because of the filter or its own
 //! expiry, in order.
@@ -11,7 +12,7 @@ use std::sync::Arc;
 
 use crate::bell::Bell;
 use crate::core::{Broker, CoreError};
-use crate::engine::{EngineError, Logged, StreamEnds, StreamReader};
+use crate::engine::{EngineError, Found, Logged, StreamEnds, StreamReader};
 use crate::types::{CursorName, Sequence, TopicFilter, UnixMillis, clock};
 
 use super::cursors::no_such_cursor;
@@ -40,7 +41,6 @@ pub enum Start {
 pub struct Reading {
     stream: Arc<StreamEntry>,
     reader: Box<dyn StreamReader>,
-    filter: Option<TopicFilter>,
     next: Sequence,
 }
 
@@ -49,13 +49,24 @@ pub struct Reading {
 pub enum Item {
     /// A message.
     Message(Logged),
-    /// These were there, up to the last one, and were not kept long enough; or were lost with a crash, where that is permitted.
+    /// These were there, up to the last one, and are not given.
     Skipped {
         /// The first.
         from: Sequence,
         /// The last.
         to: Sequence,
+        /// Why not.
+        why: Missing,
     },
+}
+
+/// Why a message that was in a stream is not given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// It was not kept long enough; or was lost with a crash, where that is permitted.
+    NotKept,
+    /// It is there, and cannot be read.
+    Unreadable,
 }
 
 /// What one look gave.
@@ -79,7 +90,7 @@ impl Broker {
         filter: Option<TopicFilter>,
     ) -> Result<Reading, CoreError> {
         let of = |error: EngineError| of_stream(stream, error);
-        let reader = self.engine.stream_reader(stream.id).map_err(of)?;
+        let reader = self.engine.stream_reader(stream.id, filter).map_err(of)?;
         let StreamEnds { first, next } = self.engine.stream_stats(stream.id).map_err(of)?.ends;
         let next = match start {
             Start::First => first,
@@ -94,7 +105,7 @@ impl Broker {
             Start::Committed(name) => behind(stream, name).ok_or_else(|| no_such_cursor(name))?,
             Start::CommittedOrFirst(name) => behind(stream, name).unwrap_or(first),
         };
-        Ok(Reading { stream: Arc::clone(stream), reader, filter, next: next.max(Sequence(1)) })
+        Ok(Reading { stream: Arc::clone(stream), reader, next: next.max(Sequence(1)) })
     }
 }
 
@@ -127,14 +138,20 @@ impl Reading {
     pub(super) fn look(&mut self, max: usize, max_bytes: usize) -> Result<Part, EngineError> {
         let page = self.reader.read(self.next, max, max_bytes)?;
         let before = self.next;
-        let mut part = Part { items: Vec::with_capacity(page.messages.len()), ..Part::default() };
+        let mut part = Part::default();
         let now = clock::unix_now();
-        for logged in page.messages {
-            self.skip_to(logged.sequence, &mut part);
-            self.next = Sequence(logged.sequence.0 + 1);
-            let wanted = self.filter.as_ref().is_none_or(|filter| filter.matches(&logged.message.topic));
-            if wanted && !logged.message.is_expired(now) {
-                part.items.push(Item::Message(logged));
+        for found in page.found {
+            let sequence = found.sequence();
+            self.skip_to(sequence, &mut part);
+            self.next = Sequence(sequence.0 + 1);
+            match found {
+                Found::Message(logged) if !logged.message.is_expired(now) => {
+                    part.items.push(Item::Message(logged));
+                }
+                Found::Message(_) | Found::PassedOver(_) => {}
+                Found::Unreadable(from) => {
+                    part.items.push(Item::Skipped { from, to: from, why: Missing::Unreadable });
+                }
             }
         }
         self.skip_to(page.ends.first, &mut part);
@@ -144,7 +161,8 @@ impl Reading {
 
     fn skip_to(&mut self, sequence: Sequence, part: &mut Part) {
         if sequence > self.next {
-            part.items.push(Item::Skipped { from: self.next, to: Sequence(sequence.0 - 1) });
+            let (from, to) = (self.next, Sequence(sequence.0 - 1));
+            part.items.push(Item::Skipped { from, to, why: Missing::NotKept });
             self.next = sequence;
         }
     }
@@ -162,5 +180,61 @@ impl fmt::Debug for Reading {
             .field("stream", &self.stream)
             .field("next", &self.next)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::Limits;
+    use crate::core::streams::define::plain_stream;
+    use crate::engine::StreamPage;
+    use crate::types::{Message, MessageIds, Qos, StreamName, TargetId};
+
+    /// Gives the same page to each who asks.
+    #[derive(Debug)]
+    struct Page(StreamPage, Arc<Bell>);
+
+    impl StreamReader for Page {
+        fn read(&self, _: Sequence, _: usize, _: usize) -> Result<StreamPage, EngineError> {
+            Ok(self.0.clone())
+        }
+
+        fn ready(&self) -> &Arc<Bell> {
+            &self.1
+        }
+    }
+
+    #[test]
+    fn every_place_is_given_told_or_passed_over() {
+        let message = |sequence| {
+            let message = Message {
+                id: MessageIds::new().next_now(),
+                topic: "t".parse().unwrap(),
+                payload: bytes::Bytes::new(),
+                qos: Qos::AtLeastOnce,
+                retain: false,
+                expires_at: None,
+                extras: None,
+            };
+            Found::Message(Logged { sequence: Sequence(sequence), appended_at: UnixMillis(1), message })
+        };
+        let (passed, damaged) = (Found::PassedOver(Sequence(4)), Found::Unreadable(Sequence(5)));
+        let found = vec![message(3), passed, damaged, message(8)];
+        let ends = StreamEnds { first: Sequence(3), next: Sequence(9) };
+        let page = StreamPage { found, ends };
+        let spec = plain_stream(StreamName::parse("s").unwrap(), &Limits::default(), UnixMillis(1));
+        let stream = StreamEntry::new(TargetId(1), spec, Vec::new()).unwrap();
+        let reader = Box::new(Page(page, Arc::default()));
+        let mut reading = Reading { stream, reader, next: Sequence(1) };
+        let part = reading.read(9, 9).unwrap();
+        let told = |item: &Item| match item {
+            Item::Message(logged) => (logged.sequence.0, logged.sequence.0, None),
+            Item::Skipped { from, to, why } => (from.0, to.0, Some(*why)),
+        };
+        let (not_kept, unreadable) = (Some(Missing::NotKept), Some(Missing::Unreadable));
+        let expected = [(1, 2, not_kept), (3, 3, None), (5, 5, unreadable), (6, 7, not_kept), (8, 8, None)];
+        assert_eq!(part.items.iter().map(told).collect::<Vec<_>>(), expected);
+        assert!(part.moved && reading.next() == Sequence(9));
     }
 }

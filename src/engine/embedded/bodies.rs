@@ -212,5 +212,8 @@ pub(super) fn read_large(trees: &Trees, pack: u64, slot: u16, len: usize) -> Res
 }
 
 fn failed(error: sled::Error) -> EngineError {
-    EngineError::Failed(error.to_string())
+    match error {
+        sled::Error::Corruption { .. } => EngineError::Damaged(error.to_string()),
+        error => EngineError::Failed(error.to_string()),
+    }
 }

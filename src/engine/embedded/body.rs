@@ -59,6 +59,13 @@ struct StoredDeadLetter {
     at: u64,
 }
 
+/// Of a body the topic alone.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredTopic {
+    #[prost(bytes = "bytes", tag = "3")]
+    topic: Bytes,
+}
+
 /// Appends a message's stored form.
 pub(super) fn encode_message(message: &Message, out: &mut impl BufMut) {
     stored(message).encode_raw(out);
@@ -105,12 +112,27 @@ fn stored(message: &Message) -> StoredMessage {
     stored
 }
 
+const WHAT: &str = "a message body";
+
+fn wrong(error: &dyn std::fmt::Display) -> FormatError {
+    FormatError::Invalid(WHAT, error.to_string())
+}
+
+fn text(bytes: Bytes) -> Result<ByteString, FormatError> {
+    ByteString::try_from(bytes).map_err(|e| wrong(&e))
+}
+
+fn topic(bytes: Bytes) -> Result<TopicName, FormatError> {
+    TopicName::parse(text(bytes)?).map_err(|e| wrong(&e))
+}
+
+/// Reads the topic of a message's stored form, and nothing else of it.
+pub(super) fn decode_topic(bytes: Bytes) -> Result<TopicName, FormatError> {
+    topic(StoredTopic::decode(bytes).map_err(|e| wrong(&e))?.topic)
+}
+
 /// Reads a message's stored form; text and payload are slices of `bytes`.
 pub(super) fn decode_message(bytes: Bytes) -> Result<Message, FormatError> {
-    const WHAT: &str = "a message body";
-    let wrong = |e: &dyn std::fmt::Display| FormatError::Invalid(WHAT, e.to_string());
-    let text = |bytes: Bytes| ByteString::try_from(bytes).map_err(|e| wrong(&e));
-    let topic = |bytes: Bytes| TopicName::parse(text(bytes)?).map_err(|e| wrong(&e));
     let stored = StoredMessage::decode(bytes).map_err(|e| wrong(&e))?;
     let mut extras = Extras {
         payload_is_utf8: stored.payload_is_utf8,
@@ -191,7 +213,9 @@ mod tests {
             }
             let mut out = Vec::new();
             encode_message(&message, &mut out);
-            assert_eq!(decode_message(out.into()).unwrap(), message);
+            let body = Bytes::from(out);
+            assert_eq!(decode_topic(body.clone()).unwrap(), message.topic);
+            assert_eq!(decode_message(body).unwrap(), message);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The way of messages to the dead letter queue, a bounded part of them in each commit.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -174,7 +174,7 @@ impl Burial {
             view: View::Leased,
             to: grave,
             body: body.freeze(),
-            key: key_of(&message, &shared.secret),
+            key: key_of(&message, &shared.hash_secret),
             priority: entry.priority(),
             expires_at: None,
             bounded: false,
@@ -194,10 +194,94 @@ impl Burial {
     }
 }
 
+/// Burials that wait: those of one target in their order, the targets in turn, so that none waits for much of another.
+#[derive(Debug, Default)]
+pub(super) struct Burials {
+    turn: VecDeque<TargetId>,
+    of: HashMap<TargetId, VecDeque<Burial>>,
+}
+
+impl Burials {
+    pub(super) fn is_empty(&self) -> bool {
+        self.turn.is_empty()
+    }
+
+    pub(super) fn push(&mut self, burial: Burial) {
+        self.of(burial.target.id).push_back(burial);
+    }
+
+    /// What is left of one that was taken goes before the others of its target.
+    pub(super) fn go_on(&mut self, burial: Burial) {
+        self.of(burial.target.id).push_front(burial);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Burial> {
+        let id = self.turn.pop_front()?;
+        let waiting = self.of.get_mut(&id)?;
+        let burial = waiting.pop_front();
+        if waiting.is_empty() {
+            self.of.remove(&id);
+        } else {
+            self.turn.push_back(id);
+        }
+        burial
+    }
+
+    fn of(&mut self, target: TargetId) -> &mut VecDeque<Burial> {
+        let turn = &mut self.turn;
+        self.of.entry(target).or_insert_with(|| {
+            turn.push_back(target);
+            VecDeque::new()
+        })
+    }
+}
+
 /// What could not be moved stays, and is tried again after a while.
 fn restore(shared: &Shared, target: &Target, sequences: impl Iterator<Item = u64>) {
     let now = unix_now();
     let mut state = target.state.lock();
     sequences.for_each(|sequence| state.restore(sequence, now));
     shared.tasks.register(target, &mut state, now);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Embedded;
+    use super::super::testing::settings;
+    use super::*;
+    use crate::engine::{Definition, Engine, Op};
+
+    #[tokio::test]
+    async fn targets_take_turns_and_each_has_its_order() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let engine = Embedded::open(settings(dir.path())).unwrap();
+        let mut targets = Vec::new();
+        for name in ["a", "b"] {
+            let id = engine.next_target();
+            let spec = crate::engine::BacklogSpec { name: name.into() };
+            engine.commit(vec![Op::Define(id, Definition::Backlog(spec))]).await.unwrap();
+            targets.push(engine.shared.target(id).unwrap());
+        }
+        let burial = |at: usize, words: &'static str| {
+            Burial::new(Arc::clone(&targets[at]), Vec::new(), Why::Said(words.into()), None)
+        };
+        let mut burials = Burials::default();
+        for words in ["a1", "a2", "a3"] {
+            burials.push(burial(0, words));
+        }
+        burials.push(burial(1, "b1"));
+        let said = |burial: &Burial| burial.why.text().to_string();
+        let first = burials.pop().unwrap();
+        assert_eq!(said(&first), "a1");
+        // Much of it is left.
+        burials.go_on(first);
+        let mut order = Vec::new();
+        while let Some(burial) = burials.pop() {
+            order.push(said(&burial));
+        }
+        assert_eq!(order, ["b1", "a1", "a2", "a3"]);
+        assert!(burials.is_empty() && burials.of.is_empty());
+        drop(targets);
+        engine.close().unwrap();
+    }
 }

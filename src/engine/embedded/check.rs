@@ -41,6 +41,8 @@ pub struct CheckReport {
     pub targets: Vec<TargetReport>,
     /// Rows that a crash left half done; the next start clears them. No damage.
     pub leftovers: u64,
+    /// Of them, commits of one operation that a crash cut off: none of it happened.
+    pub unfinished: u64,
     /// What is not what was written.
     pub damages: Vec<Damage>,
 }
@@ -70,6 +72,7 @@ pub fn check(data_dir: &Path, tell: &mut dyn FnMut(Progress)) -> Result<CheckRep
         head_bytes: contents.head_bytes,
         file_bytes,
         leftovers: contents.leftovers,
+        unfinished: contents.unfinished,
         targets: totals(&contents),
         ..CheckReport::default()
     };

@@ -27,8 +27,12 @@ pub(super) struct Counts {
     pub(super) duplicates: Count,
     /// Messages that a full session or share group did not take, or a full queue dropped for newer ones.
     pub(super) dropped: Count,
+    /// Messages that queues which keep the last value gave up for newer ones.
+    pub(super) replaced: Count,
     /// Messages that streams keep no longer.
     pub(super) retired: Count,
+    /// Messages of streams that a reader was not given because they cannot be read, counted each time.
+    pub(super) unreadable: Count,
     /// Messages whose time was over.
     pub(super) expired: Count,
     /// Messages moved to a dead letter queue.
@@ -49,7 +53,9 @@ impl Counts {
             ("publishes_refused_disk_total", self.refused_disk.now()),
             ("messages_duplicate_total", self.duplicates.now()),
             ("messages_dropped_full_total", self.dropped.now()),
+            ("messages_replaced_total", self.replaced.now()),
             ("stream_messages_retired_total", self.retired.now()),
+            ("stream_messages_unreadable_total", self.unreadable.now()),
             ("messages_expired_total", self.expired.now()),
             ("messages_dead_lettered_total", self.dead_lettered.now()),
             ("leases_expired_total", self.leases_expired.now()),

@@ -32,6 +32,10 @@ const ROW_IDS: usize = 400;
 const ID_BYTES: usize = 40;
 /// How often it is looked for what is over.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// So many ids are forgotten at once, to the end of a row; nothing is acknowledged meanwhile.
+const SWEEP_IDS: usize = 4096;
+/// It is gone on after this time.
+const SWEEP_ON: Duration = Duration::from_millis(50);
 
 /// The message that had an id first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,23 +67,36 @@ struct Ids {
 }
 
 impl Ids {
-    /// Forgets what is over, and gives the keys of its rows to `dropped`.
-    fn forget(&mut self, queue: TargetId, window: Duration, now: UnixMillis, dropped: &mut VecDeque<Key>) {
+    /// Forgets the first row if it is over, and gives its key to `dropped`. How many ids it had.
+    fn forget_row(
+        &mut self,
+        queue: TargetId,
+        window: Duration,
+        now: UnixMillis,
+        dropped: &mut VecDeque<Key>,
+    ) -> Option<usize> {
         if self.rows.front().is_some_and(|row| row.newest > now) {
             // The clock was ahead of what it is: they are new now, lest they are so for as long as it was ahead.
             self.rows.iter_mut().for_each(|row| row.newest = row.newest.min(now));
         }
-        while let Some(row) = self.rows.pop_front_if(|row| row.newest.after(window) <= now) {
-            for id in row.ids {
-                // One that was over before its row may be known again, of a later message.
-                if self.known.get(&id).is_some_and(|first| first.sequence <= row.last) {
-                    self.known.remove(&id);
-                }
+        let row = self.rows.pop_front_if(|row| row.newest.after(window) <= now)?;
+        for id in &row.ids {
+            // One that was over before its row may be known again, of a later message.
+            if self.known.get(id).is_some_and(|first| first.sequence <= row.last) {
+                self.known.remove(id);
             }
-            dropped.push_back(key(queue, row.first));
         }
+        dropped.push_back(key(queue, row.first));
+        Some(row.ids.len())
+    }
+
+    /// Gives the memory of what was forgotten back.
+    fn shrink(&mut self) {
         if self.known.capacity() > 1024 && self.known.len() < self.known.capacity() / 4 {
             self.known.shrink_to(self.known.len() * 2);
+        }
+        if self.rows.capacity() > 1024 && self.rows.len() < self.rows.capacity() / 4 {
+            self.rows.shrink_to(self.rows.len() * 2);
         }
     }
 
@@ -146,10 +163,12 @@ impl Dedup {
         now: UnixMillis,
     ) -> bool {
         let Some(ids) = self.queues.get_mut(&queue) else { return more <= max };
-        if ids.known.len() + more > max {
-            ids.forget(queue, window, now, &mut self.dropped);
+        while ids.known.len() + more > max {
+            if ids.forget_row(queue, window, now, &mut self.dropped).is_none() {
+                return false;
+            }
         }
-        ids.known.len() + more <= max
+        true
     }
 
     /// A message of the pack that is being built has this id.
@@ -196,20 +215,25 @@ impl Dedup {
         (!self.queues.is_empty()).then_some(self.next_sweep)
     }
 
-    /// Forgets what is over, if it is time. `window` is that of a queue; none: it has none any more.
+    /// Forgets some of what is over, if it is time. `window` is that of a queue; none: it has none any more.
     pub(super) fn sweep(&mut self, at: UnixMillis, window: impl Fn(TargetId) -> Option<Duration>) {
         if self.queues.is_empty() || now() < self.next_sweep {
             return;
         }
-        self.next_sweep = now() + SWEEP_EVERY;
+        // Rows are forgotten no faster than they are removed.
+        let mut left = if self.dropped.is_empty() { SWEEP_IDS } else { 0 };
         self.queues.retain(|&queue, ids| {
-            match window(queue) {
-                Some(window) => ids.forget(queue, window, at, &mut self.dropped),
-                // What is staged has no row yet.
-                None => ids.forget(queue, Duration::ZERO, UnixMillis(u64::MAX), &mut self.dropped),
+            // What is staged has no row yet.
+            let (window, at) = window(queue).map_or((Duration::ZERO, UnixMillis(u64::MAX)), |it| (it, at));
+            while left > 0
+                && let Some(count) = ids.forget_row(queue, window, at, &mut self.dropped)
+            {
+                left = left.saturating_sub(count.max(1));
             }
+            ids.shrink();
             !ids.known.is_empty() || !ids.rows.is_empty()
         });
+        self.next_sweep = now() + if left > 0 { SWEEP_EVERY } else { SWEEP_ON };
     }
 
     /// Whether there are rows to be removed.
@@ -219,6 +243,9 @@ impl Dedup {
 
     /// At most `max` rows to be removed.
     pub(super) fn take_dropped(&mut self, max: usize) -> impl Iterator<Item = Key> + use<'_> {
+        if self.dropped.is_empty() {
+            self.dropped.shrink_to(1024);
+        }
         let count = self.dropped.len().min(max);
         self.dropped.drain(..count)
     }
@@ -388,6 +415,56 @@ mod tests {
         dedup.take_rows();
         dedup.delete(QUEUE);
         assert_eq!(dedup.take_dropped(1).count() + dedup.take_dropped(9).count(), 2);
+    }
+
+    #[test]
+    fn a_sweep_forgets_a_part_and_the_next_goes_on() {
+        let mut dedup = Dedup::default();
+        let (count, of_row) = (3 * SWEEP_IDS as u64, 3);
+        for n in 0..count {
+            dedup.remember(QUEUE, hash(&n.to_string()), at(1, n));
+            if n % of_row == of_row - 1 {
+                dedup.take_rows();
+            }
+        }
+        let known = |dedup: &Dedup| dedup.queues.get(&QUEUE).map_or(0, |ids| ids.known.len());
+        let sweep = |dedup: &mut Dedup| {
+            dedup.next_sweep = now();
+            dedup.sweep(UnixMillis(1 << 40), |_| Some(MINUTE));
+        };
+        sweep(&mut dedup);
+        let left = known(&dedup);
+        assert!(left < count as usize && left + SWEEP_IDS + of_row as usize > count as usize, "{left}");
+        let soon = dedup.sweep_at().unwrap();
+        assert!(soon <= now() + SWEEP_ON, "it goes on soon");
+        sweep(&mut dedup);
+        assert_eq!(known(&dedup), left, "the rows of the first part are there");
+        let mut rows = 0;
+        while known(&dedup) > 0 {
+            rows += dedup.take_dropped(usize::MAX).count();
+            sweep(&mut dedup);
+        }
+        rows += dedup.take_dropped(usize::MAX).count();
+        assert_eq!(rows as u64, count / of_row);
+        assert!(!dedup.has_dropped() && dedup.sweep_at().is_none());
+    }
+
+    #[test]
+    fn what_is_forgotten_takes_no_memory() {
+        let mut dedup = Dedup::default();
+        for n in 0..20_000 {
+            dedup.remember(QUEUE, hash(&n.to_string()), at(if n < 19_990 { 1 } else { 1 << 40 }, n));
+            dedup.take_rows();
+        }
+        while dedup.queues[&QUEUE].rows.len() > 10 {
+            dedup.next_sweep = now();
+            dedup.sweep(UnixMillis(1 << 40), |_| Some(MINUTE));
+            drop(dedup.take_dropped(usize::MAX));
+        }
+        drop(dedup.take_dropped(usize::MAX));
+        let ids = &dedup.queues[&QUEUE];
+        let sizes = [ids.known.capacity(), ids.rows.capacity(), dedup.dropped.capacity()];
+        assert!(sizes.iter().all(|&size| size < 2048), "{sizes:?}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data-dir>/lock      held while a process has the store
-//! <data-dir>/store/    sled
+//! <data-dir>/store/    sled; beside it another one that is being made, see `fresh`
 //! <data-dir>/journal   the newest small commits, see `journal`
 //! <data-dir>/state     how far the store has come, see `marker`
 //! <data-dir>/ballast   given up when the disk is full, so that settlements still find room
@@ -14,12 +14,15 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+use sled::IVec;
 
 use super::format::{FORMAT, OLDEST_FORMAT};
+use super::fresh;
 use super::log;
 use super::marker::Marker;
 use crate::engine::OpenError;
@@ -95,19 +98,21 @@ impl Trees {
 pub(super) struct Disk {
     pub(super) trees: Trees,
     pub(super) path: PathBuf,
+    /// Where sled's files are.
+    dir: PathBuf,
     db: sled::Db,
     file: File,
     ballast_bytes: u64,
     /// A write or sync failed: none follows, nor the sync that sled does when it is dropped.
     failed: AtomicBool,
-    _lock: File,
+    lock: Arc<File>,
 }
 
-fn unusable(path: &Path, what: impl ToString) -> OpenError {
+pub(super) fn unusable(path: &Path, what: impl ToString) -> OpenError {
     OpenError::Unusable { path: path.to_owned(), what: what.to_string() }
 }
 
-fn damaged(path: &Path, what: impl ToString) -> OpenError {
+pub(super) fn damaged(path: &Path, what: impl ToString) -> OpenError {
     OpenError::Damaged { path: path.to_owned(), what: what.to_string() }
 }
 
@@ -133,20 +138,15 @@ impl Disk {
     /// Opens or makes the store in `path`. Waits a little for a process that is about to let go of it: one that was
     /// killed is gone only when the system has closed its files.
     pub(super) fn open(path: &Path, cache_bytes: u64, ballast_bytes: u64) -> Result<Self, OpenError> {
-        let deadline = now() + LOCK_WAIT;
-        loop {
-            match Self::open_once(path, cache_bytes, ballast_bytes) {
-                Err(OpenError::Locked(_)) if now() < deadline => std::thread::sleep(LOCK_WAIT / 50),
-                result => return result,
-            }
-        }
+        patiently(|| Self::open_once(path, cache_bytes, ballast_bytes))
     }
 
     fn open_once(path: &Path, cache_bytes: u64, ballast_bytes: u64) -> Result<Self, OpenError> {
         make_directory(path)?;
         let lock = lock(path)?;
+        fresh::settle(path).map_err(|e| unusable(path, e))?;
         let fresh = !path.join(STORE).join("db").exists();
-        let mut disk = Self::open_locked(path, cache_bytes, lock)?;
+        let mut disk = Self::open_locked(path, &path.join(STORE), cache_bytes, lock)?;
         disk.ballast_bytes = ballast_bytes;
         let current = has_current_format(path, &disk.trees, fresh)?;
         match log::replay(&disk.trees, path) {
@@ -162,12 +162,39 @@ impl Disk {
         }
         disk.sync().map_err(|e| unusable(path, e))?;
         if fresh {
-            // sled syncs its data, not what stands beside them.
-            for made in [&path.join(STORE).join("conf"), &path.join(STORE), &disk.path] {
-                File::open(made).and_then(|f| f.sync_all()).map_err(|e| unusable(path, e))?;
-            }
+            disk.sync_beside().map_err(|e| unusable(path, e))?;
         }
         Ok(disk)
+    }
+
+    /// sled syncs its data, not what stands beside them.
+    pub(super) fn sync_beside(&self) -> io::Result<()> {
+        [&self.dir.join("conf"), &self.dir, &self.path]
+            .into_iter()
+            .try_for_each(|made| File::open(made)?.sync_all())
+    }
+
+    /// Opens or makes sled's files in `dir`, which stands in the data directory `path` beside those that are served.
+    pub(super) fn open_beside(
+        path: &Path,
+        dir: &Path,
+        cache_bytes: u64,
+        lock: &Arc<File>,
+    ) -> Result<Self, OpenError> {
+        patiently(|| Self::open_locked(path, dir, cache_bytes, lock.clone()))
+    }
+
+    /// Holds the data directory while it lives.
+    pub(super) fn lock(&self) -> &Arc<File> {
+        &self.lock
+    }
+
+    /// All trees by their names, in that order.
+    pub(super) fn all_trees(&self) -> sled::Result<Vec<(IVec, sled::Tree)>> {
+        let mut names = self.db.tree_names();
+        names.retain(|name| **name != *self.db.name());
+        names.sort_unstable();
+        names.into_iter().map(|name| Ok((name.clone(), self.db.open_tree(name)?))).collect()
     }
 
     /// Opens a store that is there, whatever its format, and writes nothing of its own.
@@ -176,11 +203,12 @@ impl Disk {
         if !is_directory {
             return Err(unusable(path, "it is a file, not a directory"));
         }
-        if !path.join(STORE).join("db").is_file() {
+        if !path.join(STORE).join("db").is_file() && !path.join(fresh::OLD).is_dir() {
             return Err(unusable(path, "there is no store in it"));
         }
         let lock = lock(path)?;
-        Self::open_locked(path, cache_bytes, lock)
+        fresh::settle(path).map_err(|e| unusable(path, e))?;
+        Self::open_locked(path, &path.join(STORE), cache_bytes, lock)
     }
 
     /// Opens a copy, in `scratch`, of a store that sled does not open: without sled's snapshots it reads its log from
@@ -192,14 +220,13 @@ impl Disk {
         for file in ["conf", "db"] {
             std::fs::copy(from.join(file), to.join(file)).map_err(|e| unusable(scratch, e))?;
         }
-        Self::open_locked(scratch, cache_bytes, lock)
+        Self::open_locked(scratch, &to, cache_bytes, lock)
     }
 
-    fn open_locked(path: &Path, cache_bytes: u64, lock: File) -> Result<Self, OpenError> {
-        let dir = path.join(STORE);
-        clear_leftovers(&dir).map_err(|e| unusable(path, e))?;
+    fn open_locked(path: &Path, dir: &Path, cache_bytes: u64, lock: Arc<File>) -> Result<Self, OpenError> {
+        clear_leftovers(dir).map_err(|e| unusable(path, e))?;
         let config = sled::Config::new()
-            .path(&dir)
+            .path(dir)
             .segment_size(SEGMENT_BYTES)
             .cache_capacity(cache_bytes)
             .flush_every_ms(None);
@@ -211,12 +238,15 @@ impl Disk {
                 sled::Error::Io(e) if e.to_string().contains("lock") => OpenError::Locked(path.to_owned()),
                 other => damaged(path, other),
             })?;
+        // sled has put a new snapshot in the place of the old one, and will reuse what only that one needs.
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| unusable(path, e))?;
         let trees = catch_unwind(AssertUnwindSafe(|| open_trees(&db)))
             .map_err(|panic| damaged(path, panic_text(&*panic)))?
             .map_err(|e| damaged(path, e))?;
         let file = File::open(dir.join("db")).map_err(|e| unusable(path, e))?;
         let failed = AtomicBool::new(false);
-        Ok(Self { trees, path: path.to_owned(), db, file, ballast_bytes: 0, failed, _lock: lock })
+        let (path, dir) = (path.to_owned(), dir.to_owned());
+        Ok(Self { trees, path, dir, db, file, ballast_bytes: 0, failed, lock })
     }
 
     /// Makes what was inserted durable.
@@ -233,6 +263,16 @@ impl Disk {
     /// Nothing is written to sled's file any more.
     pub(super) fn give_up(&self) {
         self.failed.store(true, Ordering::SeqCst);
+    }
+
+    /// A tree by its name; made if it is absent.
+    pub(super) fn tree(&self, name: &[u8]) -> sled::Result<sled::Tree> {
+        self.db.open_tree(name)
+    }
+
+    /// Bytes of sled's file.
+    pub(super) fn file_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
     }
 
     /// Bytes that are free for this process on the disk of the store.
@@ -318,7 +358,7 @@ fn clear_leftovers(dir: &Path) -> io::Result<()> {
     }
 }
 
-fn make_directory(path: &Path) -> Result<(), OpenError> {
+pub(super) fn make_directory(path: &Path) -> Result<(), OpenError> {
     std::fs::create_dir_all(path).map_err(|e| match e.kind() {
         io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
             unusable(path, "a part of the path is a file, not a directory")
@@ -344,7 +384,8 @@ fn make_directory(path: &Path) -> Result<(), OpenError> {
     .map_err(|e| unusable(path, e))
 }
 
-fn lock(path: &Path) -> Result<File, OpenError> {
+/// Takes the lock of a data directory.
+pub(super) fn lock(path: &Path) -> Result<Arc<File>, OpenError> {
     let file = File::options()
         .create(true)
         .truncate(false)
@@ -355,7 +396,18 @@ fn lock(path: &Path) -> Result<File, OpenError> {
         rustix::io::Errno::WOULDBLOCK => OpenError::Locked(path.to_owned()),
         other => unusable(path, other),
     })?;
-    Ok(file)
+    Ok(Arc::new(file))
+}
+
+/// Waits a little for what is about to be let go of.
+fn patiently<T>(open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    let deadline = now() + LOCK_WAIT;
+    loop {
+        match open() {
+            Err(OpenError::Locked(_)) if now() < deadline => std::thread::sleep(LOCK_WAIT / 50),
+            result => return result,
+        }
+    }
 }
 
 /// Whether the store has the format that this program writes. If not, it has one that this program reads.

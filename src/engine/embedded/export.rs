@@ -17,10 +17,12 @@ pub enum Item<'a> {
     Target {
         /// What it is.
         definition: &'a Definition,
+        /// The place that the next message gets there.
+        next_sequence: u64,
         /// What a session subscribed to.
         subscriptions: &'a [(FilterSpec, SubscribeOptions)],
-        /// Packet ids of QoS 2 publishes that a session has not released.
-        incoming: &'a [u16],
+        /// Packet ids of QoS 2 publishes that a session has not released, and the place of each.
+        incoming: &'a [(u16, Sequence)],
         /// How far readers of a stream are.
         cursors: &'a [(CursorName, Cursor)],
     },
@@ -49,8 +51,14 @@ pub struct Waiting<'a> {
     pub expires_at: Option<UnixMillis>,
     /// Deliveries that were counted and not settled.
     pub attempts: u32,
+    /// How many of them ended with their consumer.
+    pub losses: u8,
     /// Not delivered earlier.
     pub not_before: Option<UnixMillis>,
+    /// It rests until then because it was given back, and keeps the place of its key.
+    pub rests: bool,
+    /// When it was appended, in a stream.
+    pub appended_at: Option<UnixMillis>,
     /// How far its delivery to a session is.
     pub outgoing: Option<Outgoing>,
     /// The message.
@@ -60,7 +68,7 @@ pub struct Waiting<'a> {
 /// What an export came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExportReport {
-    /// Queues, sessions and share groups.
+    /// Queues, sessions, share groups, streams and backlogs.
     pub targets: u64,
     /// Retained values.
     pub retained: u64,
@@ -99,10 +107,13 @@ pub fn export(
     let mut contents = offline.contents(tell);
     let mut report = ExportReport::default();
     for (id, definition) in &contents.definitions {
-        let incoming: Vec<u16> = contents.live_of(*id).filter_map(|live| live.add.incoming).collect();
+        let unreleased = contents.live_of(*id);
+        let unreleased = unreleased.filter_map(|it| Some((it.add.incoming?, Sequence(it.add.sequence))));
+        let incoming: Vec<_> = unreleased.collect();
         let subscriptions = contents.subscriptions.get(id).map_or(&[][..], Vec::as_slice);
+        let next_sequence = contents.sequences.get(id).copied().unwrap_or(1);
         let cursors = contents.cursors.get(id).map_or(&[][..], Vec::as_slice);
-        take(Item::Target { definition, subscriptions, incoming: &incoming, cursors })?;
+        take(Item::Target { definition, next_sequence, subscriptions, incoming: &incoming, cursors })?;
         report.targets += 1;
     }
     let live = std::mem::take(&mut contents.live);
@@ -128,22 +139,27 @@ pub fn export(
             take(Item::Retained(&message))?;
             continue;
         }
-        let Mark { attempts, not_before, outgoing, losses: _, rests: _ } = live.add.mark;
+        let target = contents.definitions.get(&target_id);
+        // A stream keeps the one where others keep the other.
+        let (appended_at, expires_at) = match target {
+            Some(Definition::Stream(_)) => (live.add.expires_at, message.expires_at),
+            _ => (None, live.add.expires_at.or(message.expires_at)),
+        };
+        let Mark { attempts, losses, not_before, rests, outgoing } = live.add.mark;
         report.messages += 1;
         take(Item::Message(&Waiting {
-            target: contents.definitions.get(&target_id),
+            target,
             target_id,
             sequence: Sequence(live.add.sequence),
             qos: live.add.qos,
             retain: live.add.retain,
             priority: live.add.priority,
-            expires_at: match contents.definitions.get(&target_id) {
-                // There it says when it was appended.
-                Some(Definition::Stream(_)) => message.expires_at,
-                _ => live.add.expires_at.or(message.expires_at),
-            },
+            expires_at,
             attempts,
+            losses,
             not_before,
+            rests,
+            appended_at,
             outgoing,
             message,
         }))?;

@@ -1,7 +1,7 @@
 //! What the store holds, byte by byte. Pure: no disk, no threads.
 //!
 //! ```text
-//! meta   "format" u32 BE | "boot" u64 BE | "secret" 16 bytes | "next_target" u32 BE
+//! meta   "format" u32 BE | "boot" u64 BE | "secret" 16 bytes | "tokens" 16 bytes, of a copy | "next_target" u32 BE
 //!        "closed" u64 BE: the start after which the store was closed, see `marker`
 //!        "journal" u64 BE: the record of the journal up to which all rows are here, see `log`
 //! obj    [target u32 BE]                  definition, see `objects`
@@ -20,8 +20,8 @@
 //!
 //! An operation whose records do not fit one row is written as a chain of heads: all but the last have
 //! [`CONTINUES`], all but the first [`CONTINUED`]. The bodies of one message for many targets lie in the first, and all ADDs are
-//! that pack's; where the operation has several messages each pack is [`WHOLE`], with bodies and ADDs of its own, and the last
-//! goes after all others. Recovery ignores an unfinished chain.
+//! that pack's; where the operation has several messages each pack is [`WHOLE`], with bodies and ADDs of its own, and the last,
+//! which has none, goes after all others. Recovery ignores an unfinished chain.
 //!
 //! Tags, flags and bits are never used again for something else.
 
@@ -38,6 +38,12 @@ use crate::types::{Priority, Qos, UnixMillis};
 pub(super) const FORMAT: u32 = 3;
 /// The oldest format that this program reads.
 pub(super) const OLDEST_FORMAT: u32 = 1;
+
+/// Whether this program reads a store of that format.
+pub(super) fn is_known(format: u32) -> bool {
+    (OLDEST_FORMAT..=FORMAT).contains(&format)
+}
+
 /// The version of a head row.
 const HEAD_VERSION: u8 = 1;
 /// Bodies stand in the head row.
@@ -100,6 +106,8 @@ pub(super) struct Add {
     pub(super) expires_at: Option<UnixMillis>,
     /// In a queue that keeps order by key.
     pub(super) key: Option<TextHash>,
+    /// In a queue that keeps the last value.
+    pub(super) value: Option<TextHash>,
     /// No message: the packet id of a QoS 2 publish that its publisher has not released.
     pub(super) incoming: Option<u16>,
     pub(super) mark: Mark,
@@ -145,6 +153,7 @@ const IS_RETAIN: u8 = 32;
 const QOS_SHIFT: u32 = 6;
 /// Above the priority.
 const HAS_KEY: u8 = 0x80;
+const HAS_VALUE: u8 = 0x40;
 
 fn varint(buf: &mut impl Buf, what: &'static str) -> Result<u64, FormatError> {
     decode_varint(buf).map_err(|_| FormatError::Short(what))
@@ -218,7 +227,9 @@ impl Add {
         flags |= if self.retain { IS_RETAIN } else { 0 };
         out.put_u8(TAG_ADD);
         out.put_u8(flags);
-        out.put_u8(self.priority.level() | if self.key.is_some() { HAS_KEY } else { 0 });
+        let above =
+            if self.key.is_some() { HAS_KEY } else { 0 } | if self.value.is_some() { HAS_VALUE } else { 0 };
+        out.put_u8(self.priority.level() | above);
         encode_varint(u64::from(self.target), out);
         encode_varint(self.sequence, out);
         encode_varint(u64::from(self.place.offset), out);
@@ -235,8 +246,8 @@ impl Add {
         if let Some(id) = self.incoming {
             out.put_u16(id);
         }
-        if let Some(key) = self.key {
-            out.put_u128_le(key.0);
+        for hash in [self.key, self.value].into_iter().flatten() {
+            out.put_u128_le(hash.0);
         }
         if !self.mark.is_empty() {
             self.mark.encode(out);
@@ -247,7 +258,7 @@ impl Add {
         const WHAT: &str = "an ADD record";
         let flags = byte(buf, WHAT)?;
         let level = byte(buf, WHAT)?;
-        let (level, has_key) = (level & !HAS_KEY, level & HAS_KEY != 0);
+        let (level, above) = (level & !(HAS_KEY | HAS_VALUE), level);
         let unknown = |kind, value: u8| FormatError::Unknown { what: WHAT, kind, value: value.into() };
         let priority = Priority::new(level).ok_or_else(|| unknown("priority", level))?;
         let qos = Qos::from_u8(flags >> QOS_SHIFT).ok_or_else(|| unknown("qos", flags >> QOS_SHIFT))?;
@@ -273,15 +284,15 @@ impl Add {
         } else {
             None
         };
-        let key = if has_key {
-            Some(TextHash(buf.try_get_u128_le().map_err(|_| FormatError::Short(WHAT))?))
-        } else {
-            None
+        let mut hash = |bit| match above & bit {
+            0 => Ok(None),
+            _ => buf.try_get_u128_le().map(|hash| Some(TextHash(hash))).map_err(|_| FormatError::Short(WHAT)),
         };
+        let (key, value) = (hash(HAS_KEY)?, hash(HAS_VALUE)?);
         let mark = if flags & HAS_MARK != 0 { Mark::decode(buf)? } else { Mark::default() };
         let place = Place { pack, offset, len, crc };
         let retain = flags & IS_RETAIN != 0;
-        Ok(Self { target, sequence, place, qos, retain, priority, expires_at, key, incoming, mark })
+        Ok(Self { target, sequence, place, qos, retain, priority, expires_at, key, value, incoming, mark })
     }
 }
 
@@ -521,7 +532,7 @@ mod tests {
         )
             .prop_map(|(pack, offset, len, crc)| Place { pack, offset, len, crc });
         let numbers = (any::<u32>(), any::<u64>(), place, 0..3_u8, any::<bool>(), 0..10_u8);
-        let key = proptest::option::of(any::<u128>());
+        let key = (proptest::option::of(any::<u128>()), proptest::option::of(any::<u128>()));
         let add =
             (numbers, proptest::option::of(1..u64::MAX), key, proptest::option::of(any::<u16>()), mark())
                 .prop_map(|((target, sequence, place, qos, retain, level), expires, key, incoming, mark)| {
@@ -533,7 +544,8 @@ mod tests {
                         retain,
                         priority: Priority::new(level).unwrap(),
                         expires_at: expires.map(UnixMillis),
-                        key: key.map(TextHash),
+                        key: key.0.map(TextHash),
+                        value: key.1.map(TextHash),
                         incoming,
                         mark,
                     })
@@ -592,6 +604,7 @@ mod tests {
             priority: Priority::default(),
             expires_at: None,
             key: None,
+            value: None,
             incoming: None,
             mark: Mark { attempts: 1, ..Mark::default() },
         };
@@ -607,6 +620,10 @@ mod tests {
         let key = [2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let with_key = [&[TAG_ADD, 0x42, 0x84, 3, 0xac, 2, 2, 5][..], &key, &[1, 0, 0]].concat();
         assert_eq!(bytes(&add), with_key, "format 3");
+        add.value = Some(TextHash(0x03));
+        let value = [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let both = [&[TAG_ADD, 0x42, 0xc4, 3, 0xac, 2, 2, 5][..], &key, &value, &[1, 0, 0]].concat();
+        assert_eq!(bytes(&add), both, "format 3");
     }
 
     #[test]

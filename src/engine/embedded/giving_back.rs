@@ -38,7 +38,7 @@ impl Embedded {
             for (place, lease) in leases.iter().enumerate() {
                 if bury {
                     match state.set_aside(lease) {
-                        Ok((entry, attempt)) => exhausted.push((entry, attempt)),
+                        Ok(aside) => exhausted.extend(aside),
                         Err(error) => failed.push((place, error)),
                     }
                     continue;

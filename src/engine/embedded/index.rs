@@ -17,13 +17,15 @@ use smallvec::SmallVec;
 
 use super::entry::Entry;
 use super::format::{Location, Mark};
+use super::hash::TextHash;
 use super::leases::{Lease, Leases};
 use super::level::Level;
 use super::members::Members;
 use super::order::{Key, Order};
 use super::returns::Over;
 use super::streams::Kept;
-use crate::engine::{LeaseError, LeaseRef, Outgoing};
+use super::values::Values;
+use crate::engine::{LeaseError, LeaseRef, Outgoing, View};
 use crate::types::UnixMillis;
 
 /// Keys are numbers of our own: no peer can choose them to collide.
@@ -68,6 +70,13 @@ pub(super) struct Take {
     pub(super) single_active: bool,
 }
 
+/// What a message is known by in queues that look at it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Names {
+    pub(super) key: Option<Key>,
+    pub(super) value: Option<Box<TextHash>>,
+}
+
 /// The index of one target.
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -84,6 +93,8 @@ pub(super) struct State {
     pub(super) members: Members,
     /// Of a queue that keeps order by key.
     pub(super) order: Option<Box<Order>>,
+    /// Of a queue that keeps the last value.
+    pub(super) values: Option<Box<Values>>,
     pub(super) expiring: usize,
     pub(super) gone: bool,
     /// Nothing is leased to consumers.
@@ -129,8 +140,10 @@ impl State {
     }
 
     /// A stored message arrives, in sequence order. `mark` is of an earlier start.
-    pub(super) fn push(&mut self, entry: Entry, mark: Mark, key: Option<Key>, now: UnixMillis) {
-        self.know(entry.sequence, key);
+    /// Gives the one whose place it takes, to be settled.
+    pub(super) fn push(&mut self, entry: Entry, mark: Mark, names: Names, now: UnixMillis) -> Option<Entry> {
+        self.know(entry.sequence, names.key);
+        let replaced = names.value.and_then(|value| self.know_value(entry.sequence, Some(*value)));
         let kept = Mark { not_before: None, rests: false, ..mark };
         if !kept.is_empty() {
             self.marks.insert(entry.sequence, kept);
@@ -147,10 +160,12 @@ impl State {
                 self.delay(entry, at.0);
             }
             None => {
-                let Some(entry) = self.join(entry) else { return };
-                self.level(entry.priority).put(entry);
+                if let Some(entry) = self.join(entry) {
+                    self.level(entry.priority).put(entry);
+                }
             }
         }
+        replaced
     }
 
     /// A stored message has this key.
@@ -306,6 +321,20 @@ impl State {
         found
     }
 
+    /// Takes a message out that waits in this view, with when it would have been due.
+    pub(super) fn take_waiting(&mut self, view: View, sequence: u64) -> Option<(Entry, u64)> {
+        if matches!(view, View::All | View::Ready)
+            && let Some(entry) = self.take_ready(sequence)
+        {
+            return Some((entry, 0));
+        }
+        if !matches!(view, View::All | View::Delayed) {
+            return None;
+        }
+        let until = self.delayed_until.remove(&sequence)?;
+        Some((self.delayed.remove(&(until, sequence))?, until))
+    }
+
     pub(super) fn unlease(&mut self, sequence: u64) -> Option<Lease> {
         let lease = self.leases.remove(sequence)?;
         self.members.gave(lease.consumer);
@@ -346,6 +375,9 @@ impl State {
             self.marks.remove(&entry.sequence);
         }
         self.expiring = self.expiring.saturating_sub(usize::from(entry.expires != 0));
+        if let Some(values) = &mut self.values {
+            values.forget(entry.sequence);
+        }
         if let Some(next) = self.order.as_mut().and_then(|order| order.leave(entry.sequence)) {
             self.level(next.priority).unpop(next);
             self.members.wake(1);
@@ -421,7 +453,6 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::View;
     use crate::types::{Priority, Qos};
 
     #[test]
@@ -433,7 +464,7 @@ mod tests {
             let place = Location { pack: sequence, ordinal: 0 };
             let how = (Qos::AtLeastOnce, false);
             let entry = Entry::new(sequence, place, 0, 1, false, None, how, Priority::default());
-            state.push(entry, Mark::default(), None, now);
+            state.push(entry, Mark::default(), Names::default(), now);
         }
         assert_eq!(state.remove(View::Ready, [3, 5]).len(), 2);
         let consumer = 7;

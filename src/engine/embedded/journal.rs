@@ -15,6 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use bytes::{Buf, BufMut};
+use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::disk::Tree;
 
@@ -28,12 +29,27 @@ pub(super) const RECORD_BYTES: usize = 256 << 10;
 const HEADER_BYTES: usize = 16;
 /// The length of a value that says that the row was removed.
 const REMOVED: u32 = u32::MAX;
+/// What is written past the page cache begins and ends at multiples of this.
+const BLOCK_BYTES: usize = 4096;
 
 /// The open file.
 #[derive(Debug)]
 pub(super) struct Journal {
     file: File,
     position: usize,
+    /// What is written past the page cache, if the file system can do that.
+    blocks: Option<Blocks>,
+}
+
+/// The blocks that a record comes into: what stands in the first one before it, the record, and zeros up to the end of
+/// the last one.
+#[derive(Debug)]
+struct Blocks {
+    memory: Box<[u8]>,
+    /// Where they begin: at a multiple of [`BLOCK_BYTES`] in memory.
+    start: usize,
+    /// Bytes of the first one before the record.
+    before: usize,
 }
 
 /// The rows of one commit.
@@ -110,7 +126,9 @@ impl Journal {
             std::fs::rename(&new, &path)?;
             File::open(data_dir)?.sync_all()?;
         }
-        Ok(Self { file: File::options().write(true).open(path)?, position: 0 })
+        let file = File::options().write(true).open(path)?;
+        let blocks = fcntl_setfl(&file, OFlags::DIRECT).is_ok().then(Blocks::new);
+        Ok(Self { file, position: 0, blocks })
     }
 
     /// Whether a record has room before the end of the file.
@@ -121,15 +139,67 @@ impl Journal {
     /// Makes the record durable.
     pub(super) fn append(&mut self, number: u64, rows: &mut Rows) -> io::Result<()> {
         let record = rows.finish(number);
-        self.file.write_all_at(record, self.position as u64)?;
+        self.write(record)?;
         self.file.sync_data()?;
         self.position += record.len();
         Ok(())
     }
 
+    fn write(&mut self, record: &[u8]) -> io::Result<()> {
+        if let Some(blocks) = &mut self.blocks {
+            let written = blocks.with(record).and_then(|bytes| {
+                self.file.write_all_at(bytes, (self.position / BLOCK_BYTES * BLOCK_BYTES) as u64)
+            });
+            match written {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    // A file system that takes the flag and not what goes with it.
+                    fcntl_setfl(&self.file, OFlags::empty())?;
+                    self.blocks = None;
+                }
+                written => return written.map(|()| blocks.go_on(record.len())),
+            }
+        }
+        self.file.write_all_at(record, self.position as u64)
+    }
+
     /// Begins anew: sled has all that stands here.
     pub(super) fn rewind(&mut self) {
         self.position = 0;
+        if let Some(blocks) = &mut self.blocks {
+            blocks.before = 0;
+        }
+    }
+}
+
+impl Blocks {
+    fn new() -> Self {
+        let memory = vec![0; RECORD_BYTES + HEADER_BYTES + 3 * BLOCK_BYTES].into_boxed_slice();
+        let start = memory.as_ptr().align_offset(BLOCK_BYTES);
+        Self { memory, start, before: 0 }
+    }
+
+    /// The blocks of `record`, which comes next.
+    fn with(&mut self, record: &[u8]) -> io::Result<&[u8]> {
+        let end = self.before + record.len();
+        let whole = end.next_multiple_of(BLOCK_BYTES);
+        let blocks = self.memory.get_mut(self.start..).and_then(|aligned| aligned.get_mut(..whole));
+        let blocks = blocks.ok_or(io::ErrorKind::InvalidInput)?;
+        let (filled, rest) = blocks.split_at_mut(end);
+        if let Some(to) = filled.get_mut(self.before..) {
+            to.copy_from_slice(record);
+        }
+        rest.fill(0);
+        Ok(blocks)
+    }
+
+    /// What comes next begins behind a record of `len` bytes.
+    fn go_on(&mut self, len: usize) {
+        let end = self.before + len;
+        let last = end / BLOCK_BYTES * BLOCK_BYTES;
+        if last > 0 {
+            self.memory.copy_within(self.start + last..self.start + end, self.start);
+        }
+        self.before = end - last;
     }
 }
 
@@ -256,6 +326,34 @@ mod tests {
                 (Tree::Sub, &b""[..], Some(&b""[..]))
             ]
         );
+    }
+
+    #[test]
+    fn records_of_any_length_are_the_same_past_the_page_cache() {
+        let lens = [1, 4040, 1, 55, 4096, 8192, 3, RECORD_BYTES - 64, 9000, 4096 - 25, 77];
+        let written = [true, false].map(|past| {
+            let directory = tempfile::tempdir().unwrap();
+            let mut journal = Journal::open(directory.path()).unwrap();
+            if !past {
+                fcntl_setfl(&journal.file, OFlags::empty()).unwrap();
+                journal.blocks = None;
+            }
+            // The second time over what is older.
+            for (round, first) in [(0, 1), (1, 100)] {
+                journal.rewind();
+                for (n, len) in lens.into_iter().enumerate().skip(round) {
+                    let mut rows = Rows::default();
+                    rows.push(Tree::Body, b"", Some(&vec![n as u8; len]));
+                    journal.append(first + n as u64, &mut rows).unwrap();
+                }
+            }
+            let bytes = read(directory.path()).unwrap().unwrap();
+            assert_eq!(numbers(&bytes, 100).unwrap(), (101..111).collect::<Vec<_>>(), "past: {past}");
+            (journal.position, bytes)
+        });
+        let [(end, past), (same, through)] = written;
+        assert_eq!(end, same);
+        assert!(past[..end] == through[..end]);
     }
 
     #[test]

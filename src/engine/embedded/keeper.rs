@@ -13,14 +13,13 @@ use bytestring::ByteString;
 use parking_lot::{Condvar, Mutex};
 
 use super::body::decode_message;
-use super::burial::{self, Burial, SetAside, Why};
+use super::burial::{self, Burial, Burials, SetAside, Why};
 use super::entry::Entry;
 use super::format::Mark;
 use super::index::State;
 use super::lanes::{Reply, SettleReply, Work, deadline};
 use super::returns::{Due, Over};
 use super::shared::Shared;
-use super::streams::Slot;
 use super::target::Target;
 use crate::engine::{Browsed, EngineError, Page, View};
 use crate::types::clock::unix_now;
@@ -45,8 +44,6 @@ pub(super) enum Job {
         max_bytes: usize,
         reply: Reply<Page>,
     },
-    /// Read what follows in a stream.
-    ReadStream { target: Arc<Target>, entries: Vec<Entry>, slot: Arc<Slot> },
     /// Find out how old the oldest message is.
     Oldest { target: Arc<Target>, reply: Reply<Option<UnixMillis>> },
 }
@@ -60,7 +57,7 @@ struct Deadlines {
 #[derive(Debug, Default)]
 struct Jobs {
     reads: VecDeque<Job>,
-    burials: VecDeque<Burial>,
+    burials: Burials,
     /// The last job was a burial: who waits for something to be read goes before the next one.
     buried: bool,
     closed: bool,
@@ -98,16 +95,16 @@ impl Tasks {
     pub(super) fn push(&self, job: Job) {
         let mut jobs = self.jobs.lock();
         match job {
-            Job::Bury(burial) => jobs.burials.push_back(burial),
+            Job::Bury(burial) => jobs.burials.push(burial),
             read => jobs.reads.push_back(read),
         }
         drop(jobs);
         self.more.notify_one();
     }
 
-    /// What is left of a burial goes before the others, in its order.
+    /// What is left of a burial goes before the others of its target.
     fn go_on(&self, burial: Burial) {
-        self.jobs.lock().burials.push_front(burial);
+        self.jobs.lock().burials.go_on(burial);
     }
 
     /// Lets both threads end.
@@ -144,7 +141,7 @@ impl Tasks {
         let mut jobs = self.jobs.lock();
         loop {
             let read = if jobs.buried || jobs.burials.is_empty() { jobs.reads.pop_front() } else { None };
-            let job = read.or_else(|| jobs.burials.pop_front().map(Job::Bury));
+            let job = read.or_else(|| jobs.burials.pop().map(Job::Bury));
             if let Some(job) = job {
                 jobs.buried = matches!(job, Job::Bury(_));
                 return Some(job);
@@ -227,6 +224,17 @@ pub(super) fn run_out(shared: &Shared, target: &Arc<Target>, over: Over) {
     shared.lanes.push(Work::Settle { target: target.clone(), entries, reply: SettleReply::Nobody });
 }
 
+/// Messages that newer ones had the place of, already out of the index or with somebody, are settled.
+pub(super) fn settle_replaced(shared: &Shared, target: &Arc<Target>, replaced: &[Entry]) {
+    if replaced.is_empty() {
+        return;
+    }
+    target.totals.replaced.fetch_add(replaced.len() as u64, Ordering::Relaxed);
+    shared.counts.replaced.add(replaced.len() as u64);
+    let entries = replaced.iter().map(|entry| (entry.sequence, entry.location(), entry.len)).collect();
+    shared.lanes.push(Work::Settle { target: target.clone(), entries, reply: SettleReply::Nobody });
+}
+
 pub(super) fn count_expired(shared: &Shared, target: &Target, count: u64) {
     target.totals.expired.fetch_add(count, Ordering::Relaxed);
     shared.counts.expired.add(count);
@@ -245,7 +253,6 @@ pub(super) fn read_back(shared: &Shared) {
             Job::Browse { target, view, from, max, max_bytes, reply } => {
                 drop(reply.send(browse(shared, &target, view, from, (max, max_bytes))));
             }
-            Job::ReadStream { target, entries, slot } => slot.fill(shared, &target, entries),
             Job::Oldest { target, reply } => drop(reply.send(Ok(oldest(shared, &target)))),
         }
     }

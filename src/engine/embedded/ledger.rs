@@ -330,7 +330,6 @@ impl Ledger {
     }
 
     /// Bytes of all rows, and ADDs that are not settled.
-    #[cfg(test)]
     pub(super) fn totals(&self) -> (u64, u64) {
         (self.bytes, self.live)
     }

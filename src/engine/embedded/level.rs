@@ -116,6 +116,13 @@ impl Level {
         }
     }
 
+    pub(super) fn get(&self, sequence: u64) -> Option<&Entry> {
+        match self.find_fresh(sequence) {
+            Some(at) => self.fresh.get(at),
+            None => self.returned.get(&sequence),
+        }
+    }
+
     pub(super) fn get_mut(&mut self, sequence: u64) -> Option<&mut Entry> {
         match self.find_fresh(sequence) {
             Some(at) => self.fresh.get_mut(at),

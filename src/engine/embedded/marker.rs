@@ -13,9 +13,9 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use super::disk::{Disk, Trees};
+use super::disk::Trees;
 
-const NAME: &str = "state";
+pub(super) const NAME: &str = "state";
 const TITLE: &str = "stafett store";
 
 /// See the module.
@@ -80,25 +80,4 @@ impl Marker {
             format!("it was closed after start {}, but the end of what was written is missing", marker.boot)
         })
     }
-}
-
-/// Counts this start and finds or makes the store's secret.
-pub(super) fn begin(disk: &Disk) -> sled::Result<(u64, [u8; 16])> {
-    let meta = &disk.trees.meta;
-    let boot = meta_number(&disk.trees, "boot")? + 1;
-    meta.insert("boot", &boot.to_be_bytes())?;
-    let secret = match meta.get("secret")?.as_deref().and_then(<[u8]>::first_chunk) {
-        Some(secret) => *secret,
-        None => {
-            let secret = (u128::from(rand_u64()) << 64 | u128::from(rand_u64())).to_be_bytes();
-            meta.insert("secret", &secret)?;
-            secret
-        }
-    };
-    Ok((boot, secret))
-}
-
-/// 64 random bits, of the 80 that a new id has.
-fn rand_u64() -> u64 {
-    ulid::Ulid::generate().random() as u64
 }

@@ -9,46 +9,43 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use self::bodies::Bodies;
+use self::backup::Backups;
 use self::body::decode_message;
 use self::consumer::EmbeddedConsumer;
-use self::counts::Counts;
-use self::disk::Disk;
 use self::entry::Entry;
-use self::keeper::{Job, Tasks};
-use self::lanes::{Lanes, SettleReply, Work};
-use self::log::Log;
-use self::marker::Marker;
-use self::pack::Packer;
+use self::keeper::Job;
+use self::lanes::{SettleReply, Work};
 use self::pen::Pen;
 use self::prepare::prepare_all;
+use self::readers::EmbeddedStreamReader;
 use self::shared::Shared;
-use self::streams::EmbeddedStreamReader;
 use self::target::Target;
-use self::writer::Writer;
-use super::settings::EngineSettings;
+use super::backup::{BackingUp, BackupError};
 use super::{
-    Capabilities, Consumer, ConsumerOptions, Durability, Engine, EngineError, Health, LeaseError, LeaseRef,
-    Nack, Op, OpenError, OpenProgress, Page, Pending, Publish, Removed, Settled, Stored, StreamReader,
-    StreamStats, TargetStats, Ticket, Usage, View,
+    Capabilities, Consumer, ConsumerOptions, Engine, EngineError, Health, LeaseError, LeaseRef, Nack, Op,
+    Page, Pending, Publish, Removed, Settled, Stored, StreamReader, StreamStats, TargetStats, Ticket, Usage,
+    View,
 };
 use crate::bell::Bell;
 use crate::types::clock::unix_now;
-use crate::types::{Sequence, TargetId, UnixMillis};
+use crate::types::{BackupName, Sequence, TargetId, TopicFilter, UnixMillis};
 
 mod admit;
+mod backup;
 mod bodies;
 mod body;
 mod burial;
 pub mod check;
+pub mod compact;
 mod consumer;
+mod copy;
 mod counts;
 mod dedup;
 mod disk;
@@ -56,8 +53,10 @@ mod entry;
 pub mod export;
 mod format;
 mod forward;
+mod fresh;
 mod giving_back;
 mod hash;
+pub mod import;
 mod index;
 mod journal;
 mod keeper;
@@ -68,13 +67,16 @@ mod level;
 mod log;
 mod marker;
 mod members;
+mod moves;
 mod objects;
 mod offline;
+mod open;
 mod order;
 mod overflow;
 mod pack;
 mod pen;
 mod prepare;
+mod readers;
 mod recovery;
 mod retries;
 mod returns;
@@ -82,18 +84,16 @@ mod rows;
 mod shared;
 mod space;
 mod stage;
+pub mod stats;
 mod streams;
 mod survey;
 mod target;
 #[cfg(test)]
 mod testing;
 mod upkeep;
+mod values;
 mod writer;
 
-/// sled's own cache. With it, its fixed cost and the bodies, the engine's memory is about 130 MB and the budget.
-const SLED_CACHE_BYTES: u64 = 64 << 20;
-/// A body cache below this could not hold what is read ahead.
-const MIN_BODY_CACHE_BYTES: u64 = 4 << 20;
 /// How many messages one settlement in the writer's lane covers at most.
 const SETTLE_CHUNK: usize = 32 << 10;
 
@@ -102,6 +102,7 @@ pub struct Embedded {
     shared: Arc<Shared>,
     pen: Arc<Pen>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    backups: Backups,
 }
 
 impl fmt::Debug for Embedded {
@@ -111,81 +112,6 @@ impl fmt::Debug for Embedded {
 }
 
 impl Embedded {
-    /// Opens the store in the data directory, or makes one, and reads back what is there. Blocks; says how far it
-    /// is when that takes long.
-    ///
-    /// # Errors
-    /// [`OpenError`] when another process has the store, it is damaged or newer, or the directory cannot be used.
-    pub fn open(settings: EngineSettings) -> Result<Self, OpenError> {
-        Self::open_telling(settings, &OpenProgress::default())
-    }
-
-    /// The same, telling `progress` how far it is.
-    ///
-    /// # Errors
-    /// As [`Embedded::open`].
-    pub fn open_telling(settings: EngineSettings, progress: &OpenProgress) -> Result<Self, OpenError> {
-        let disk = Disk::open(&settings.data_dir, SLED_CACHE_BYTES, settings.ballast_bytes)?;
-        let bodies = Bodies::new(
-            usize::try_from(settings.body_cache_bytes.max(MIN_BODY_CACHE_BYTES)).unwrap_or(usize::MAX),
-        );
-        let recovered = recovery::recover(&disk, &bodies, progress)?;
-        let unusable = |what: String| OpenError::Unusable { path: settings.data_dir.clone(), what };
-        let (boot, secret) = marker::begin(&disk).map_err(|e| unusable(e.to_string()))?;
-        let journaled = settings.durability == Durability::Fsync;
-        let log = Log::open(&disk, journaled).map_err(|e| unusable(e.to_string()))?;
-        disk.sync().map_err(|e| unusable(e.to_string()))?;
-        Marker { boot, closed: false }.write(&settings.data_dir).map_err(|e| unusable(e.to_string()))?;
-        if let Err(error) = disk.put_ballast() {
-            tracing::warn!(%error, "cannot reserve the ballast: settlements may fail on a full disk");
-        }
-        let shared = Arc::new(Shared {
-            capabilities: Capabilities { name: "embedded", durability: settings.durability },
-            settings,
-            boot,
-            secret,
-            disk,
-            bodies,
-            registry: RwLock::new(recovered.registry),
-            lanes: Lanes::default(),
-            tasks: Tasks::default(),
-            counts: Counts::default(),
-            health: watch::Sender::new(Health::Ok),
-            failed: AtomicBool::new(false),
-            next_target: AtomicU32::new(recovered.next_target),
-            next_consumer: AtomicU64::new(1),
-            stored: Mutex::new(recovered.stored),
-        });
-        for target in shared.registry.read().all() {
-            let mut state = target.state.lock();
-            shared.tasks.register(&target, &mut state, unix_now());
-        }
-        let mut writer = Writer::new(
-            shared.clone(),
-            recovered.ledger,
-            Packer::new(boot, recovered.next_pack, log),
-            recovered.retained,
-            recovered.next_retained,
-            recovered.dedup,
-        );
-        writer.dirty_sequences.extend(recovered.dirty_sequences);
-        let pen = Arc::new(Pen::new(writer));
-        let (writing, writer) = (shared.clone(), pen.clone());
-        let (timer, reader) = (shared.clone(), shared.clone());
-        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|e| OpenError::Unusable {
-                path: shared.settings.data_dir.clone(),
-                what: format!("no thread could be started: {e}"),
-            })
-        };
-        let threads = vec![
-            spawn("store-writer", Box::new(move || writer.run(&writing)))?,
-            spawn("store-timer", Box::new(move || keeper::keep_time(&timer)))?,
-            spawn("store-reader", Box::new(move || keeper::read_back(&reader)))?,
-        ];
-        Ok(Self { shared, pen, threads: Mutex::new(threads) })
-    }
-
     fn push_settle(&self, target: &Arc<Target>, entries: Vec<Entry>, mut last: SettleReply) {
         let mut entries =
             entries.into_iter().map(|entry| (entry.sequence, entry.location(), entry.len)).peekable();
@@ -212,7 +138,7 @@ impl Engine for Embedded {
     }
 
     fn secret(&self) -> [u8; 16] {
-        self.shared.secret
+        self.shared.token_secret
     }
 
     fn stored(&self) -> Stored {
@@ -220,7 +146,13 @@ impl Engine for Embedded {
     }
 
     fn next_target(&self) -> TargetId {
-        TargetId(self.shared.next_target.fetch_add(1, Ordering::Relaxed))
+        loop {
+            // They come round, and those of the upper half are not the engine's: what is there keeps its number.
+            let id = TargetId(self.shared.next_target.fetch_add(1, Ordering::Relaxed) & (u32::MAX >> 1));
+            if id.0 != format::RETAINED && self.shared.target(id).is_err() {
+                return id;
+            }
+        }
     }
 
     fn commit(&self, ops: Vec<Op>) -> Ticket {
@@ -228,22 +160,20 @@ impl Engine for Embedded {
             return Ticket::ready(Err(error));
         }
         let (reply, ticket) = Ticket::new();
-        let ops = prepare_all(ops, &self.shared.secret);
+        let ops = prepare_all(ops, &self.shared.hash_secret);
         self.shared.lanes.push(Work::Commit { ops, reply });
         ticket
     }
 
     fn commit_alone(&self, publish: Publish) -> Ticket {
-        if self.shared.settings.callers_wait.is_zero()
-            || self.shared.capabilities.durability != Durability::Fsync
-        {
+        if self.shared.settings.callers_wait.is_zero() {
             return self.commit(vec![Op::Publish(publish)]);
         }
         if let Some(error) = self.shared.failure() {
             return Ticket::ready(Err(error));
         }
         let (reply, ticket) = Ticket::new();
-        let ops = prepare_all(vec![Op::Publish(publish)], &self.shared.secret);
+        let ops = prepare_all(vec![Op::Publish(publish)], &self.shared.hash_secret);
         if let Some(work) = self.pen.commit_alone(&self.shared, Work::Commit { ops, reply }) {
             self.shared.lanes.push(work);
         }
@@ -376,10 +306,14 @@ impl Engine for Embedded {
         Box::pin(ticket)
     }
 
-    fn stream_reader(&self, target: TargetId) -> Result<Box<dyn StreamReader>, EngineError> {
+    fn stream_reader(
+        &self,
+        target: TargetId,
+        filter: Option<TopicFilter>,
+    ) -> Result<Box<dyn StreamReader>, EngineError> {
         let target = self.shared.stream(target)?;
         let id = self.shared.next_consumer.fetch_add(1, Ordering::Relaxed);
-        Ok(Box::new(EmbeddedStreamReader::join(self.shared.clone(), target, id)))
+        Ok(Box::new(EmbeddedStreamReader::join(self.shared.clone(), target, id, filter)))
     }
 
     fn stream_stats(&self, target: TargetId) -> Result<StreamStats, EngineError> {
@@ -409,7 +343,12 @@ impl Engine for Embedded {
         self.shared.health.subscribe()
     }
 
+    fn back_up(&self, name: &BackupName) -> Result<BackingUp, BackupError> {
+        self.backups.start(&self.shared, &self.pen, name)
+    }
+
     fn close(&self) -> Result<(), EngineError> {
+        self.backups.close();
         // This end is in order: leases that it ends are not counted.
         for target in self.shared.registry.read().all() {
             let marks = target.state.lock().unnote();
@@ -417,6 +356,7 @@ impl Engine for Embedded {
         }
         self.shared.lanes.close();
         self.shared.tasks.close();
+        self.shared.pages.close();
         for thread in self.threads.lock().drain(..) {
             if thread.join().is_err() {
                 self.shared.fail("a thread of the store ended in a panic");

@@ -74,6 +74,8 @@ struct StoredQueue {
     single_active_consumer: bool,
     #[prost(uint64, optional, tag = "35")]
     dedup_window_ms: Option<u64>,
+    #[prost(string, optional, tag = "36")]
+    last_value_key: Option<String>,
     #[prost(bool, tag = "38")]
     dead_letter_expired: bool,
     #[prost(uint64, optional, tag = "39")]
@@ -184,6 +186,7 @@ pub(super) fn encode(definition: &Definition) -> Vec<u8> {
             ordered_by_key: queue.ordered_by_key,
             single_active_consumer: queue.single_active_consumer,
             dedup_window_ms: queue.dedup_window.map(millis),
+            last_value_key: queue.last_value_key.as_ref().map(ToString::to_string),
             dead_letter_expired: queue.dead_letter_expired,
             expires_after_ms: queue.expires_after.map(millis),
             paused: queue.paused,
@@ -253,6 +256,7 @@ pub(super) fn decode(row: &[u8]) -> Result<Definition, FormatError> {
             ordered_by_key: queue.ordered_by_key,
             single_active_consumer: queue.single_active_consumer,
             dedup_window: queue.dedup_window_ms.map(Duration::from_millis),
+            last_value_key: queue.last_value_key.map(ByteString::from),
             labels: queue.labels,
             paused: queue.paused,
             created_at: UnixMillis(queue.created_at),
@@ -361,6 +365,7 @@ mod tests {
                 ordered_by_key: true,
                 single_active_consumer: true,
                 dedup_window: Some(Duration::from_secs(60)),
+                last_value_key: Some("sensor".into()),
                 labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
                 paused: true,
                 created_at: UnixMillis(9),

@@ -11,10 +11,11 @@ use bytes::Bytes;
 
 use super::bodies::{read_large, read_pack};
 use super::body::decode_message;
-use super::disk::Disk;
+use super::disk::{Disk, damaged};
 use super::format::{self, Add, CONTINUED, CONTINUES, Done, Head, Location, Record, WHOLE};
 use super::ledger::Ledger;
 use super::log;
+use super::marker::Marker;
 use super::objects;
 use super::rows::{Rows, guarded};
 use crate::engine::{Cursor, Definition, EngineError, OpenError, SubscribeOptions};
@@ -87,6 +88,8 @@ impl Drop for Scratch {
 pub(super) struct Contents {
     pub(super) definitions: BTreeMap<u32, Definition>,
     pub(super) subscriptions: BTreeMap<u32, Vec<(FilterSpec, SubscribeOptions)>>,
+    /// The next sequence of each target.
+    pub(super) sequences: BTreeMap<u32, u64>,
     /// Of streams.
     pub(super) cursors: BTreeMap<u32, Vec<(CursorName, Cursor)>>,
     /// By target and sequence. What belongs to a deleted target is left out.
@@ -95,9 +98,13 @@ pub(super) struct Contents {
     pub(super) packs: BTreeSet<u64>,
     pub(super) last_pack: u64,
     pub(super) head_bytes: u64,
+    /// Of bodies, those in heads too, settled or not.
+    pub(super) body_bytes: u64,
     pub(super) damages: Vec<Damage>,
     /// Rows that a crash left half done; the next start clears them.
     pub(super) leftovers: u64,
+    /// Packs of a chain without an end.
+    pub(super) unfinished: u64,
     /// Whether definitions are missing, so that messages may have a target without a name.
     pub(super) nameless: bool,
 }
@@ -158,7 +165,21 @@ impl Offline {
         Ok(self)
     }
 
-    fn format(&self) -> Result<Option<u32>, String> {
+    /// The open store, if it is one that is served as it is, heads and bodies aside.
+    pub(super) fn sound(self, path: &Path) -> Result<Disk, OpenError> {
+        let what = match self.format() {
+            Ok(Some(found)) if format::is_known(found) => None,
+            Ok(Some(found)) => Some(format!("it has the unknown format {found}")),
+            Ok(None) => Some("it has no format".to_owned()),
+            Err(what) => Some(what),
+        };
+        match what.or(self.journal).or_else(|| Marker::missing(path, &self.disk.trees)) {
+            Some(what) => Err(damaged(path, what)),
+            None => Ok(self.disk),
+        }
+    }
+
+    pub(super) fn format(&self) -> Result<Option<u32>, String> {
         let row = guarded(|| self.disk.trees.meta.get("format"))?;
         row.map(|row| {
             row.as_ref().try_into().map(u32::from_be_bytes).map_err(|_| "is not a number".to_owned())
@@ -183,10 +204,13 @@ impl Offline {
         self.definitions(&mut contents);
         let mut ledger = Ledger::default();
         let mut adds = self.heads(&mut contents, &mut ledger, tell);
+        contents.body_bytes = body_bytes(&adds);
         self.checkpoints(&mut contents, &mut ledger);
         adds.sort_by_key(|live| (live.add.target, live.add.sequence, live.location));
         // A rewritten message stands twice: what counts is where it was written last.
         for live in adds {
+            let next = contents.sequences.entry(live.add.target).or_insert(1);
+            *next = (*next).max(live.add.sequence.saturating_add(1));
             let same = |it: &Live| (it.add.target, it.add.sequence) == (live.add.target, live.add.sequence);
             if contents.live.last().is_some_and(same) {
                 contents.live.pop();
@@ -206,7 +230,7 @@ impl Offline {
     fn meta(&self, contents: &mut Contents) {
         let place = "the format of the store";
         match self.format() {
-            Ok(Some(format::OLDEST_FORMAT..=format::FORMAT)) => {}
+            Ok(Some(found)) if format::is_known(found) => {}
             Ok(Some(found)) => contents.damage(place, format!("{found} is unknown"), "it is not opened"),
             Ok(None) => contents.damage(place, "is missing", "it is not opened"),
             Err(what) => contents.damage(place, what, "it is not opened"),
@@ -276,8 +300,13 @@ impl Offline {
         }
         for row in Rows::new(&trees.seq, 4) {
             let wrong = match row {
-                Ok((key, value)) if key.len() == 4 && value.len() == 8 => continue,
-                Ok(_) => "is not a number".to_owned(),
+                Ok((key, value)) => match (target_of(&key), value.first_chunk()) {
+                    (Some(id), Some(next)) if key.len() == 4 && value.len() == 8 => {
+                        contents.sequences.insert(id, u64::from_be_bytes(*next));
+                        continue;
+                    }
+                    _ => "is not a number".to_owned(),
+                },
                 Err(what) => what,
             };
             contents.damage("a sequence row", wrong, "sequence numbers may be given out again");
@@ -346,7 +375,8 @@ impl Offline {
             }
         }
         // The crash came in the middle of an operation: none of it happened.
-        contents.leftovers += chain.len() as u64;
+        contents.unfinished = chain.len() as u64;
+        contents.leftovers += contents.unfinished;
         if let Some((first, _)) = chain.first() {
             contents.last_pack = first.saturating_sub(1);
         }
@@ -372,6 +402,18 @@ impl Offline {
             }
         }
     }
+}
+
+/// The targets of one message stand behind each other, and share its body.
+fn body_bytes(adds: &[Live]) -> u64 {
+    let mut last = None;
+    let mut bytes = 0;
+    for Live { add, location } in adds.iter().filter(|live| live.add.incoming.is_none()) {
+        let body = Some((location.pack, add.place.crc, add.place.offset));
+        bytes += if body == last { 0 } else { u64::from(add.place.len) };
+        last = body;
+    }
+    bytes
 }
 
 fn target_of(key: &[u8]) -> Option<u32> {

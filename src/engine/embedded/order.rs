@@ -55,10 +55,6 @@ impl Line {
         self.rest.as_ref()?.waiting.first().map(place)
     }
 
-    fn len(&self) -> usize {
-        self.rest.as_ref().map_or(0, |rest| rest.waiting.len())
-    }
-
     /// The front is gone. Gives the next one if it may be delivered; or whether there is none.
     fn step(&mut self) -> Result<Option<Entry>, Empty> {
         let rest = self.rest.as_mut().ok_or(Empty)?;
@@ -91,7 +87,8 @@ pub(super) struct Order {
     lines: Map<Key, Line>,
     /// Of all messages that have one.
     keys: Map<u64, Key>,
-    waiting: usize,
+    /// Of all that wait here.
+    waiting: BTreeSet<u64>,
     /// The first that waits of each key, once somebody has asked for them.
     firsts: Option<BTreeSet<(u8, u64)>>,
 }
@@ -117,6 +114,7 @@ impl Order {
                     rest.aside.remove(&entry.sequence);
                     rest.waiting.put(entry);
                 });
+                self.waiting.insert(entry.sequence);
                 None
             }
         }
@@ -125,9 +123,8 @@ impl Order {
     /// Changes a line, and what is known of all lines with it.
     fn edit<R>(&mut self, key: Key, change: impl FnOnce(&mut Line) -> R) -> Option<R> {
         let line = self.lines.get_mut(&key)?;
-        let (first, len) = (line.first(), line.len());
+        let first = line.first();
         let changed = change(line);
-        self.waiting = self.waiting + line.len() - len;
         if let Some(firsts) = &mut self.firsts {
             let now = line.first();
             if now != first {
@@ -150,6 +147,7 @@ impl Order {
                     rest.waiting.remove(sequence);
                     rest.aside.insert(sequence);
                 });
+                self.waiting.remove(&sequence);
             }
         }
     }
@@ -167,7 +165,12 @@ impl Order {
             Ok(None)
         })?;
         match stepped {
-            Ok(next) => next,
+            Ok(next) => {
+                if let Some(next) = &next {
+                    self.waiting.remove(&next.sequence);
+                }
+                next
+            }
             Err(Empty) => {
                 self.lines.remove(&key);
                 self.shrink();
@@ -182,9 +185,14 @@ impl Order {
             self.keys.shrink_to(self.keys.len() * 2);
             self.lines.shrink_to(self.lines.len() * 2);
         }
-        if self.waiting == 0 {
+        if self.waiting.is_empty() {
             self.firsts = None;
         }
+    }
+
+    fn get(&self, sequence: u64) -> Option<&Entry> {
+        let line = self.lines.get(self.keys.get(&sequence)?)?;
+        line.rest.as_ref()?.waiting.get(sequence)
     }
 
     /// A message that waits here.
@@ -195,8 +203,7 @@ impl Order {
 
     /// Whether a message waits here.
     pub(super) fn has(&self, sequence: u64) -> bool {
-        let line = self.keys.get(&sequence).and_then(|key| self.lines.get(key));
-        line.and_then(|line| line.rest.as_ref()).is_some_and(|rest| rest.waiting.has(sequence))
+        self.waiting.contains(&sequence)
     }
 
     /// Whether a message is the front of its key.
@@ -207,6 +214,9 @@ impl Order {
 
     /// Takes a message out that waits here.
     pub(super) fn take(&mut self, sequence: u64) -> Option<Entry> {
+        if !self.waiting.remove(&sequence) {
+            return None;
+        }
         let key = *self.keys.get(&sequence)?;
         self.edit(key, |line| line.rest.as_mut()?.waiting.remove(sequence))?
     }
@@ -217,8 +227,8 @@ impl Order {
         for rest in self.lines.values_mut().filter_map(|line| line.rest.as_mut()) {
             rest.waiting.take_all(out, &mut is_such);
         }
-        if out.len() > before {
-            self.waiting -= out.len() - before;
+        for entry in out.iter().skip(before) {
+            self.waiting.remove(&entry.sequence);
             self.firsts = None;
         }
     }
@@ -232,36 +242,25 @@ impl Order {
     /// Which of those that wait goes first when there must be room, and its priority: of those of the lowest the oldest, each key's
     /// in their order.
     pub(super) fn first_to_go(&mut self) -> Option<(u8, u64)> {
-        if self.waiting == 0 {
+        if self.waiting.is_empty() {
             return None;
         }
         self.firsts().first().copied()
     }
 
     /// The one with the first place of all that wait here.
-    pub(super) fn oldest(&mut self) -> Option<Entry> {
-        if self.waiting == 0 {
-            return None;
-        }
-        let (mut oldest, mut next) = (None::<u64>, (0, 0));
-        while let Some(&(priority, sequence)) = self.firsts().range(next..).next() {
-            oldest = Some(oldest.map_or(sequence, |oldest| oldest.min(sequence)));
-            next = (priority.saturating_add(1), 0);
-        }
-        self.get_mut(oldest?).map(|entry| *entry)
+    pub(super) fn oldest(&self) -> Option<&Entry> {
+        self.get(*self.waiting.first()?)
     }
 
     /// How many wait here.
     pub(super) fn waiting(&self) -> usize {
-        self.waiting
+        self.waiting.len()
     }
 
-    /// Those that wait here from a sequence on, the first `max` of each key.
+    /// The first `max` that wait here from a sequence on, in its order.
     pub(super) fn list(&self, from: u64, max: usize) -> impl Iterator<Item = &Entry> {
-        self.lines
-            .values()
-            .filter_map(|line| line.rest.as_ref())
-            .flat_map(move |rest| rest.waiting.list(from, max))
+        self.waiting.range(from..).take(max).filter_map(|&sequence| self.get(sequence))
     }
 }
 
@@ -342,6 +341,16 @@ mod tests {
         order.get_mut(5).unwrap().pack = 9;
         assert_eq!((sequence(order.leave(1)), order.leave(2).map(|entry| entry.pack)), (Some(2), Some(9)));
         assert_eq!(order.waiting(), 0);
+    }
+
+    #[test]
+    fn who_looks_is_shown_no_more_than_was_asked_for() {
+        let mut order = Order::default();
+        for sequence in 0..1000 {
+            join(&mut order, sequence, u128::from(sequence % 100));
+        }
+        let listed: Vec<_> = order.list(250, 10).map(|entry| entry.sequence).collect();
+        assert_eq!(listed, (250..260).collect::<Vec<_>>());
     }
 
     #[test]
@@ -453,6 +462,9 @@ mod tests {
                         let first = model.iter().find(|(.., at)| *at == At::Waiting).map(|it| it.0);
                         prop_assert_eq!(order.first_to_go().map(|(_, sequence)| sequence), first);
                         prop_assert_eq!(order.oldest().map(|entry| entry.sequence), first);
+                        let listed: Vec<_> = order.list(0, 1000).map(|entry| entry.sequence).collect();
+                        let waiting = model.iter().filter(|(.., at)| *at == At::Waiting).map(|it| it.0);
+                        prop_assert_eq!(listed, waiting.collect::<Vec<_>>());
                         if let Some(at) = of(&model, At::Waiting, 0) {
                             order.set_aside(model[at].0);
                             model[at].2 = At::Aside;

@@ -16,7 +16,7 @@ use super::log::Log;
 /// What the records of one operation may need of a head before it is written as a chain.
 const RECORDS_BYTES: usize = ROW_BYTES - HEAD_BYTES - 64;
 /// No record is longer.
-pub(super) const RECORD_BYTES: usize = 96;
+pub(super) const RECORD_BYTES: usize = 112;
 
 /// The pack that is being built.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ impl Packer {
             if !self.has_room(need, body, 1) {
                 self.link(books)?;
             }
-        } else if need > RECORDS_BYTES {
+        } else if Self::chains(records) {
             self.seal(books, 0)?;
             let pack = self.open(books.ledger, 0).pack;
             self.chain = Some(pack);
@@ -129,6 +129,11 @@ impl Packer {
             self.seal(books, 0)?;
         }
         Ok(())
+    }
+
+    /// Whether one operation with so many records is written as a chain.
+    pub(super) fn chains(records: usize) -> bool {
+        records * RECORD_BYTES > RECORDS_BYTES
     }
 
     /// Whether so much fits the open pack, or there is none.
@@ -160,8 +165,12 @@ impl Packer {
         Ok(())
     }
 
-    /// The last of them is written. Its pack says that all are there, and so stays until the others are gone.
+    /// The last of them is written. The last pack of several says that all are there, and stays until the others are gone: it
+    /// is an empty one, so that no bodies stay with it.
     pub(super) fn end_all(&mut self, books: &mut Books<'_>) -> Result<(), Failed> {
+        if self.linked.as_ref().is_some_and(|before| !before.is_empty()) {
+            self.link(books)?;
+        }
         let Some(before) = self.linked.take() else { return Ok(()) };
         if let Some(open) = &self.open {
             before.iter().for_each(|&pack| books.ledger.follow(open.pack, pack));
@@ -191,8 +200,7 @@ impl Packer {
     pub(super) fn body(&mut self, books: &mut Books<'_>, body: &Bytes) -> Result<Place, Failed> {
         let len = u32::try_from(body.len()).map_err(|_| "a message has more than 4 GiB".to_owned())?;
         let open = self.open(books.ledger, 0);
-        // Of an operation with several bodies, those that its row has no room for are stored like large ones.
-        if body.len() <= LARGE_BYTES && open.bodies.len() + body.len() <= ROW_BYTES {
+        if body.len() <= LARGE_BYTES {
             let offset = open.bodies.len() - CHECKSUM_BYTES;
             let offset = u16::try_from(offset).map_err(|_| "a body row is too long".to_owned())?;
             open.bodies.extend_from_slice(body);

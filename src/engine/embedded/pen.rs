@@ -1,8 +1,8 @@
 //! Who writes: the writer's thread, or a caller whose commit is all there is to do.
 //!
 //! A commit of one's own saves two threads from waking each other, which takes as long as the write. Who commits so waits
-//! for the disk, so it is done only where the last syncs were short and commits come one at a time; else the thread
-//! gathers what comes.
+//! for the disk where the policy has each commit synced, so it is done only where the last syncs were short, or none is
+//! due, and commits come one at a time; else the thread gathers what comes.
 //!
 //! Invariants: the lanes are emptied and written by who has the pen, so commits come in the order in which they were
 //! handed in; one caller at most waits for the disk.
@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::backup::Frozen;
 use super::lanes::{Next, Work};
 use super::pack::Failed;
 use super::shared::Shared;
@@ -40,6 +41,12 @@ struct Held {
 impl Pen {
     pub(super) fn new(writer: Writer) -> Self {
         Self { held: Mutex::new(Held { writer, alone: 0, wakes_at: None }) }
+    }
+
+    /// Lets a test write.
+    #[cfg(test)]
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut Writer) -> T) -> T {
+        act(&mut self.held.lock().writer)
     }
 
     /// Writes what waits until the lanes are closed and empty, or a write fails; then all that comes is refused.
@@ -87,7 +94,7 @@ impl Pen {
     pub(super) fn commit_alone(&self, shared: &Shared, work: Work) -> Option<Work> {
         let Some(mut held) = self.held.try_lock() else { return Some(work) };
         let alone = held.alone >= ALONE
-            && held.writer.sync_took <= shared.settings.callers_wait
+            && held.writer.waits_briefly()
             && held.writer.is_at_rest()
             && work.weight() <= SMALL_BYTES
             && shared.lanes.is_idle()
@@ -110,6 +117,22 @@ impl Pen {
             shared.lanes.nudge();
         }
         None
+    }
+
+    /// What is needed of this moment, between two commits; see [`super::backup`]. Until [`Pen::thaw`] no pack is removed.
+    pub(super) fn freeze(&self) -> Result<Frozen, Failed> {
+        let mut held = self.held.lock();
+        let mut frozen = Err("the store cannot write any more".to_owned());
+        guard(&mut held.writer, |writer| {
+            frozen = Ok(writer.freeze()?);
+            Ok(())
+        });
+        frozen
+    }
+
+    /// Packs may be removed again.
+    pub(super) fn thaw(&self) {
+        self.held.lock().writer.keeps_packs = false;
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -15,11 +16,12 @@ use super::dedup::{self, Dedup};
 use super::disk::{Disk, Trees};
 use super::entry::Entry;
 use super::format::{self, CONTINUED, CONTINUES, Done, Head, Location, Record, WHOLE};
+use super::index::Names;
 use super::ledger::Ledger;
 use super::objects;
 use super::order::Key;
 use super::shared::Registry;
-use super::target::Settings;
+use super::target::{Settings, Target};
 use crate::engine::{Definition, OpenError, OpenProgress, Stored, StoredSession, StoredStream};
 use crate::types::clock::{now, unix_now};
 use crate::types::{TargetId, TopicName, UnixMillis};
@@ -36,6 +38,8 @@ pub(super) struct Recovered {
     pub(super) dedup: Dedup,
     /// Targets whose next sequence is proven by packs alone.
     pub(super) dirty_sequences: Vec<TargetId>,
+    /// What newer ones have the place of, to be settled.
+    pub(super) replaced: Vec<(Arc<Target>, Entry)>,
     pub(super) stored: Stored,
 }
 
@@ -64,7 +68,9 @@ struct Reading<'a> {
     /// Every ADD of every head, by target.
     adds: HashMap<u32, Vec<(Entry, Option<u16>)>>,
     /// Of those that have one, by target and sequence.
-    keys: HashMap<(u32, u64), Key>,
+    names: HashMap<(u32, u64), Names>,
+    /// Those that newer ones have the place of, and are still stored.
+    replaced: Vec<(Arc<Target>, Entry)>,
     last_pack: u64,
     /// The newest pack that a checkpoint covers. It may be gone; its number must not come again.
     covered: u64,
@@ -85,7 +91,8 @@ impl<'a> Reading<'a> {
             streams: HashMap::new(),
             sequences: HashMap::new(),
             adds: HashMap::new(),
-            keys: HashMap::new(),
+            names: HashMap::new(),
+            replaced: Vec::new(),
             last_pack: 0,
             covered: 0,
             max_target: format::RETAINED,
@@ -254,8 +261,9 @@ impl<'a> Reading<'a> {
                         add.priority,
                     );
                     self.max_target = self.max_target.max(add.target);
-                    if let Some(key) = add.key {
-                        self.keys.insert((add.target, add.sequence), key.into());
+                    if add.key.is_some() || add.value.is_some() {
+                        let names = Names { key: add.key.map(Key::from), value: add.value.map(Box::new) };
+                        self.names.insert((add.target, add.sequence), names);
                     }
                     self.adds.entry(add.target).or_default().push((entry, add.incoming));
                 }
@@ -358,8 +366,9 @@ impl<'a> Reading<'a> {
                 }
                 target.messages.fetch_add(1, Ordering::Relaxed);
                 target.bytes.fetch_add(u64::from(entry.len), Ordering::Relaxed);
-                let key = self.keys.remove(&(id, entry.sequence));
-                state.push(entry, self.ledger.mark_of(entry.location()), key, at);
+                let names = self.names.remove(&(id, entry.sequence)).unwrap_or_default();
+                let mark = self.ledger.mark_of(entry.location());
+                self.replaced.extend(state.push(entry, mark, names, at).map(|older| (target.clone(), older)));
             }
         }
         for target in self.registry.all() {
@@ -381,6 +390,7 @@ impl<'a> Reading<'a> {
             next_retained,
             dedup,
             dirty_sequences,
+            replaced: self.replaced,
             stored: self.stored,
         })
     }

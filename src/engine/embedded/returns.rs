@@ -72,6 +72,10 @@ impl State {
     ) -> Result<Returned, LeaseError> {
         self.find_lease(lease)?;
         let Lease { entry, noted, .. } = self.unlease(lease.sequence.0).ok_or(LeaseError::Unknown)?;
+        if self.is_replaced(entry.sequence) {
+            self.forget(&entry);
+            return Ok(Returned { entry, mark: Mark::default(), exhausted: false, changed: false });
+        }
         let mark = self.count(&entry, how);
         let counted = how != Return::Released;
         let exhausted = counted && retries.max.is_some_and(|max| mark.attempts >= max.get());
@@ -92,17 +96,24 @@ impl State {
         Ok(Returned { entry, mark, exhausted, changed })
     }
 
-    /// Keeps a leased message for the keeper, who will move it.
-    pub(super) fn set_aside(&mut self, lease: &LeaseRef) -> Result<(Entry, u32), LeaseError> {
+    /// Keeps a leased message for the keeper, who will move it. None: it is gone, a newer one had its place.
+    pub(super) fn set_aside(&mut self, lease: &LeaseRef) -> Result<Option<(Entry, u32)>, LeaseError> {
         self.find_lease(lease)?;
         let Lease { entry, attempt, .. } = self.unlease(lease.sequence.0).ok_or(LeaseError::Unknown)?;
+        if self.is_replaced(entry.sequence) {
+            self.forget(&entry);
+            return Ok(None);
+        }
         self.keep(entry, attempt);
-        Ok((entry, attempt))
+        Ok(Some((entry, attempt)))
     }
 
     /// The keeper could not move it: it is ready again, after a while.
     pub(super) fn restore(&mut self, sequence: u64, now: UnixMillis) {
-        if let Some(Lease { entry, .. }) = self.unlease(sequence) {
+        let Some(Lease { entry, .. }) = self.unlease(sequence) else { return };
+        if self.is_replaced(sequence) {
+            self.forget(&entry);
+        } else {
             self.put_back(entry, now.0.saturating_add(MOVE_AGAIN_MS), now);
         }
     }

@@ -14,6 +14,7 @@ use super::counts::Counts;
 use super::disk::Disk;
 use super::keeper::Tasks;
 use super::lanes::Lanes;
+use super::readers::Pages;
 use super::target::{Settings, Target};
 use crate::engine::settings::EngineSettings;
 use crate::engine::{Capabilities, EngineError, Health, Stored};
@@ -71,12 +72,17 @@ pub(super) struct Shared {
     pub(super) settings: EngineSettings,
     pub(super) capabilities: Capabilities,
     pub(super) boot: u64,
-    pub(super) secret: [u8; 16],
+    /// Of hashes that are stored.
+    pub(super) hash_secret: [u8; 16],
+    /// Of tokens in the hands of peers.
+    pub(super) token_secret: [u8; 16],
     pub(super) disk: Disk,
     pub(super) bodies: Bodies,
     pub(super) registry: RwLock<Registry>,
     pub(super) lanes: Lanes,
     pub(super) tasks: Tasks,
+    /// What readers of streams wait for.
+    pub(super) pages: Pages,
     pub(super) counts: Counts,
     pub(super) health: watch::Sender<Health>,
     pub(super) failed: AtomicBool,

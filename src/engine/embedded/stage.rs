@@ -1,5 +1,6 @@
 //! Writes one piece of work into the open pack, gives sequences out, and notes what is to happen when it is durable.
 
+use std::iter::once;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,11 +12,12 @@ use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Add, Location, Mark, Place, RETAINED, Record};
 use super::hash::TextHash;
-use super::lanes::{OnlyIf, Prepared, PreparedMove, PreparedPublish, SettleReply, Work};
+use super::index::Names;
+use super::lanes::{OnlyIf, Prepared, PreparedPublish, SettleReply, Work};
 use super::objects;
 use super::order::Key;
-use super::overflow::{Leavers, room};
-use super::pack::Failed;
+use super::overflow::Leavers;
+use super::pack::{Failed, Packer};
 use super::target::{Settings, Target, WhenFull};
 use super::writer::{Answer, Effect, Writer};
 use crate::engine::{Outcome, Refusal};
@@ -82,6 +84,15 @@ impl Writer {
         Ok(true)
     }
 
+    /// A message that is settled here is stored no more.
+    pub(super) fn stage_end(&mut self, target: &Target, entry: &Entry) -> Result<(), Failed> {
+        if self.stage_settle(target, entry.sequence, entry.location())? {
+            target.messages.fetch_sub(1, Ordering::Relaxed);
+            target.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     fn stage_mark(
         &mut self,
         target: TargetId,
@@ -97,20 +108,21 @@ impl Writer {
         Ok(())
     }
 
+    /// What takes room of a disk that is nearly full, messages for queues and sessions aside.
+    fn grows(&self, op: &Prepared) -> bool {
+        match op {
+            Prepared::AppendStream(_) | Prepared::Subscribe(..) => true,
+            Prepared::Define(id, definition) => !self.keeps_less(*id, definition),
+            _ => false,
+        }
+    }
+
     fn stage_op(&mut self, op: Prepared) -> Result<Outcome, Failed> {
-        if let Some((free_bytes, watermark_bytes)) = self.low_disk
-            && matches!(
-                op,
-                Prepared::Publish(_)
-                    | Prepared::All(_)
-                    | Prepared::Forward(_)
-                    | Prepared::AppendStream(_)
-                    | Prepared::Define(..)
-                    | Prepared::Subscribe(..)
-            )
+        // Messages are looked at one by one: what is known already needs no room.
+        if let Some(low) = self.low_disk()
+            && self.grows(&op)
         {
-            self.shared.counts.refused_disk.add(1);
-            return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
+            return Ok(self.refused(low));
         }
         match op {
             Prepared::Publish(publish) => self.stage_publish(*publish, None),
@@ -213,6 +225,7 @@ impl Writer {
         let mut open = SmallVec::<[Slot<'_>; 2]>::new();
         let mut leavers = Leavers::default();
         let mut duplicate = None;
+        let low_disk = if at.is_none() { self.low_disk() } else { None };
         for append in &publish.targets {
             let Ok(target) = self.shared.target(append.target) else {
                 if publish.targets.len() == 1 && publish.incoming.is_none() && publish.retained.is_none() {
@@ -231,10 +244,17 @@ impl Writer {
                         continue;
                     }
                     Err(refusal) => {
-                        Self::stay(leavers);
-                        return Ok(self.refused_full(refusal));
+                        self.stay(leavers);
+                        return Ok(self.refused(low_disk.unwrap_or(refusal)));
                     }
                 }
+            }
+            if let Some(low) = low_disk {
+                return Ok(self.refused(low));
+            }
+            let value = self.value_of(&target, &publish.body);
+            if let Some(value) = value {
+                self.replace(&target, value, &mut leavers);
             }
             let is_dropping = || target.settings.load().when_full == WhenFull::DropNew;
             let full = match at {
@@ -242,15 +262,15 @@ impl Writer {
                 _ => self.make_room(&target, (1, len), &mut leavers),
             };
             match full {
-                None => open.push(Slot::Open(target, append)),
+                None => open.push(Slot::Open(target, append, value)),
                 Some(_) if is_dropping() => {
                     target.totals.dropped.fetch_add(1, Ordering::Relaxed);
                     self.shared.counts.dropped.add(1);
                     open.push(Slot::None);
                 }
                 Some(bound) => {
-                    Self::stay(leavers);
-                    return Ok(self.refused_full(target.refusal(bound)));
+                    self.stay(leavers);
+                    return Ok(self.refused(target.refusal(bound)));
                 }
             }
         }
@@ -265,9 +285,22 @@ impl Writer {
         {
             return Ok(Outcome::Duplicate { id, sequence: Sequence(sequence) });
         }
-        self.leave(leavers.before())?;
+        if let Some(low) = low_disk {
+            return Ok(self.refused(low));
+        }
+        let (records, body) = (publish.records(), publish.body.len());
+        let mut after = Leavers::default();
+        if at.is_none() && Packer::chains(records) {
+            let (before, behind) = leavers.around();
+            self.leave(before)?;
+            after = behind;
+        } else if at.is_none() {
+            self.begin_all(std::mem::take(&mut leavers), once((records, body)))?;
+        }
+        // What was admitted with others goes for one of them, and an item of those has records to spare.
+        let more = if at.is_some() { 0 } else { leavers.len() };
         let (packer, mut books) = self.books();
-        packer.begin_op(&mut books, publish.records() + leavers.len(), publish.body.len())?;
+        packer.begin_op(&mut books, records + more, body)?;
         let place = if stores { Some(packer.body(&mut books, &publish.body)?) } else { None };
         self.leave(leavers)?;
         // In the first pack, as what leaves: a later one goes with it, and it can go before what this settles.
@@ -282,8 +315,8 @@ impl Writer {
         }
         let mut sequences = SmallVec::with_capacity(open.len());
         for slot in open {
-            let (target, append, place) = match (slot, place) {
-                (Slot::Open(target, append), Some(place)) => (target, append, place),
+            let (target, append, value, place) = match (slot, place) {
+                (Slot::Open(target, append, value), Some(place)) => (target, append, value, place),
                 (Slot::Known(sequence), _) => {
                     sequences.push(Some(Sequence(sequence)));
                     continue;
@@ -298,7 +331,7 @@ impl Writer {
             let how = (append.qos, append.retain, append.priority);
             let queue = publish.dedup.filter(|_| target.settings.load().dedup_window.is_some());
             let queue = queue.map(|(id, message)| (target.id, id, message));
-            let sequence = self.stage_add(target, place, how, expires_at, publish.key, mark)?;
+            let sequence = self.stage_add(target, place, how, expires_at, (publish.key, value), mark)?;
             if let Some((queue, id, message)) = queue {
                 self.dedup.remember(queue, id, First { id: message, sequence: sequence.0 });
             }
@@ -325,6 +358,10 @@ impl Writer {
         }
         let (packer, mut books) = self.books();
         packer.end_op(&mut books)?;
+        if at.is_none() {
+            packer.end_all(&mut books)?;
+        }
+        self.leave(after)?;
         Ok(Outcome::Published(sequences))
     }
 
@@ -339,7 +376,7 @@ impl Writer {
         place: Place,
         (qos, retain, priority): (Qos, bool, Priority),
         expires_at: Option<UnixMillis>,
-        key: Option<TextHash>,
+        (key, value): (Option<TextHash>, Option<TextHash>),
         mark: Mark,
     ) -> Result<Sequence, Failed> {
         let sequence = self.next_sequence(&target);
@@ -359,6 +396,7 @@ impl Writer {
             priority,
             expires_at,
             key,
+            value,
             incoming: None,
             mark,
         };
@@ -378,59 +416,17 @@ impl Writer {
             how,
             priority,
         );
-        self.effects.push(Effect::Push(target, entry, mark, key.map(Key::from)));
+        if let Some(value) = value {
+            self.newest.insert((target.id, value), self.effects.len());
+        }
+        let names = Names { key: key.map(Key::from), value: value.map(Box::new) };
+        self.effects.push(Effect::Push(target, entry, mark, names));
         Ok(Sequence(sequence))
-    }
-
-    fn stage_move(&mut self, moved: PreparedMove) -> Result<Outcome, Failed> {
-        let PreparedMove { from, sequence, view, to, body, key, priority, expires_at, bounded, leaving } =
-            moved;
-        let (source, destination) = match (self.shared.target(from), self.shared.target(to)) {
-            (Ok(source), Ok(destination)) => (source, destination),
-            (Err(_), _) => return Ok(Outcome::Refused(Refusal::Gone(from))),
-            (_, Err(_)) => return Ok(Outcome::Refused(Refusal::Gone(to))),
-        };
-        let mut leavers = Leavers::default();
-        if bounded && destination.settings.load().when_full != WhenFull::DropNew {
-            if let Some((free_bytes, watermark_bytes)) = self.low_disk {
-                self.shared.counts.refused_disk.add(1);
-                return Ok(Outcome::Refused(Refusal::LowDisk { free_bytes, watermark_bytes }));
-            }
-            let len = body.len() as u64;
-            // What lies in a queue moves when there is room; what was said to a call is new to the queue.
-            let full = match source.settings.load().when_full {
-                WhenFull::Queue(_) => room(&destination, 1, len),
-                WhenFull::DropNew => self.make_room(&destination, (1, len), &mut leavers),
-            };
-            if let Some(bound) = full {
-                Self::stay(leavers);
-                self.shared.counts.refused_full.add(1);
-                return Ok(Outcome::Refused(Refusal::Full { target: to, bound }));
-            }
-        }
-        let Some(entry) = source.state.lock().take_for_move(view, sequence.0) else {
-            Self::stay(leavers);
-            return Ok(Outcome::Refused(Refusal::NotLeased));
-        };
-        self.leave(leavers.before())?;
-        let (packer, mut books) = self.books();
-        packer.begin_op(&mut books, 2 + leavers.len(), body.len())?;
-        let place = packer.body(&mut books, &body)?;
-        self.leave(leavers)?;
-        if self.stage_settle(&source, sequence.0, entry.location())? {
-            source.messages.fetch_sub(1, Ordering::Relaxed);
-            source.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
-        }
-        if leaving {
-            source.left(&entry);
-        }
-        let how = (entry.qos(), entry.retain(), priority);
-        let moved = self.stage_add(destination, place, how, expires_at, key, Mark::default())?;
-        Ok(Outcome::Published(SmallVec::from_elem(Some(moved), 1)))
     }
 }
 
-fn bodiless(
+/// An ADD without what only messages for queues and sessions have.
+pub(super) fn bodiless(
     target: u32,
     sequence: u64,
     place: Place,
@@ -446,6 +442,7 @@ fn bodiless(
         priority: Priority::default(),
         expires_at,
         key: None,
+        value: None,
         incoming,
         mark: Mark::default(),
     }

@@ -1,33 +1,27 @@
-//! Streams: what is appended, what goes, who reads.
+//! Streams: what is appended, what goes. [`readers`](super::readers) has who reads.
 //!
 //! A stream's messages stand in the index of its target as ready ones of one level, in sequence order, 32 bytes each. They are
 //! never leased; where other entries have their expiry, these have when they were appended.
 //!
-//! Invariants: the writer alone takes messages out, the oldest first, and settles them in the same commit; a reader holds at
-//! most one page.
+//! Invariant: the writer alone takes messages out, the oldest first, and settles them in the same commit.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use super::body::decode_message;
 use super::entry::{Entry, expiry_tenths};
-use super::format::Mark;
+use super::format::{Mark, ROW_BYTES};
 use super::index::State;
-use super::keeper::{Job, body_of};
 use super::lanes::PreparedStreamAppend;
+use super::objects;
 use super::overflow::Leavers;
 use super::pack::Failed;
+use super::readers::Slot;
 use super::shared::Shared;
 use super::target::{Settings, Target};
 use super::writer::Writer;
-use crate::bell::Bell;
-use crate::engine::{
-    EngineError, Logged, Outcome, Refusal, StreamEnds, StreamPage, StreamReader, StreamStats,
-};
+use crate::engine::{Definition, EngineError, Outcome, Refusal, StreamEnds, StreamStats};
 use crate::types::clock::unix_now;
 use crate::types::{Priority, Qos, Sequence, TargetId, UnixMillis};
 
@@ -42,12 +36,14 @@ pub(super) struct Kept {
     max_age: Option<u64>,
     /// The bounds may have been lowered.
     look: bool,
+    /// Readers that have all that there is.
+    waiting: Vec<Arc<Slot>>,
 }
 
 impl Kept {
     /// Of a target that is a stream.
     pub(super) fn of(settings: &Settings, next: u64) -> Option<Self> {
-        settings.stream.then_some(Self { next, max_age: settings.max_age, look: false })
+        settings.stream.then_some(Self { next, max_age: settings.max_age, look: false, waiting: Vec::new() })
     }
 }
 
@@ -61,18 +57,28 @@ impl State {
         self.levels.first()?.fresh.front()
     }
 
+    /// The one that goes when so many have gone.
+    pub(super) fn kept_at(&self, gone: u64) -> Option<Entry> {
+        self.levels.first()?.fresh.get(usize::try_from(gone).ok()?).copied()
+    }
+
+    /// The oldest one goes.
+    pub(super) fn drop_oldest(&mut self) -> Option<Entry> {
+        self.levels.first_mut()?.pop()
+    }
+
     fn newest_kept(&self) -> Option<&Entry> {
         self.levels.first()?.fresh.back()
     }
 
-    fn ends(&self) -> StreamEnds {
+    pub(super) fn ends(&self) -> StreamEnds {
         let next = self.kept.as_ref().map_or(0, |kept| kept.next);
         let first = self.oldest_kept().map_or(next, |entry| entry.sequence);
         StreamEnds { first: Sequence(first), next: Sequence(next) }
     }
 
     /// The entries from a sequence on, as far as `max` and `max_bytes` go; one may overdraw.
-    fn read_on(&self, from: u64, max: usize, max_bytes: usize) -> Vec<Entry> {
+    pub(super) fn read_on(&self, from: u64, max: usize, max_bytes: usize) -> Vec<Entry> {
         let Some(level) = self.levels.first() else { return Vec::new() };
         let start = level.fresh.partition_point(|entry| entry.sequence < from);
         let mut bytes = 0;
@@ -91,9 +97,33 @@ impl State {
             .collect()
     }
 
-    /// So many messages arrived: who waits is told.
-    pub(super) fn announce(&mut self, count: usize) {
-        if self.kept.is_some() { self.members.wake_all() } else { self.members.wake(count) }
+    /// So many messages arrived: who waits is told, readers of a stream by what this gives.
+    pub(super) fn announce(&mut self, count: usize) -> Vec<Arc<Slot>> {
+        let Some(kept) = &mut self.kept else {
+            self.members.wake(count);
+            return Vec::new();
+        };
+        let waiting = std::mem::take(&mut kept.waiting);
+        waiting.iter().for_each(|reader| reader.waits.store(false, Ordering::Relaxed));
+        waiting
+    }
+
+    /// A reader has all that there is.
+    pub(super) fn wait_for_more(&mut self, reader: &Arc<Slot>) {
+        if let Some(kept) = &mut self.kept
+            && !reader.waits.swap(true, Ordering::Relaxed)
+        {
+            kept.waiting.push(Arc::clone(reader));
+        }
+    }
+
+    /// A reader is gone.
+    pub(super) fn wait_no_more(&mut self, reader: &Arc<Slot>) {
+        if let Some(kept) = &mut self.kept
+            && reader.waits.load(Ordering::Relaxed)
+        {
+            kept.waiting.retain(|other| !Arc::ptr_eq(other, reader));
+        }
     }
 
     /// When the oldest message of a stream has its age.
@@ -139,6 +169,12 @@ impl Target {
         true
     }
 
+    /// Of a stream, the sequence behind what is durable. One that was given out to what a crash takes back must not count: its
+    /// readers would be told of a message that never was.
+    pub(super) fn durable_next(&self) -> Option<u64> {
+        self.state.lock().kept.as_ref().map(|kept| kept.next)
+    }
+
     pub(super) fn stream_stats(&self) -> StreamStats {
         let state = self.state.lock();
         let at = |entry: Option<&Entry>| entry.and_then(Entry::expires_at);
@@ -180,40 +216,40 @@ impl Writer {
         let PreparedStreamAppend { target: id, bodies, expected } = append;
         let Ok(target) = self.shared.stream(id) else { return Ok(Outcome::Refused(Refusal::Gone(id))) };
         let next = Sequence(target.next_sequence.load(Ordering::Relaxed));
-        if expected.is_some_and(|expected| expected != next) {
-            return Ok(Outcome::Refused(Refusal::OtherNext { next }));
+        if let Some(expected) = expected.filter(|expected| *expected != next) {
+            return Ok(Outcome::Refused(Refusal::OtherNext { target: id, next, expected }));
         }
         let bytes: usize = bodies.iter().map(bytes::Bytes::len).sum();
         let mut leavers = Leavers::default();
         if let Some(bound) = self.make_room(&target, (bodies.len() as u64, bytes as u64), &mut leavers) {
-            Self::stay(leavers);
-            self.shared.counts.refused_full.add(1);
-            return Ok(Outcome::Refused(target.refusal(bound)));
+            self.stay(leavers);
+            return Ok(self.refused(target.refusal(bound)));
         }
-        self.leave(leavers.before())?;
-        let (packer, mut books) = self.books();
-        packer.begin_op(&mut books, bodies.len() + leavers.len() + 1, bytes)?;
-        self.leave(leavers)?;
-        let mut places = Vec::with_capacity(bodies.len());
+        self.begin_all(leavers, bodies.iter().map(|body| (1, body.len())))?;
+        let mut sequences = SmallVec::with_capacity(bodies.len());
         for body in &bodies {
             let (packer, mut books) = self.books();
-            places.push(packer.body(&mut books, body)?);
-        }
-        let mut sequences = SmallVec::with_capacity(bodies.len());
-        for place in places {
+            packer.begin_op(&mut books, 1, body.len())?;
+            let place = packer.body(&mut books, body)?;
             let how = (Qos::AtLeastOnce, false, Priority::default());
-            sequences.push(Some(self.stage_add(
-                Arc::clone(&target),
-                place,
-                how,
-                None,
-                None,
-                Mark::default(),
-            )?));
+            let target = Arc::clone(&target);
+            sequences.push(Some(self.stage_add(target, place, how, None, (None, None), Mark::default())?));
         }
         let (packer, mut books) = self.books();
-        packer.end_op(&mut books)?;
+        packer.end_all(&mut books)?;
         Ok(Outcome::Published(sequences))
+    }
+
+    /// Whether a definition has a stream that there is keep no more than before, and takes no room worth counting.
+    pub(super) fn keeps_less(&self, id: TargetId, definition: &Definition) -> bool {
+        let Ok(target) = self.shared.stream(id) else { return false };
+        let (old, new) = (target.settings.load(), Settings::from(definition));
+        let age = |settings: &Settings| settings.max_age.unwrap_or(u64::MAX);
+        new.stream
+            && new.max_messages <= old.max_messages
+            && new.max_bytes <= old.max_bytes
+            && age(&new) <= age(&old)
+            && objects::encode(definition).len() <= ROW_BYTES
     }
 
     /// What a stream does not keep any longer goes, some of it if that is much.
@@ -232,7 +268,7 @@ impl Writer {
                 if !aged && messages <= settings.max_messages && bytes <= settings.max_bytes {
                     break;
                 }
-                let Some(entry) = state.levels.first_mut().and_then(super::level::Level::pop) else { break };
+                let Some(entry) = state.drop_oldest() else { break };
                 messages -= 1;
                 bytes = bytes.saturating_sub(u64::from(entry.len));
                 going.push((entry, aged));
@@ -244,10 +280,7 @@ impl Writer {
             self.shared.tasks.register(target, &mut state, now);
         }
         for (entry, aged) in going {
-            if self.stage_settle(target, entry.sequence, entry.location())? {
-                target.messages.fetch_sub(1, Ordering::Relaxed);
-                target.bytes.fetch_sub(u64::from(entry.len), Ordering::Relaxed);
-            }
+            self.stage_end(target, &entry)?;
             let total = if aged { &target.totals.expired } else { &target.totals.dropped };
             total.fetch_add(1, Ordering::Relaxed);
             self.shared.counts.retired.add(1);
@@ -256,137 +289,5 @@ impl Writer {
     }
 }
 
-/// What a reader waits for.
-#[derive(Debug, Default)]
-enum Fetch {
-    #[default]
-    Nothing,
-    /// From there on the engine's thread reads.
-    Under,
-    /// What it has read from there on.
-    Done(Sequence, Result<Vec<Logged>, EngineError>),
-}
-
-/// Where the engine's thread puts what it reads for one reader.
-#[derive(Debug, Default)]
-pub(super) struct Slot {
-    bell: Arc<Bell>,
-    fetch: Mutex<Fetch>,
-}
-
-impl Slot {
-    /// Reads entries in a row. Blocks.
-    pub(super) fn fill(&self, shared: &Shared, target: &Target, entries: Vec<Entry>) {
-        let Some(from) = entries.first().map(|entry| Sequence(entry.sequence)) else { return };
-        if Arc::strong_count(&self.bell) == 1 {
-            return; // Its reader is gone.
-        }
-        let mut bodies = shared.bodies.reader();
-        let mut read = Vec::with_capacity(entries.len());
-        let mut failed = None;
-        for entry in entries {
-            let body = body_of(target, &entry, |entry| bodies.read(&shared.disk.trees, entry));
-            match body.and_then(|body| logged(&entry, body)) {
-                Ok(message) => read.push(message),
-                // What retention has taken since is not there for the reader either.
-                Err(_) if target.state.lock().entry(entry.sequence).is_none() => break,
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
-            }
-        }
-        let result = match failed.filter(|_| read.is_empty()) {
-            Some(error) => Err(error),
-            None => Ok(read),
-        };
-        *self.fetch.lock() = Fetch::Done(from, result);
-        self.bell.ring();
-    }
-}
-
-fn logged(entry: &Entry, body: bytes::Bytes) -> Result<Logged, EngineError> {
-    let message = decode_message(body)
-        .map_err(|error| EngineError::Damaged(format!("message {} of a stream: {error}", entry.sequence)))?;
-    let appended_at = UnixMillis(appended(entry));
-    Ok(Logged { sequence: Sequence(entry.sequence), appended_at, message })
-}
-
-/// See [`StreamReader`].
-pub(super) struct EmbeddedStreamReader {
-    shared: Arc<Shared>,
-    target: Arc<Target>,
-    id: u64,
-    bell: Arc<Bell>,
-    slot: Arc<Slot>,
-}
-
-impl EmbeddedStreamReader {
-    pub(super) fn join(shared: Arc<Shared>, target: Arc<Target>, id: u64) -> Self {
-        let slot = Arc::new(Slot::default());
-        target.state.lock().members.join(id, Arc::clone(&slot.bell), 0);
-        Self { shared, target, id, bell: Arc::clone(&slot.bell), slot }
-    }
-}
-
-impl StreamReader for EmbeddedStreamReader {
-    fn read(&self, from: Sequence, max: usize, max_bytes: usize) -> Result<StreamPage, EngineError> {
-        let mut fetch = self.slot.fetch.lock();
-        let (ends, entries) = {
-            let state = self.target.state.lock();
-            if state.gone {
-                return Err(EngineError::NoSuchTarget(self.target.id));
-            }
-            let under = matches!(*fetch, Fetch::Under);
-            (state.ends(), if under { Vec::new() } else { state.read_on(from.0, max, max_bytes) })
-        };
-        let first = match std::mem::take(&mut *fetch) {
-            Fetch::Under => {
-                *fetch = Fetch::Under;
-                return Ok(StreamPage { ends, messages: Vec::new() });
-            }
-            fetched => entries.first().map(|entry| (entry.sequence, fetched)),
-        };
-        let Some((first, fetched)) = first else { return Ok(StreamPage { ends, ..StreamPage::default() }) };
-        if let Fetch::Done(of, result) = fetched
-            && of.0 == first
-        {
-            let mut messages = result?;
-            messages.truncate(entries.len());
-            if !messages.is_empty() {
-                return Ok(StreamPage { messages, ends });
-            }
-        }
-        let mut bodies = self.shared.bodies.reader();
-        let mut messages = Vec::with_capacity(entries.len());
-        for entry in &entries {
-            let Some(body) = bodies.get(entry) else { break };
-            messages.push(logged(entry, body)?);
-        }
-        if messages.is_empty() {
-            *fetch = Fetch::Under;
-            let (target, slot) = (Arc::clone(&self.target), Arc::clone(&self.slot));
-            self.shared.tasks.push(Job::ReadStream { target, entries, slot });
-        }
-        Ok(StreamPage { messages, ends })
-    }
-
-    fn ready(&self) -> &Arc<Bell> {
-        &self.bell
-    }
-}
-
-impl fmt::Debug for EmbeddedStreamReader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EmbeddedStreamReader")
-            .field("target", &self.target.id)
-            .field("id", &self.id)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Drop for EmbeddedStreamReader {
-    fn drop(&mut self) {
-        self.target.state.lock().members.leave(self.id);
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -40,9 +40,9 @@ impl State {
     }
 
     /// The one with the first place of all.
-    pub(super) fn oldest(&mut self) -> Option<Entry> {
-        let waiting = self.order.as_mut().and_then(|order| order.oldest());
-        let ready = self.levels.iter().filter_map(Level::first).chain(&waiting);
+    pub(super) fn oldest(&self) -> Option<Entry> {
+        let waiting = self.order.as_ref().and_then(|order| order.oldest());
+        let ready = self.levels.iter().filter_map(Level::first).chain(waiting);
         let delayed = self.delayed_until.first_key_value();
         let delayed = delayed.and_then(|(&sequence, &until)| self.delayed.get(&(until, sequence)));
         let leased = self.leases.all().map(|lease| &lease.entry);
@@ -66,20 +66,8 @@ impl State {
 
     /// Takes those of these messages out that wait in this view. What is leased stays.
     pub(super) fn remove(&mut self, view: View, sequences: impl IntoIterator<Item = u64>) -> Vec<Entry> {
-        let mut out = Vec::new();
-        for sequence in sequences {
-            let mut found = None;
-            if matches!(view, View::All | View::Ready) {
-                found = self.take_ready(sequence);
-            }
-            if found.is_none()
-                && matches!(view, View::All | View::Delayed)
-                && let Some(until) = self.delayed_until.remove(&sequence)
-            {
-                found = self.delayed.remove(&(until, sequence));
-            }
-            out.extend(found);
-        }
+        let taken = sequences.into_iter().filter_map(|sequence| self.take_waiting(view, sequence));
+        let out: Vec<Entry> = taken.map(|(entry, _)| entry).collect();
         out.iter().for_each(|entry| self.forget(entry));
         if !out.is_empty() {
             self.members.go_on();
@@ -102,7 +90,7 @@ impl State {
     pub(super) fn drain_whole(&mut self) -> Vec<Entry> {
         let mut out = self.drain(View::All);
         out.extend(self.leases.drain().map(|lease| lease.entry));
-        self.order = None;
+        (self.order, self.values) = (None, None);
         out
     }
 

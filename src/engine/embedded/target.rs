@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytestring::ByteString;
 use parking_lot::Mutex;
 
 use super::entry::Entry;
@@ -36,6 +37,8 @@ pub(super) struct Settings {
     /// One consumer gets messages, until it ends.
     pub(super) single_active: bool,
     pub(super) dedup_window: Option<Duration>,
+    /// The property of which it keeps the last value.
+    pub(super) last_value_key: Option<ByteString>,
     /// What expires goes to the dead letter queue.
     pub(super) buries_expired: bool,
     pub(super) paused: bool,
@@ -77,6 +80,7 @@ impl From<&Definition> for Settings {
             ordered: queue.is_some_and(|queue| queue.ordered_by_key),
             single_active: queue.is_some_and(|queue| queue.single_active_consumer),
             dedup_window: queue.and_then(|queue| queue.dedup_window),
+            last_value_key: queue.and_then(|queue| queue.last_value_key.clone()),
             buries_expired: queue
                 .is_some_and(|queue| queue.dead_letter_expired && queue.dead_letter.is_some()),
             paused: queue.is_some_and(|queue| queue.paused),
@@ -116,13 +120,15 @@ pub(super) struct Totals {
     pub(super) dead_lettered: AtomicU64,
     pub(super) expired: AtomicU64,
     pub(super) dropped: AtomicU64,
+    pub(super) replaced: AtomicU64,
 }
 
 impl Target {
     pub(super) fn new(id: TargetId, settings: Settings, next_sequence: u64) -> Self {
         let order = settings.ordered.then(Box::default);
+        let values = settings.last_value_key.is_some().then(Box::default);
         let kept = Kept::of(&settings, next_sequence);
-        let state = State { order, kept, paused: settings.paused, ..State::default() };
+        let state = State { order, values, kept, paused: settings.paused, ..State::default() };
         Self {
             id,
             settings: ArcSwap::from_pointee(settings),
@@ -166,6 +172,7 @@ impl Target {
             dead_lettered_total: load(&self.totals.dead_lettered),
             expired_total: load(&self.totals.expired),
             dropped_total: load(&self.totals.dropped),
+            replaced_total: load(&self.totals.replaced),
             consumers: u32::try_from(state.members.len()).unwrap_or(u32::MAX),
             last: Sequence(load(&self.next_sequence).saturating_sub(1)),
         }

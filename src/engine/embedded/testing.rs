@@ -4,9 +4,10 @@ use std::path::Path;
 
 use bytes::Bytes;
 
+use super::disk::Disk;
 use crate::engine::settings::EngineSettings;
-use crate::engine::{Append, Op, Publish};
-use crate::types::{Message, MessageIds, Qos, TargetId, TopicName};
+use crate::engine::{Append, Op, Overflow, Publish, QueueSpec};
+use crate::types::{Message, MessageIds, Qos, QueueName, TargetId, TopicName, UnixMillis};
 
 /// A store in `data_dir` that a small disk can hold.
 pub(super) fn settings(data_dir: &Path) -> EngineSettings {
@@ -18,17 +19,59 @@ pub(super) fn settings(data_dir: &Path) -> EngineSettings {
     }
 }
 
-/// A message for one target.
-pub(super) fn publish(to: TargetId, payload: &'static str, qos: Qos) -> Op {
-    let message = Message {
+/// A queue without anything particular.
+pub(super) fn spec(name: &str) -> QueueSpec {
+    QueueSpec {
+        name: QueueName::parse(name).unwrap(),
+        bindings: Vec::new(),
+        lease: std::time::Duration::from_secs(30),
+        max_deliveries: None,
+        dead_letter: None,
+        retry_min_backoff: None,
+        retry_max_backoff: None,
+        default_ttl: None,
+        max_messages: u64::MAX,
+        max_bytes: u64::MAX,
+        overflow: Overflow::Reject,
+        priorities: false,
+        ordered_by_key: false,
+        single_active_consumer: false,
+        dedup_window: None,
+        last_value_key: None,
+        labels: Default::default(),
+        paused: false,
+        created_at: UnixMillis(1),
+        dead_letter_expired: false,
+        expires_after: None,
+    }
+}
+
+/// A message.
+pub(super) fn message(payload: impl Into<Bytes>) -> Message {
+    Message {
         id: MessageIds::new().next_now(),
         topic: TopicName::parse("t".into()).unwrap(),
-        payload: Bytes::from_static(payload.as_bytes()),
-        qos,
+        payload: payload.into(),
+        qos: Qos::AtLeastOnce,
         retain: false,
         expires_at: None,
         extras: None,
-    };
+    }
+}
+
+/// A message for one target.
+pub(super) fn publish(to: TargetId, payload: &'static str, qos: Qos) -> Op {
+    let message = Message { qos, ..message(payload) };
     let targets = [Append { qos, ..Append::to(to) }].into_iter().collect();
     Op::Publish(Publish { message, targets, retain: false, newest_only: false, incoming: None })
+}
+
+/// Takes away the last packs, as when the power is cut while they are on their way to the file. How many there were.
+pub(super) fn lose_packs(disk: Disk, missing: usize) -> usize {
+    let heads: Vec<_> = disk.trees.head.iter().keys().map(Result::unwrap).collect();
+    for head in heads.iter().rev().take(missing) {
+        disk.trees.head.remove(head).unwrap();
+    }
+    disk.sync().unwrap();
+    heads.len()
 }

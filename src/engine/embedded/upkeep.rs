@@ -97,6 +97,9 @@ impl Writer {
     }
 
     fn remove(&mut self) -> Result<(), Failed> {
+        if self.keeps_packs {
+            return Ok(());
+        }
         let due = self.removable.len() >= REMOVE_PACKS || now() >= self.upkeep.removed_time + REMOVE_EVERY;
         let ready = self.removable.front().is_some_and(|&(sync, _)| sync < self.syncs);
         if !due || !ready {
@@ -135,14 +138,21 @@ impl Writer {
     }
 
     /// The packs that prove which sequences were given out are about to go.
-    fn write_sequences(&mut self) -> Result<(), Failed> {
+    pub(super) fn write_sequences(&mut self) -> Result<(), Failed> {
         if self.dedup.is_staged() {
             // What is remembered of a sequence that was given out is taken for committed: its head comes first.
             self.seal()?;
         }
         for id in std::mem::take(&mut self.dirty_sequences) {
             let next = match self.shared.target(id) {
-                Ok(target) => target.next_sequence.load(std::sync::atomic::Ordering::Relaxed),
+                Ok(target) => {
+                    let given = target.next_sequence.load(std::sync::atomic::Ordering::Relaxed);
+                    let durable = target.durable_next().unwrap_or(given);
+                    if durable < given {
+                        self.dirty_sequences.insert(id);
+                    }
+                    durable
+                }
                 Err(_) if id.0 == format::RETAINED => self.next_retained,
                 Err(_) => continue,
             };

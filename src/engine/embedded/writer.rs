@@ -20,11 +20,12 @@ use super::dedup::Dedup;
 use super::disk::Tree;
 use super::entry::Entry;
 use super::format::{Location, Mark};
+use super::hash::TextHash;
+use super::index::Names;
 use super::keeper;
 use super::lanes::{Prepared, Reply, Work, deadline};
 use super::ledger::Ledger;
 use super::marker::Marker;
-use super::order::Key;
 use super::pack::{Books, Failed, Packer};
 use super::shared::Shared;
 use super::target::Target;
@@ -42,14 +43,14 @@ const UPKEEP_EVERY: Duration = Duration::from_millis(50);
 
 /// What happens when the commit is durable.
 pub(super) enum Effect {
-    Push(Arc<Target>, Entry, Mark, Option<Key>),
+    Push(Arc<Target>, Entry, Mark, Names),
     Incoming(Arc<Target>, u16, u64, Location),
     Released(Arc<Target>, u16),
     Relocate(Arc<Target>, Entry),
     Defined(Arc<Target>),
     Gone(Arc<Target>),
-    /// To the dead letter queue, for want of room; with its mark and key if it is not in the index yet.
-    Bury(Arc<Target>, Entry, Option<(Mark, Option<Key>)>),
+    /// To the dead letter queue, for want of room; with its mark and names if it is not in the index yet.
+    Bury(Arc<Target>, Entry, Option<(Mark, Names)>),
     /// What was to happen does not.
     None,
 }
@@ -72,6 +73,8 @@ pub(super) struct Writer {
     pub(super) dedup: Dedup,
     /// Packs to be removed, with the sync that must have happened before.
     pub(super) removable: VecDeque<(u64, u64)>,
+    /// Somebody copies them: none is removed.
+    pub(super) keeps_packs: bool,
     /// Targets whose next sequence is not written since it changed.
     pub(super) dirty_sequences: HashSet<TargetId, BuildHasherDefault<FxHasher>>,
     pub(super) syncs: u64,
@@ -79,6 +82,8 @@ pub(super) struct Writer {
     pub(super) effects: Vec<Effect>,
     /// Up to which effect of this commit messages of a target have made room for later ones.
     pub(super) left: HashMap<TargetId, usize, BuildHasherDefault<FxHasher>>,
+    /// Which effect of this commit is the newest with a value, in queues that keep the last.
+    pub(super) newest: HashMap<(TargetId, TextHash), usize, BuildHasherDefault<FxHasher>>,
     pub(super) answers: Vec<Answer>,
     pub(super) low_disk: Option<(u64, u64)>,
     last_sync: Instant,
@@ -106,11 +111,13 @@ impl Writer {
             next_retained,
             dedup,
             removable: VecDeque::new(),
+            keeps_packs: false,
             dirty_sequences: HashSet::default(),
             syncs: 0,
             upkeep: upkeep::Upkeep::default(),
             effects: Vec::new(),
             left: HashMap::default(),
+            newest: HashMap::default(),
             answers: Vec::new(),
             low_disk: None,
             last_sync: now(),
@@ -154,6 +161,14 @@ impl Writer {
     pub(super) fn commit_alone(&mut self, work: Work) -> Result<(), Failed> {
         self.stage(work)?;
         self.finish()
+    }
+
+    /// Whether a commit would not wait for the disk, or not longer than a caller may.
+    pub(super) fn waits_briefly(&self) -> bool {
+        match self.shared.capabilities.durability {
+            Durability::Fsync => self.sync_took <= self.shared.settings.callers_wait,
+            _ => !self.sync_is_due(),
+        }
     }
 
     /// Whether nothing but a commit is to be done.
@@ -237,15 +252,15 @@ impl Writer {
 
     fn make_durable(&mut self) -> Result<(), Failed> {
         let log = &self.packer.log;
-        if !log.is_loose() {
-            return Ok(());
-        }
-        let due = match self.shared.capabilities.durability {
+        if log.is_loose() && (self.sync_is_due() || log.lags_much()) { self.sync() } else { Ok(()) }
+    }
+
+    fn sync_is_due(&self) -> bool {
+        match self.shared.capabilities.durability {
             Durability::Fsync => true,
             Durability::Interval => now() >= self.last_sync + self.shared.settings.sync_interval,
             Durability::Memory => now() >= self.last_sync + SPACE_EVERY,
-        };
-        if due || log.lags_much() { self.sync() } else { Ok(()) }
+        }
     }
 
     /// Nobody waits: what only the journal has goes to sled's file, when that lags much or nothing else comes.
@@ -263,26 +278,30 @@ impl Writer {
         let at = unix_now();
         let mut done = std::mem::take(&mut self.effects);
         let mut leaving: Vec<(Arc<Target>, SetAside)> = Vec::new();
+        let mut waiting = Vec::new();
         let mut effects = done.drain(..).peekable();
         while let Some(effect) = effects.next() {
             match effect {
-                Effect::Push(target, entry, mark, key) => {
+                Effect::Push(target, entry, mark, names) => {
                     let mut state = target.state.lock();
                     let mut pushed = 1;
                     let mut dead = SmallVec::<[Location; 4]>::new();
-                    push(&mut state, entry, mark, key, at, &mut dead);
-                    while let Some(Effect::Push(_, entry, mark, key)) = effects.next_if(
+                    let mut replaced = Vec::new();
+                    replaced.extend(push(&mut state, entry, mark, names, at, &mut dead));
+                    while let Some(Effect::Push(_, entry, mark, names)) = effects.next_if(
                         |next| matches!(next, Effect::Push(other, ..) if Arc::ptr_eq(other, &target)),
                     ) {
-                        push(&mut state, entry, mark, key, at, &mut dead);
+                        replaced.extend(push(&mut state, entry, mark, names, at, &mut dead));
                         pushed += 1;
                     }
-                    state.announce(pushed);
+                    let readers = state.announce(pushed);
                     self.shared.tasks.register(&target, &mut state, at);
                     drop(state);
+                    waiting.extend(readers);
                     for place in dead {
                         self.ledger.settle(place);
                     }
+                    keeper::settle_replaced(&self.shared, &target, &replaced);
                 }
                 Effect::Incoming(session, id, sequence, place) => {
                     session.state.lock().incoming.insert(id, (sequence, place));
@@ -301,8 +320,8 @@ impl Writer {
                         self.ledger.settle(entry.location());
                         continue;
                     }
-                    if let Some((mark, key)) = new {
-                        state.pass_by(entry, mark, key);
+                    if let Some((mark, names)) = new {
+                        state.pass_by(entry, mark, names.key);
                     }
                     let attempts = state.marks.get(&entry.sequence).map_or(0, |mark| mark.attempts);
                     drop(state);
@@ -339,6 +358,7 @@ impl Writer {
         drop(effects);
         self.effects = done;
         self.left.clear();
+        self.newest.clear();
         for (target, mut entries) in leaving {
             entries.sort_unstable_by_key(|(entry, _)| entry.sequence);
             keeper::make_room(&self.shared, &target, entries);
@@ -350,6 +370,8 @@ impl Writer {
                 Answer::Count(reply, count) => drop(reply.send(Ok(count))),
             }
         }
+        // They may be many: nobody's answer waits for that.
+        waiting.iter().for_each(|reader| reader.ring());
     }
 }
 
@@ -357,15 +379,15 @@ fn push(
     state: &mut super::index::State,
     entry: Entry,
     mark: Mark,
-    key: Option<Key>,
+    names: Names,
     at: UnixMillis,
     dead: &mut SmallVec<[Location; 4]>,
-) {
+) -> Option<Entry> {
     if state.gone {
         dead.push(entry.location());
-    } else {
-        state.push(entry, mark, key, at);
+        return None;
     }
+    state.push(entry, mark, names, at)
 }
 
 /// Of retained values that nobody waits for, only the last of each topic is written.

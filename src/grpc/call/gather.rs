@@ -125,6 +125,7 @@ fn summary_of(summary: Summary) -> v1::GatherSummary {
         calls::End::Stall => v1::GatherEnd::Stall,
         calls::End::Error => v1::GatherEnd::Error,
         calls::End::Stopped => v1::GatherEnd::Stopped,
+        calls::End::NoResponders => v1::GatherEnd::NoResponders,
     };
     let (mut missing, mut missing_parts) = (Vec::new(), Vec::new());
     for calls::Absent { at, responder, service, why } in summary.missing {

@@ -12,7 +12,7 @@ use crate::grpc::proto::v1::call_async_request;
 use crate::grpc::status::{of_call, of_status};
 use crate::types::{MessageId, QueueName};
 
-use super::{reply_of, service_named};
+use super::{reply_of, topic_named};
 
 /// How long a call may take.
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(30 * 86_400);
@@ -43,7 +43,9 @@ pub(super) fn reply_to(
             Ok(ReplyTo::Queue(queue))
         }
         Some(call_async_request::ReplyTo::Topic(topic)) => {
-            Ok(ReplyTo::Topic(service_named(broker, "topic", topic)?))
+            let topic = topic_named(broker, "topic", topic)?;
+            broker.check_reply_topic("topic", &topic)?;
+            Ok(ReplyTo::Topic(topic))
         }
     }
 }

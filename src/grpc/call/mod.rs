@@ -216,20 +216,28 @@ impl v1::call_service_server::CallService for CallService {
     }
 }
 
-/// The name of a service, or a topic that is not the server's.
+/// The name of a service.
 ///
 /// # Errors
 /// [`CoreError::Invalid`] and [`CoreError::TooLarge`] naming `field`.
 fn service_named(broker: &Broker, field: &str, name: String) -> Result<TopicName, CoreError> {
-    at_most(field, name.len(), broker.limits().max_topic_bytes)?;
-    let service =
-        TopicName::parse(ByteString::from(name)).map_err(|error| CoreError::topic(field, &error))?;
+    let service = topic_named(broker, field, name)?;
     if service.is_reserved() {
         let what = format!("`{service}`: names that begin with `$` are the server's");
         return Err(CoreError::invalid(field, what));
     }
-    broker.limits().check_topic(field, &service)?;
     Ok(service)
+}
+
+/// A topic.
+///
+/// # Errors
+/// As of [`service_named`].
+fn topic_named(broker: &Broker, field: &str, name: String) -> Result<TopicName, CoreError> {
+    at_most(field, name.len(), broker.limits().max_topic_bytes)?;
+    let topic = TopicName::parse(ByteString::from(name)).map_err(|error| CoreError::topic(field, &error))?;
+    broker.limits().check_topic(field, &topic)?;
+    Ok(topic)
 }
 
 /// Which services and topics a multicast is for.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures_util::{FutureExt, Stream};
 use tonic::{Request, Status};
 
-use crate::core::streams::read::{Item, Part, Reading, Start};
+use crate::core::streams::read::{Item, Missing, Part, Reading, Start};
 use crate::core::{Broker, CoreError};
 use crate::engine::Logged;
 use crate::grpc::bounds::FRAME;
@@ -156,19 +156,27 @@ impl Serving {
 
     fn tell(&mut self, part: Part) {
         let now = clock::unix_now();
+        let end = if self.follow { Sequence(u64::MAX) } else { self.end };
         let mut records = Vec::with_capacity(part.items.len());
         for item in part.items {
             match item {
                 // What came while it was read is not asked for.
-                Item::Message(logged) if !self.follow && logged.sequence >= self.end => break,
+                Item::Message(Logged { sequence: from, .. }) | Item::Skipped { from, .. } if from >= end => {
+                    break;
+                }
                 Item::Message(logged) => {
                     self.left -= 1;
                     records.push(record_of(logged, now));
                 }
-                Item::Skipped { from, to } => {
+                Item::Skipped { from, to, why } => {
                     self.say_records(std::mem::take(&mut records));
-                    let (from_sequence, to_sequence) = (from.0, to.0);
-                    self.say(Event::Skipped(v1beta1::Skipped { from_sequence, to_sequence }));
+                    let (from_sequence, to_sequence) = (from.0, to.0.min(end.0 - 1));
+                    let reason = match why {
+                        Missing::NotKept => v1beta1::SkipReason::NotKept,
+                        Missing::Unreadable => v1beta1::SkipReason::Unreadable,
+                    };
+                    let reason = reason.into();
+                    self.say(Event::Skipped(v1beta1::Skipped { from_sequence, to_sequence, reason }));
                 }
             }
         }

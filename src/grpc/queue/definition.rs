@@ -12,7 +12,7 @@ use crate::grpc::proto::v1;
 use crate::types::{QueueName, clock};
 
 /// The fields that may be said of a queue, beside its name.
-const FIELDS: [&str; 18] = [
+const FIELDS: [&str; 19] = [
     "bindings",
     "lease",
     "max_deliveries",
@@ -27,6 +27,7 @@ const FIELDS: [&str; 18] = [
     "ordered_by_key",
     "single_active_consumer",
     "dedup_window",
+    "last_value_key",
     "labels",
     "dead_letter_expired",
     "expires_after",
@@ -49,7 +50,7 @@ pub(super) fn spec_of(queue: &v1::Queue, limits: &Limits) -> Result<QueueSpec, C
 /// The fields of an update, checked to be such.
 ///
 /// # Errors
-/// [`CoreError::Invalid`] for a field that is none or cannot be changed.
+/// [`CoreError::Invalid`] for a field that is none, or the name.
 pub(super) fn fields_of(mask: Option<prost_types::FieldMask>) -> Result<Vec<&'static str>, CoreError> {
     masked(mask, &FIELDS)
 }
@@ -103,6 +104,10 @@ pub(super) fn set(
         "ordered_by_key" => spec.ordered_by_key = queue.ordered_by_key,
         "single_active_consumer" => spec.single_active_consumer = queue.single_active_consumer,
         "dedup_window" => spec.dedup_window = time("queue.dedup_window", &queue.dedup_window)?,
+        "last_value_key" => {
+            let property = queue.last_value_key.as_str();
+            spec.last_value_key = (!property.is_empty()).then(|| property.into());
+        }
         "labels" => spec.labels = queue.labels.clone().into_iter().collect(),
         "dead_letter_expired" => spec.dead_letter_expired = queue.dead_letter_expired,
         "expires_after" => spec.expires_after = time("queue.expires_after", &queue.expires_after)?,
@@ -151,6 +156,7 @@ pub(super) fn queue_of(spec: &QueueSpec) -> v1::Queue {
         ordered_by_key: spec.ordered_by_key,
         single_active_consumer: spec.single_active_consumer,
         dedup_window: spec.dedup_window.map(duration_of),
+        last_value_key: spec.last_value_key.as_ref().map(ToString::to_string).unwrap_or_default(),
         labels: spec.labels.clone().into_iter().collect(),
         dead_letter_expired: spec.dead_letter_expired,
         expires_after: spec.expires_after.map(duration_of),
@@ -179,6 +185,7 @@ mod tests {
             ordered_by_key: true,
             single_active_consumer: true,
             dedup_window: Some(prost_types::Duration { seconds: 600, nanos: 0 }),
+            last_value_key: "sensor".to_owned(),
             labels: [("team".to_owned(), "a".to_owned())].into(),
             dead_letter_expired: true,
             expires_after: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),

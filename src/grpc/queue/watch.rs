@@ -108,5 +108,6 @@ pub(super) fn stats(QueueStats { counts, oldest }: QueueStats) -> v1::QueueStats
         expired_total: counts.expired_total,
         consumers: counts.consumers,
         dropped_total: counts.dropped_total,
+        replaced_total: counts.replaced_total,
     }
 }

@@ -104,7 +104,7 @@ pub struct Mapping {
 }
 
 /// What begins a filter that is a command and no part of the topics.
-const COMMANDS: [&str; 3] = ["$share/", "$queue/", "$delayed/"];
+const COMMANDS: [&str; 4] = ["$share/", "$queue/", "$delayed/", "$replay/"];
 
 /// What a broker says of itself.
 const OWN: &str = "$SYS/";
@@ -380,7 +380,9 @@ mod tests {
         let refused = |topics: &[Topic]| Mapping::new(topics).unwrap_err();
         assert!(refused(&[topic("a/#/b", Both, "", "")]).contains("a/#/b"));
         assert!(refused(&[topic("", Out, "", "x")]).starts_with("\"\": "));
-        assert!(refused(&[topic("q", Out, "$queue/", "")]).contains("command"));
+        for command in ["$share/g/", "$queue/", "$delayed/5/", "$replay/first/"] {
+            assert!(refused(&[topic("q", Out, command, "")]).contains("command"), "{command}");
+        }
         assert!(refused(&[topic("a", Out, "", ""), topic("a", Both, "", "")]).contains("twice"));
         let loops = [topic("a/#", Out, "l/", "r/"), topic("a/#", In, "l/", "r/")];
         assert!(refused(&loops).contains("both"));

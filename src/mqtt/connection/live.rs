@@ -10,11 +10,10 @@ use std::future::{Future, poll_fn};
 use std::num::NonZeroU16;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use tokio::task::coop;
 use tokio::time::{Sleep, sleep_until};
 
 use super::errands::{Done, Errands, Note};
@@ -258,13 +257,8 @@ impl Live {
             if let Poll::Ready(io) = wire.poll_io(cx, &door.buffers, reads, LOW_WATER) {
                 return Poll::Ready(Wake::Io(io));
             }
-            if takes {
-                // A subscription that passes over much is ready for long: other tasks have their turn.
-                let turn = ready!(coop::poll_proceed(cx));
-                if self.session.poll_ready(cx).is_ready() {
-                    turn.made_progress();
-                    return Poll::Ready(Wake::Stored);
-                }
+            if takes && self.session.poll_ready(cx).is_ready() {
+                return Poll::Ready(Wake::Stored);
             }
             if pending == 0 && wire.input.is_empty() && wire.out.is_empty() {
                 self.rest(door);

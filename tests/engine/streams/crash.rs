@@ -18,7 +18,7 @@ use stafett::engine::{
 use stafett::types::clock::unix_now;
 use stafett::types::{CursorName, MessageIds, Sequence, TargetId};
 
-use super::kept;
+use super::{kept, messages};
 use crate::below::{Chance, Disk, setting};
 use crate::bench::{publish, settings, within};
 use crate::crash::{child_has, child_of, message, number, run_until};
@@ -160,15 +160,15 @@ impl Said {
 }
 
 async fn read(engine: &Embedded, stream: TargetId) -> BTreeMap<u64, u64> {
-    let reader = engine.stream_reader(stream).unwrap();
+    let reader = engine.stream_reader(stream, None).unwrap();
     let ends = engine.stream_stats(stream).unwrap().ends;
     let (mut at, mut read) = (ends.first, BTreeMap::new());
     while at < ends.next {
         let page = reader.read(at, 500, 1 << 20).unwrap();
-        if page.messages.is_empty() {
+        if page.found.is_empty() {
             within("what is stored", reader.ready().heard()).await;
         }
-        for logged in page.messages {
+        for logged in messages(page) {
             assert!(logged.sequence >= at, "{at:?} is passed by {:?}", logged.sequence);
             read.insert(logged.sequence.0, number(&logged.message));
             at = Sequence(logged.sequence.0 + 1);
@@ -227,7 +227,7 @@ fn what_was_appended_keeps_its_place_after_a_power_cut() {
             panic!("cut {round}, at call {at}: {what}");
         }
     }
-    assert!(disk.seen.of("syncs") > cuts && disk.seen.of("unsynced") > 0, "the shim saw nothing");
+    assert!(disk.seen.of("syncs") > cuts && disk.seen.of("unsynced") > 0, "the disk saw nothing");
     assert!(said.whole.len() as u64 > cuts && said.cursor > 0, "hardly anything was stored");
 }
 

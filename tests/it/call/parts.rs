@@ -141,7 +141,7 @@ async fn what_a_lost_responder_had_goes_to_another_up_to_the_bound() {
     // Nobody is left: what was in hand, and what nobody had.
     drop(three);
     let summary = asking.summary().await;
-    assert_eq!(counted(&summary), (GatherEnd::Complete, 1, 0, false));
+    assert_eq!(counted(&summary), (GatherEnd::NoResponders, 1, 0, false));
     let all = [
         (0, MissingReason::Lost, "two"),
         (2, MissingReason::Lost, "three"),
@@ -296,6 +296,26 @@ async fn a_caller_that_reads_slowly_slows_its_parts_and_misses_nothing() {
 }
 
 #[tokio::test]
+async fn parts_that_are_left_by_a_stream_of_the_greatest_age_say_that_nobody_serves() {
+    let (_directory, path) = config_file("[grpc]\nmax_stream_age = \"1s\"\n");
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let mut one = Serving::open(&calls, named("s", "one", 0)).await;
+    let mut asking = begin(&calls, 3, GatherPolicy::default(), 1).await;
+    let asked = one.one().await;
+    let mut looking = calls.clone();
+    within("the age", async { while !looking.responders("s").await[0].draining {} }).await;
+    one.reply(vec![reply(asked.request_id, "done")]).await;
+    assert_eq!(heard(&mut asking).await.0, 0);
+    let summary = asking.summary().await;
+    let left = [(1, MissingReason::NotAsked, ""), (2, MissingReason::NotAsked, "")];
+    assert_eq!(
+        (counted(&summary), missing(&summary)),
+        ((GatherEnd::NoResponders, 1, 0, false), left.to_vec())
+    );
+}
+
+#[tokio::test]
 async fn a_wrong_request_in_parts_names_what_is_wrong() {
     let (_directory, path) =
         config_file("[limits]\ngather_parts = 3\nmax_calls = 3\nmax_payload_bytes = \"1KiB\"\n");
@@ -354,7 +374,7 @@ async fn a_wrong_request_in_parts_names_what_is_wrong() {
     assert_eq!(heard(&mut asking).await.0, 0);
     let summary = asking.summary().await;
     let left = [(1, MissingReason::NotAsked, ""), (2, MissingReason::NotAsked, "")];
-    assert_eq!((summary.end(), missing(&summary)), (GatherEnd::Complete, left.to_vec()));
+    assert_eq!((summary.end(), missing(&summary)), (GatherEnd::NoResponders, left.to_vec()));
     broker.counts("call_bytes", 0).await;
 }
 
@@ -401,6 +421,18 @@ async fn parts_are_given_on_the_command_line() {
         ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((&lines[0]["part"], &lines[0]["payload"]), (&0.into(), &"25 of 0/1".into()));
     assert_eq!((&lines[1]["parts"], &lines[1]["missing_parts"]), (&1.into(), &serde_json::json!([])));
+
+    // Nobody is left.
+    let dies = ["serve-with", "--server", &url, "dying", "--", "sh", "-c", "kill -9 $PPID"];
+    let mut dying = crate::harness::Process::start(dies);
+    dying.says("serving").await;
+    let ended = stafett(["gather", "--server", &url, "dying", "--part", "1", "--part", "2"]).await;
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("0 of 2 parts answered by 1, 0 failed: no_responders; part 0 lost"),
+        "{}",
+        ended.stderr
+    );
 
     for wrong in [&["--parts", "/nowhere/at/all"][..], &["body", "--part", "1"]] {
         let ended = stafett(["gather", "--server", &url, "s"].into_iter().chain(wrong.iter().copied())).await;

@@ -13,6 +13,7 @@ use tonic_types::RpcStatusExt;
 
 use crate::harness::Broker;
 use crate::queue::{Queues, got, message, named, payloads, reason, seconds};
+use crate::streams::{self, Logs};
 
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
@@ -122,4 +123,27 @@ async fn a_clock_that_is_set_back_by_a_day_makes_nothing_early_and_loses_nothing
     let delete = v1::DeleteQueueRequest { name: "q".to_owned(), only_if_empty: false };
     assert_eq!(got(queues.0.delete_queue(delete)).await.deleted_messages, 3);
     broker.terminate().await;
+}
+
+#[tokio::test]
+async fn the_times_of_a_stream_stay_in_order_when_the_clock_is_set_back() {
+    let set = Set::new();
+    let (mut broker, _) = set.start().await;
+    let mut logs = Logs::of(&broker).await;
+    logs.create(streams::named("s", &["t"])).await;
+    logs.count("t", 0..2).await;
+    let last = logs.state().await.last_time;
+    set.to(-DAY);
+    for numbers in [2..4, 4..6] {
+        logs.count("t", numbers).await;
+        assert_eq!(logs.state().await.last_time, last, "it counts as appended with the last one");
+        broker.kill9().await;
+        (broker, _) = set.start().await;
+        logs = Logs::of(&broker).await;
+        let state = logs.state().await;
+        assert_eq!((state.messages, state.last_time), (state.next_sequence - 1, last));
+    }
+    set.to(0);
+    logs.count("t", 6..7).await;
+    assert!(logs.state().await.last_time.unwrap().seconds >= last.unwrap().seconds);
 }

@@ -400,6 +400,7 @@ async fn a_wrong_request_of_a_device_is_refused() {
         let wrong = request(service, 1, "", |properties| properties.response_topic = Some(answers.into()));
         assert_eq!(device.say_packet(wrong).await, ReasonCode::TopicNameInvalid, "{service} {answers}");
     }
+    broker.counts("call_reply_topics_refused_total", 1).await;
 }
 
 #[tokio::test]

@@ -1,19 +1,25 @@
 //! Streams over MQTT: `$replay/<start>/<filter>` reads what was published before, and goes on with what comes.
 
-use stafett::grpc::proto::v1beta1;
+use stafett::grpc::proto::{v1, v1beta1};
 use stafett::types::clock::unix_now;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::streams::{Logs, named};
+use crate::queue::Queues;
+use crate::streams::{Logs, counted, named};
+
+/// What a delivery says under a name, once.
+fn said(publish: &Publish, name: &str) -> Option<String> {
+    let mut said = properties_of(publish).user_properties;
+    said.retain(|(key, _)| &**key == name);
+    assert!(said.len() < 2, "{said:?}");
+    said.pop().map(|(_, value)| value.to_string())
+}
 
 /// The sequence that a delivery carries, and what was not kept before it.
 fn place(publish: &Publish) -> (u64, Option<String>) {
-    let properties = properties_of(publish).user_properties;
-    let of = |name: &str| {
-        properties.iter().rev().find(|(key, _)| &**key == name).map(|(_, value)| value.to_string())
-    };
-    (of("stafett-sequence").expect("a sequence").parse().unwrap(), of("stafett-skipped"))
+    let sequence = said(publish, "stafett-sequence").expect("a sequence");
+    (sequence.parse().unwrap(), said(publish, "stafett-skipped"))
 }
 
 async fn places(peer: &mut Peer, count: usize) -> Vec<(u64, String)> {
@@ -23,10 +29,6 @@ async fn places(peer: &mut Peer, count: usize) -> Vec<(u64, String)> {
         places.push((place(&publish).0, text(&publish).to_owned()));
     }
     places
-}
-
-fn counted(sequence: u64, numbers: std::ops::Range<u64>) -> Vec<(u64, String)> {
-    (sequence..).zip(numbers.map(|n| n.to_string())).collect()
 }
 
 #[tokio::test]
@@ -83,6 +85,7 @@ async fn a_filter_that_no_stream_covers_is_refused() {
         ("$replay/yesterday/t", ReasonCode::TopicFilterInvalid, "`yesterday` is no place to begin"),
         ("$replay/+/t", ReasonCode::TopicFilterInvalid, "`+` is no place to begin"),
         ("$replay/first", ReasonCode::TopicFilterInvalid, "must be `$replay/<start>/<filter>`"),
+        ("$replay/first:a b/t", ReasonCode::TopicFilterInvalid, "the stream name `a b`"),
         ("$replay/2/t", ReasonCode::UnspecifiedError, "beyond the next message"),
         ("$share/g/$replay/first/t", ReasonCode::TopicFilterInvalid, "by each for himself"),
     ] {
@@ -159,6 +162,93 @@ async fn what_is_not_kept_is_told() {
     let mut peer = Peer::subscribed(&broker, V5, "$replay/4/t", QOS1).await;
     assert_eq!(place(&peer.receive().await), (8, Some("4-7".to_owned())));
     assert_eq!(place(&peer.receive().await), (9, None));
+}
+
+#[tokio::test]
+async fn a_stream_may_be_named_and_is_named_by_deliveries() {
+    let (broker, mut logs) = Logs::start().await;
+    logs.publish("t/a", "0").await;
+    logs.create(named("earlier", &["#"])).await;
+    logs.create(named("straight", &[])).await;
+    logs.publish("t/a", "1").await;
+    let append = v1beta1::AppendRequest {
+        stream: "straight".into(),
+        messages: vec![crate::queue::message("2")],
+        expected_next_sequence: None,
+    };
+    crate::queue::got(logs.logs.append(append)).await;
+    for (filter, stream, expected) in [
+        // The first by name of those that have it all, and those that are named.
+        ("$replay/first/t/#", "earlier", counted(1, 1..2)),
+        ("$replay/first:s/t/#", "s", counted(1, 0..2)),
+        ("$replay/2020-01-01T00:00:00Z:s/t/a", "s", counted(1, 0..2)),
+        ("$replay/2:s/#", "s", counted(2, 1..2)),
+        ("$replay/first:straight/$stream/straight", "straight", counted(1, 2..3)),
+    ] {
+        let mut peer = Peer::subscribed(&broker, V5, filter, QOS1).await;
+        for (sequence, payload) in expected {
+            let publish = peer.receive().await;
+            assert_eq!((place(&publish).0, text(&publish)), (sequence, &*payload), "{filter}");
+            assert_eq!(said(&publish, "stafett-stream").as_deref(), Some(stream), "{filter}");
+        }
+        peer.nothing_came().await;
+    }
+    let mut peer = Peer::clean(&broker, V5, "").await;
+    let unknown = peer.ask(&[("$replay/first:none/t", SubscribeOptions::default())]).await;
+    assert_eq!(unknown.codes[..], [ReasonCode::TopicFilterInvalid]);
+    let said = unknown.properties.unwrap().reason_string.unwrap();
+    assert!(said.contains("there is no stream `none`"), "{said}");
+}
+
+#[tokio::test]
+async fn its_own_are_left_out_and_nobody_speaks_for_the_broker() {
+    let (broker, _logs) = Logs::start().await;
+    let mut peer = Peer::connected(&broker, connect(V5, "me")).await;
+    let options = SubscribeOptions {
+        qos: QOS1,
+        no_local: true,
+        retain_as_published: true,
+        ..SubscribeOptions::default()
+    };
+    assert!(!peer.ask(&[("$replay/first/t/#", options)]).await.codes[0].is_failure());
+    peer.say("t/a", QOS1, "own").await;
+    let mut other = Peer::connected(&broker, connect(V5, "other")).await;
+    let property = |name: &str, value: &str| (name.into(), value.into());
+    let mut forged = publish("t/a", QOS1, 9, "another's");
+    forged.retain = true;
+    forged.properties = Some(Box::new(PublishProperties {
+        user_properties: vec![
+            property("stafett-skipped", "1-999"),
+            property("k", "v"),
+            property("stafett-unreadable", "1-999"),
+            property("stafett-sequence", "999"),
+            property("stafett-stream", "x"),
+        ],
+        ..PublishProperties::default()
+    }));
+    other.say_packet(forged).await;
+    let delivery = peer.receive().await;
+    assert_eq!((text(&delivery), delivery.retain), ("another's", true));
+    let properties = [property("k", "v"), property("stafett-sequence", "2"), property("stafett-stream", "s")];
+    assert_eq!(properties_of(&delivery).user_properties, properties);
+    // Whose subscription does not say so gets its own, and none as retained.
+    let mut peer = Peer::connected(&broker, connect(V5, "me")).await;
+    peer.subscribe("$replay/first/t/#", QOS1).await;
+    assert_eq!(places(&mut peer, 1).await, [(1, "own".to_owned())]);
+    assert!(!peer.receive().await.retain);
+}
+
+#[tokio::test]
+async fn a_stream_has_at_once_what_a_queue_gets_later() {
+    let (broker, mut logs) = Logs::start().await;
+    logs.create(named("alone", &["u"])).await;
+    let mut queues = Queues::of(&broker).await;
+    queues.create(v1::Queue { bindings: vec!["t/#".into()], ..crate::queue::named("q") }).await;
+    let mut peer = Peer::clean(&broker, V5, "").await;
+    assert_eq!(peer.say("$delayed/3600/t/a", QOS1, "later").await, ReasonCode::Success);
+    let stats = queues.stats("q").await;
+    assert_eq!((logs.all().await, stats.ready, stats.delayed), (vec![(1, "later".to_owned())], 0, 1));
+    assert!(peer.say("$delayed/3600/u", QOS1, "never").await.is_failure(), "there is no queue");
 }
 
 /// Publishers of both versions, and readers that begin while they publish, with a window of a few.

@@ -317,7 +317,12 @@ impl History {
         let set = state.registers.values().any(|register| register.acknowledged > 0);
         let (roamed, settled) = state.roamed();
         let roams = (roamed == 0 || settled == 0).then(|| "roam".to_owned());
-        idle.chain((!set).then(|| "registers".to_owned())).chain(roams).collect()
+        let unheard = [LINES, ONCE].into_iter().filter(|name| !state.queues.contains_key(name));
+        let stored = |batch: &Vec<u64>| batch.iter().all(|n| state.queues[WORK].stored.contains(n));
+        let batches = !state.whole.iter().any(stored);
+        let missing = [(!set, "registers"), (batches, "whole batches")];
+        let missing = missing.into_iter().filter(|(missing, _)| *missing).map(|(_, name)| name);
+        idle.chain(unheard.chain(missing).map(str::to_owned)).chain(roams).collect()
     }
 
     /// How many messages were stored, and how many settled.

@@ -221,7 +221,7 @@ async fn nothing_promised_at_either_door_is_broken_by_a_power_cut_or_kill_9() {
     let seen = &machine.disk.seen;
     let kinds: &[&str] = if Disk::is_shim() { &["write", "sync", "range"] } else { &["write", "sync"] };
     let saw_all = kinds.iter().all(|kind| seen.of(kind) > 0);
-    assert!(saw_all && seen.of("unsynced") > 0, "the shim saw too little: {seen:?}");
+    assert!(saw_all && seen.of("unsynced") > 0, "the disk saw too little: {seen:?}");
     assert_eq!(machine.history.idle(), Vec::<String>::new(), "nothing was promised of these");
     let (stored, settled) = machine.history.counts();
     assert!(stored > 100 && settled > 100, "too little was done: {stored} stored, {settled} settled");

@@ -11,6 +11,21 @@ use tonic::Code;
 use super::{Topics, filter, message, session, text, texts};
 use crate::harness::{Broker, config_file, within};
 use crate::queue::{Queues, field, got, named, refused, seconds};
+use crate::streams::Logs;
+
+#[tokio::test]
+async fn what_came_of_a_stream_may_be_acknowledged_after_its_end() {
+    let (broker, mut logs) = Logs::start().await;
+    logs.count("t/a", 0..3).await;
+    let name = "$replay/first:s/t/#";
+    let mut stream = Topics::of(&broker).await.session("reader", &[name]).await;
+    assert_eq!(stream.opened.filters[0].error, None);
+    let deliveries = stream.deliveries(3).await;
+    assert_eq!(texts(&deliveries), ["0", "1", "2"]);
+    assert_eq!(stream.ack(&deliveries[..1]).await, []);
+    assert_eq!(stream.remove(&[name]).await[0].error, None);
+    assert_eq!(stream.ack(&deliveries[1..]).await, []);
+}
 
 #[tokio::test]
 async fn filters_say_what_comes() {

@@ -51,6 +51,14 @@ async fn a_queue_is_made_shown_changed_and_deleted() {
     assert_eq!(done(&broker, &["create", "dead", "--if-not-exists"]).await.lines().count(), 11);
     let (code, why) = failed(&broker, &["create", "dead"]).await;
     assert!(code == 1 && why.contains("AlreadyExists"), "{why}");
+    let keeping = ["--ordered-by-key", "--dedup-window", "10m", "--last-value-key", "sensor"];
+    let created = done(&broker, &[&["create", "kept"][..], &keeping].concat()).await;
+    for line in ["order              by key", "dedup window       600s", "keeps last         of each sensor"]
+    {
+        assert!(created.lines().any(|told| told == line), "{created}");
+    }
+    assert_eq!(done(&broker, &["info", "kept"]).await, created);
+    done(&broker, &["delete", "kept"]).await;
 
     let update = ["update", "orders", "--max-messages", "10", "--unset", "labels", "--unset", "lease"];
     let changed = &json(&broker, &update).await[0];

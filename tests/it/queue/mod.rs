@@ -11,7 +11,7 @@ mod giving_up;
 mod leases;
 mod messages;
 mod pause;
-mod placing;
+pub(crate) mod placing;
 mod redrive;
 mod restart;
 mod streams;

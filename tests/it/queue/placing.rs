@@ -11,6 +11,7 @@ use stafett::grpc::proto::v1::pub_sub_service_client::PubSubServiceClient;
 use tonic::Code;
 use tonic_types::StatusExt;
 
+use super::browse::with;
 use super::forward::item;
 use super::streams::{Consumer, Producer, opening};
 use super::{Queues, field, got, message, named, payloads, reason, refused, seconds, tokens, which};
@@ -300,4 +301,73 @@ async fn a_key_goes_on_whatever_becomes_of_the_message_before() {
         queues.acknowledge("q", tokens(&leased)).await;
     }
     assert_eq!(payloads(&queues.receive("once", 10).await), ["first", "b"]);
+}
+
+/// A value of the property `sensor`.
+pub(crate) fn reading(sensor: &str, payload: &str) -> v1::Message {
+    with(payload, &[("sensor", sensor)])
+}
+
+#[tokio::test]
+async fn the_last_value_is_kept_by_every_way_in_and_after_a_kill() {
+    let broker = Broker::start().await;
+    let mut queues = Queues::of(&broker).await;
+    queues.create(named("dead")).await;
+    let spec = v1::Queue {
+        last_value_key: "sensor".to_owned(),
+        bindings: vec!["r/+".to_owned()],
+        dead_letter_queue: "dead".to_owned(),
+        max_messages: 3,
+        ..named("last")
+    };
+    assert_eq!(queues.create(spec).await.last_value_key, "sensor");
+    queues.enqueue("last", reading("a", "a1")).await;
+    let given_up = queues.one("last").await;
+    queues.nack("last", &given_up.lease_token, v1::NackKind::DeadLetter).await;
+    let dead = queues.one("dead").await;
+    queues.nack("dead", &dead.lease_token, v1::NackKind::Release).await;
+    queues.enqueue("last", reading("a", "a2")).await;
+    let mut topics = PubSubServiceClient::new(broker.grpc().await);
+    for (sensor, payload) in [("b", "b1"), ("a", "a3")] {
+        let message = Some(v1::Message { topic: "r/1".to_owned(), ..reading(sensor, payload) });
+        got(topics.publish(v1::PublishRequest { message })).await;
+    }
+    got(queues.0.enqueue_batch(whole("last", vec![message("x"), reading("b", "b2")]))).await;
+    // Full as it is, it takes what takes a place, and what a consumer has is settled as any other.
+    let held = queues.receive("last", 2).await;
+    assert_eq!(payloads(&held), ["a3", "x"]);
+    queues.enqueue("last", reading("a", "a4")).await;
+    assert_eq!(queues.acknowledge("last", tokens(&held)).await, []);
+    // What was given up does not take the place of a newer one.
+    let redrive = v1::RedriveRequest { dead_letter_queue: "dead".to_owned(), ..Default::default() };
+    let status = refused(queues.0.redrive(redrive.clone())).await;
+    assert_eq!(reason(&status.get_error_details()), "NEWER_VALUE");
+    let data = broker.data();
+    broker.kill9().await;
+    let broker = Broker::start_in(data, &[]).await;
+    let mut queues = Queues::of(&broker).await;
+    let left = queues.receive("last", 10).await;
+    assert_eq!(payloads(&left), ["b2", "a4"]);
+    queues.acknowledge("last", tokens(&left)).await;
+    assert_eq!(got(queues.0.redrive(redrive)).await.moved, 1);
+    assert_eq!(payloads(&queues.receive("last", 10).await), ["a1"]);
+}
+
+#[tokio::test]
+async fn what_a_queue_keeps_the_last_of_is_said_when_it_is_made() {
+    let (_broker, mut queues) = Queues::start().await;
+    let keeping = |property: &str| v1::Queue { last_value_key: property.to_owned(), ..named("last") };
+    let create = |queue| v1::CreateQueueRequest { queue: Some(queue), if_not_exists: false };
+    for wrong in [&*"x".repeat(257), "a\nb"] {
+        let status = refused(queues.0.create_queue(create(keeping(wrong)))).await;
+        assert_eq!((status.code(), &*field(&status)), (Code::InvalidArgument, "queue.last_value_key"));
+    }
+    queues.create(keeping("sensor")).await;
+    let update_mask = Some(prost_types::FieldMask { paths: vec!["last_value_key".to_owned()] });
+    let update = v1::UpdateQueueRequest { queue: Some(keeping("other")), update_mask };
+    let status = refused(queues.0.update_queue(update)).await;
+    assert_eq!(reason(&status.get_error_details()), "QUEUE_LAST_VALUE_FIXED");
+    let buried = v1::Queue { dead_letter_queue: "last".to_owned(), ..named("graveless") };
+    let status = refused(queues.0.create_queue(create(buried))).await;
+    assert_eq!(reason(&status.get_error_details()), "DEAD_LETTER_QUEUE_KEEPS_LAST");
 }

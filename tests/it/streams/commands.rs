@@ -48,6 +48,13 @@ async fn a_stream_is_made_filled_read_and_deleted() {
     assert_eq!(done(&broker, &["cursors", "s"]).await, "c\t3\t4\t0\n");
     assert_eq!(done(&broker, &["read", "s", "--cursor", "c", "-n", "1"]).await, "4\t3\n");
     assert_eq!(done(&broker, &["commit", "s", "c", "1", "--rewind"]).await, "1\n");
+    // It goes on behind what was passed over, too.
+    assert_eq!(done(&broker, &["read", "s", "--cursor", "d", "--topic", "t/a"]).await, "1\t0\n2\t1\n3\t2\n");
+    let nothing = stream(&broker, &["read", "s", "--cursor", "e", "--topic", "u"]).await;
+    assert_eq!((nothing.code, nothing.stdout.as_str()), (Some(4), ""));
+    assert_eq!(done(&broker, &["cursors", "s"]).await, "c\t1\t6\t0\nd\t7\t0\t0\ne\t7\t0\t0\n");
+    done(&broker, &["forget", "s", "d"]).await;
+    done(&broker, &["forget", "s", "e"]).await;
     assert_eq!(json(&broker, &["cursors", "s"]).await[0]["lag"], 6);
     done(&broker, &["forget", "s", "c"]).await;
     assert_eq!(done(&broker, &["cursors", "s"]).await, "");

@@ -21,17 +21,15 @@ async fn a_stream_is_made_changed_listed_and_deleted() {
     assert_eq!((&made.filters, made.max_age, made.max_messages), (&filters, seconds(60), 5));
     assert!(made.max_bytes > 1 << 30, "the default");
 
-    let again = |if_not_exists, max_messages| v1beta1::CreateStreamRequest {
-        stream: Some(v1beta1::Stream { max_messages, ..given.clone() }),
+    let again = |if_not_exists, max_age| v1beta1::CreateStreamRequest {
+        stream: Some(v1beta1::Stream { max_age, ..given.clone() }),
         if_not_exists,
     };
-    assert_eq!(got(logs.logs.create_stream(again(true, 5))).await.stream.unwrap(), made);
-    assert_eq!(refused(logs.logs.create_stream(again(false, 5))).await.code(), Code::AlreadyExists);
-    let differs = refused(logs.logs.create_stream(again(true, 6))).await;
-    assert!(
-        differs.code() == Code::AlreadyExists && differs.message().contains("max_messages"),
-        "{differs:?}"
-    );
+    assert_eq!(got(logs.logs.create_stream(again(true, seconds(60)))).await.stream.unwrap(), made);
+    assert_eq!(refused(logs.logs.create_stream(again(false, seconds(60)))).await.code(), Code::AlreadyExists);
+    let differs = refused(logs.logs.create_stream(again(true, None))).await;
+    let told = "with other settings: max_age is 60s, asked was none";
+    assert!(differs.code() == Code::AlreadyExists && differs.message().ends_with(told), "{differs:?}");
 
     let update = v1beta1::UpdateStreamRequest {
         stream: Some(named("s", &["c"])),

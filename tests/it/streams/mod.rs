@@ -44,7 +44,7 @@ pub(super) fn said(records: &[v1beta1::Record]) -> Vec<(u64, String)> {
 }
 
 /// What a stream of `numbers` holds, the first at `sequence`.
-pub(super) fn counted(sequence: u64, numbers: std::ops::Range<u64>) -> Vec<(u64, String)> {
+pub(crate) fn counted(sequence: u64, numbers: std::ops::Range<u64>) -> Vec<(u64, String)> {
     (sequence..).zip(numbers.map(|n| n.to_string())).collect()
 }
 

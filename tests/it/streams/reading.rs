@@ -1,11 +1,8 @@
 //! Reading: from where one likes, without a gap or a duplicate, at one's own pace.
 
-use std::time::Duration;
-
 use stafett::grpc::proto::v1beta1::StartFrom;
 use stafett::grpc::proto::v1beta1::read_response::Event;
 use stafett::grpc::proto::{v1, v1beta1};
-use stafett::types::clock::unix_now;
 use tokio::task::JoinSet;
 
 use super::{Logs, counted, from_first, named, said};
@@ -14,6 +11,10 @@ use crate::queue::{got, message, seconds};
 
 fn from(start: StartFrom) -> v1beta1::ReadRequest {
     v1beta1::ReadRequest { start: start.into(), ..from_first() }
+}
+
+fn skipped(from_sequence: u64, to_sequence: u64) -> v1beta1::Skipped {
+    v1beta1::Skipped { from_sequence, to_sequence, reason: v1beta1::SkipReason::NotKept.into() }
 }
 
 #[tokio::test]
@@ -34,21 +35,16 @@ async fn reading_begins_where_it_is_asked_to() {
     let three = v1beta1::ReadRequest { max_messages: 3, ..seventh };
     assert_eq!(logs.read(three).await.take(3).await, counted(7, 6..9));
 
-    // A moment between: a tenth of a second is what is told apart.
-    let before = unix_now().0;
-    within("the clock", async {
-        while unix_now().0 < before + 250 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
-    let time = Some(prost_types::Timestamp {
-        seconds: i64::try_from(unix_now().0 / 1000).unwrap(),
-        nanos: i32::try_from(unix_now().0 % 1000).unwrap() * 1_000_000,
-    });
-    logs.count("t/a", 10..12).await;
+    // A tenth of a second is what is told apart: until the next one has begun.
+    let before = logs.state().await.last_time;
+    let (mut count, mut time) = (10, before);
+    while time == before {
+        logs.count("t/a", count..count + 1).await;
+        (count, time) = (count + 1, logs.state().await.last_time);
+    }
+    logs.count("t/a", count..count + 2).await;
     let since = v1beta1::ReadRequest { time, ..from(StartFrom::Time) };
-    assert_eq!(read(&mut logs, since).await, counted(11, 10..12));
+    assert_eq!(read(&mut logs, since).await, counted(count, count - 1..count + 2));
     let future = Some(prost_types::Timestamp { seconds: 32_503_680_000, nanos: 0 });
     let never = v1beta1::ReadRequest { time: future, ..from(StartFrom::Time) };
     assert_eq!(read(&mut logs, never).await, []);
@@ -150,6 +146,34 @@ async fn a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_it_missed(
 }
 
 #[tokio::test]
+async fn who_does_not_follow_is_told_of_nothing_that_came_since() {
+    let broker = Broker::start().await;
+    let mut logs = Logs::of(&broker).await;
+    logs.create(v1beta1::Stream { max_messages: 100, ..named("s", &["t"]) }).await;
+    let payload = "x".repeat(100_000);
+    for _ in 0..100 {
+        logs.publish("t", payload.clone()).await;
+    }
+    let mut slow = logs.read(v1beta1::ReadRequest { follow: false, ..from_first() }).await;
+    // What it was to read goes, and so does some of what came since.
+    for _ in 0..250 {
+        logs.publish("t", payload.clone()).await;
+    }
+    assert_eq!(logs.state().await.first_sequence, 251);
+    let mut next = 1;
+    let told = loop {
+        match slow.hear().await {
+            Event::Records(frame) => next = said(&frame.records).last().unwrap().0 + 1,
+            Event::Skipped(told) => break told,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(told, skipped(next, 100));
+    assert_eq!(slow.hear().await, Event::CaughtUp(v1beta1::CaughtUp { next_sequence: 101 }));
+    assert!(slow.next().await.unwrap().is_none());
+}
+
+#[tokio::test]
 async fn a_place_that_is_gone_is_told_and_one_that_waits_hears_heartbeats() {
     let broker = Broker::start().await;
     let mut logs = Logs::of(&broker).await;
@@ -158,8 +182,7 @@ async fn a_place_that_is_gone_is_told_and_one_that_waits_hears_heartbeats() {
     let request =
         v1beta1::ReadRequest { sequence: 2, heartbeat_interval: seconds(1), ..from(StartFrom::Sequence) };
     let mut reader = logs.read(request).await;
-    let skipped = v1beta1::Skipped { from_sequence: 2, to_sequence: 7 };
-    assert_eq!(reader.hear().await, Event::Skipped(skipped));
+    assert_eq!(reader.hear().await, Event::Skipped(skipped(2, 7)));
     let Event::Records(frame) = reader.hear().await else { panic!("no records") };
     assert_eq!(said(&frame.records), counted(8, 7..10));
     assert_eq!(reader.hear().await, Event::CaughtUp(v1beta1::CaughtUp { next_sequence: 11 }));

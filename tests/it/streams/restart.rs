@@ -1,10 +1,14 @@
 //! What is promised holds over a stop and over a crash.
 
-use stafett::grpc::proto::v1beta1;
+use stafett::grpc::proto::{v1, v1beta1};
 use tokio::task::JoinSet;
 
-use super::{Logs, named};
-use crate::harness::Broker;
+use super::{Logs, from_first, named};
+use crate::harness::{Broker, stafett, within};
+use crate::queue::{got, seconds};
+
+/// What a stream of few keeps.
+const FEW: usize = 20;
 
 #[tokio::test]
 async fn streams_and_cursors_outlive_the_broker() {
@@ -22,13 +26,19 @@ async fn streams_and_cursors_outlive_the_broker() {
     assert_eq!(logs.all().await.last(), Some(&(21, "20".to_owned())));
 }
 
-/// Writers publish and commit while the broker is killed, again and again.
+/// Everything in a stream.
+async fn all_of(logs: &mut Logs, stream: &str) -> Vec<(u64, String)> {
+    let request = v1beta1::ReadRequest { stream: stream.to_owned(), follow: false, ..from_first() };
+    logs.read(request).await.rest().await
+}
+
+/// Writers publish, append and commit while the broker is killed, again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_is_read_back_after_kills() {
     let broker = Broker::start().await;
     let mut logs = Logs::of(&broker).await;
     logs.create(named("s", &["t/#"])).await;
-    logs.create(v1beta1::Stream { max_messages: 20, ..named("few", &["t/#"]) }).await;
+    logs.create(v1beta1::Stream { max_messages: FEW as u64, ..named("few", &["t/#"]) }).await;
     let mut data = broker.data();
     let mut running = broker;
     let mut acknowledged: Vec<String> = Vec::new();
@@ -43,13 +53,21 @@ async fn what_was_acknowledged_is_read_back_after_kills() {
                 for n in 0.. {
                     let payload = format!("{round}.{writer}.{n}");
                     let message = crate::queue::message(&payload);
+                    // For both streams.
+                    let message = v1::Message { topic: format!("t/{writer}"), ..message };
+                    let request = v1::PublishRequest { message: Some(message) };
+                    if logs.topics.publish(request).await.is_err() {
+                        break;
+                    }
+                    said.0.push(payload.clone());
+                    let appended = format!("a{payload}");
                     let request = v1beta1::AppendRequest {
                         stream: "s".to_owned(),
-                        messages: vec![message],
+                        messages: vec![crate::queue::message(&appended)],
                         expected_next_sequence: None,
                     };
                     let Ok(answer) = logs.logs.append(request).await else { break };
-                    said.0.push(payload);
+                    said.0.push(appended);
                     let request = v1beta1::CommitCursorRequest {
                         stream: "s".to_owned(),
                         cursor: "reader".to_owned(),
@@ -83,7 +101,47 @@ async fn what_was_acknowledged_is_read_back_after_kills() {
             (committed..=all.len() as u64).contains(&cursor),
             "{committed} was committed, {cursor} is there"
         );
+        // What was published is in both, or in neither: the other one has the last of it.
+        let mut published: Vec<_> = all.iter().map(|(_, payload)| payload.clone()).collect();
+        published.retain(|payload| !payload.starts_with('a'));
+        let few = all_of(&mut logs, "few").await;
+        let first = published.len() - FEW;
+        assert!(few.iter().map(|(sequence, _)| *sequence).eq(first as u64 + 1..=published.len() as u64));
+        assert!(few.iter().map(|(_, payload)| payload).eq(&published[first..]));
         seen = all;
     }
     assert!(acknowledged.len() > 300);
+}
+
+/// Nothing is left in the store that has the sequences of what has gone.
+#[tokio::test]
+async fn sequences_go_on_after_a_kill_though_all_has_gone() {
+    let (mut broker, mut logs) = Logs::start().await;
+    logs.count("t/1", 0..20).await;
+    let short = v1beta1::UpdateStreamRequest {
+        stream: Some(v1beta1::Stream { max_age: seconds(1), ..named("s", &[]) }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["max_age".into()] }),
+    };
+    got(logs.logs.update_stream(short)).await;
+    within("all to go", async { while logs.state().await.messages > 0 {} }).await;
+    let data = broker.data();
+    // Packs go while other things are written.
+    loop {
+        for _ in 0..50 {
+            assert_eq!(logs.commit("reader", 20, false).await, 20);
+        }
+        broker.kill9().await;
+        let path = data.path().to_str().unwrap();
+        let ended = stafett(["store", "check", path, "--json"]).await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+        broker = Broker::start_in(data.clone(), &[]).await;
+        logs = Logs::of(&broker).await;
+        let state = logs.state().await;
+        assert_eq!((state.first_sequence, state.next_sequence, state.messages), (21, 21, 0));
+        if report["packs"] == 0 {
+            break;
+        }
+    }
+    assert_eq!(logs.append(&["20"], Some(21)).await.unwrap().first_sequence, 21);
 }

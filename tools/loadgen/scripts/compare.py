@@ -58,6 +58,10 @@ def scenarios(secs):
         S[f"{called} live"] = (system, argv + ["--window", "1024", *t] + deep)
         ten = ["--pubs", "10", "--subs", "10", "--topics", "10", "--window", "100"]
         S[f"{called} 10queues"] = (system, argv + ten + t + deep)
+        # 100 publishers, each of which is a key; the peers have their messages in one order
+        ordered = ["--ordered"] if system.startswith("stafett") else []
+        keys = ["--pubs", "100", "--window", "10", *ordered]
+        S[f"{called} keys"] = (system, argv + keys + t + deep)
         S[f"{called} 1k/s"] = (system, argv + ["--rate", "1000", "--window", "4096", *t] + deep)
     S["stafett queue shallow"] = ("stafett", ours + ["--mode", "queue", "--prefetch", "1024", "--phase", "enqueue-drain",
                                                      "--window", "1024", *t])
@@ -175,6 +179,9 @@ def queue_rows():
         for peer in peers:
             row(f"Produce and Consume at once, 10 queues, 100 in flight each, {how}", f"{ours} 10queues", OUT_,
                 f"{peer} 10queues")
+        for peer in peers:
+            row(f"Produce and Consume at once, ordered by 100 keys, 10 in flight each, {how}", f"{ours} keys", OUT_,
+                f"{peer} keys")
         for quantile in ("p50", "p99"):
             for peer in peers:
                 row(f"Produce to delivery at 1 000 a second, {quantile} in µs (less is better), {how}", f"{ours} 1k/s",

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::places::{OVERHEAD, Waiting, weight_of};
+use super::places::Waiting;
 use super::record::{self, Kept};
 use super::{Targets, no_such_call};
 use crate::core::calls::published::error_message;
+use crate::core::calls::shared::{OVERHEAD, weight_of, weight_of_fault};
 use crate::core::calls::{CallError, Counts, Reply, ReplyTo};
 use crate::core::{Broker, CoreError, Inbound, PublisherInfo};
 use crate::engine::{EngineError, Op, Outcome, Refusal, View};
@@ -109,9 +110,12 @@ impl Broker {
                 message.expires_at = queue.append(&message, Priority::default(), None, now).expires_at;
                 match self.move_reply((requests, call.sequence, View::Leased), queue.id(), message).await? {
                     Ok(_) => return Ok(true),
-                    Err(refusal @ (Refusal::Full { .. } | Refusal::LowDisk { .. } | Refusal::Gone(_))) => {
-                        CoreError::refused(refusal, |_| queue.name().to_string())
-                    }
+                    Err(
+                        refusal @ (Refusal::Full { .. }
+                        | Refusal::Newer { .. }
+                        | Refusal::LowDisk { .. }
+                        | Refusal::Gone(_)),
+                    ) => CoreError::refused(refusal, |_| queue.name().to_string()),
                     Err(refusal) => return Err(CoreError::refused(refusal, |id| id.0.to_string())),
                 }
             }
@@ -181,7 +185,7 @@ impl Broker {
 fn weight_of_said(said: &Result<Reply, CallError>) -> usize {
     match said {
         Ok(reply) => weight_of(&reply.message),
-        Err(CallError::Responder(fault)) => OVERHEAD + fault.message.len() + fault.details.len(),
+        Err(CallError::Responder(fault)) => weight_of_fault(fault),
         Err(CallError::Broker(_)) => OVERHEAD,
     }
 }

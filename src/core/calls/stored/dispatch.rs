@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use super::looks::Watch;
-use super::places::{Due, Waiting, weight_of};
+use super::places::{Due, Waiting};
 use super::{Targets, record};
 use crate::core::Broker;
 use crate::core::calls::published::late;
+use crate::core::calls::shared::weight_of;
 use crate::core::calls::{CallError, Counts};
 use crate::engine::{EngineError, Health, Leased, View};
 use crate::types::{Sequence, UnixMillis, clock};

@@ -33,6 +33,7 @@ use smallvec::smallvec;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
+use super::shared::weight_of;
 use super::{Audience, CallError, Calls, Counts, Reply, Request};
 use crate::core::{Broker, CoreError, Limits};
 use crate::engine::{
@@ -46,7 +47,7 @@ pub(super) use looks::Watch;
 
 use looks::Looks;
 use passing::Passing;
-use places::{Look, NoRoom, Places, Room, weight_of};
+use places::{Look, NoRoom, Places, Room};
 use record::Kept;
 
 /// What the engine knows the calls by.

@@ -16,10 +16,7 @@ use tokio::sync::futures::OwnedNotified;
 
 use super::looks::{Looks, Watch};
 use crate::core::calls::{ReplyTo, Request};
-use crate::types::{Message, MessageId, Sequence, TopicName, UnixMillis};
-
-/// What one call or reply takes beside its message, in bytes.
-pub(super) const OVERHEAD: usize = 256;
+use crate::types::{MessageId, Sequence, TopicName, UnixMillis};
 
 /// A call that is stored.
 #[derive(Debug)]
@@ -135,10 +132,6 @@ pub(super) struct Places {
     lines: BTreeMap<TopicName, Line>,
     ends: BTreeSet<(UnixMillis, MessageId)>,
     sizes: Sizes,
-}
-
-pub(super) fn weight_of(message: &Message) -> usize {
-    message.weight() + OVERHEAD
 }
 
 impl Places {
@@ -368,7 +361,7 @@ impl Places {
 mod tests {
     use super::*;
     use crate::core::calls::Caller;
-    use crate::types::Qos;
+    use crate::types::{Message, Qos};
 
     const ROOM: Room = Room { calls: 3, bytes: 1000 };
 

@@ -15,6 +15,7 @@ use crate::core::{
     Broker, CloseReason, CoreError, Inbound, Limits, Offer, OpenSession, Opened, Outbox, Publisher,
     PublisherInfo, Receipt, Session, SessionDelivery,
 };
+use crate::engine::backup::{BackingUp, BackupError};
 use crate::engine::embedded::Embedded;
 use crate::engine::settings::EngineSettings;
 use crate::engine::{
@@ -24,7 +25,8 @@ use crate::engine::{
 };
 use crate::types::topic::FilterSpec;
 use crate::types::{
-    ClientId, Message, MessageId, Qos, QueueName, Sequence, TargetId, TopicFilter, TopicName, UnixMillis,
+    BackupName, ClientId, Message, MessageId, Qos, QueueName, Sequence, TargetId, TopicFilter, TopicName,
+    UnixMillis,
 };
 
 pub(in crate::core) fn topic(text: &str) -> TopicName {
@@ -372,8 +374,12 @@ impl Engine for Held {
     fn consumer(&self, target: TargetId, options: ConsumerOptions) -> Result<Box<dyn Consumer>, EngineError> {
         self.inner.consumer(target, options)
     }
-    fn stream_reader(&self, target: TargetId) -> Result<Box<dyn StreamReader>, EngineError> {
-        self.inner.stream_reader(target)
+    fn stream_reader(
+        &self,
+        target: TargetId,
+        filter: Option<TopicFilter>,
+    ) -> Result<Box<dyn StreamReader>, EngineError> {
+        self.inner.stream_reader(target, filter)
     }
     fn stream_stats(&self, target: TargetId) -> Result<StreamStats, EngineError> {
         self.inner.stream_stats(target)
@@ -442,6 +448,10 @@ impl Engine for Held {
 
     fn usage(&self, target: TargetId) -> Result<Usage, EngineError> {
         self.inner.usage(target)
+    }
+
+    fn back_up(&self, name: &BackupName) -> Result<BackingUp, BackupError> {
+        self.inner.back_up(name)
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -80,6 +80,11 @@ impl Calls {
             .await
             .is_err_and(|status| status.code() == Code::NotFound)
     }
+
+    /// Its reply has gone where it was to go; what is heard there may come before that is noted.
+    async fn forgets(&self, id: &str) {
+        within("it to be forgotten", async { while !self.is_unknown(id).await {} }).await;
+    }
 }
 
 /// Twenty calls that a responder of `s` was handed, which has gone before it has read them all.

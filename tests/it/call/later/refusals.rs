@@ -29,6 +29,7 @@ async fn a_wrong_call_names_its_field() {
         let status = refused(calls.0.call_async(call)).await;
         assert_eq!((status.code(), &*field(&status)), (Code::InvalidArgument, wrong), "{status:?}");
     }
+    broker.counts("call_reply_topics_refused_total", 2).await;
     let status = refused(calls.0.call_async(to_queue("none", later("s", "")))).await;
     assert_eq!(status.code(), Code::NotFound);
     for (request, wrong) in [
@@ -65,7 +66,7 @@ async fn calls_and_kept_replies_are_bounded_together() {
     broker.counts("async_calls", 2).await;
     // One whose reply has gone makes room.
     Serving::open(&calls, opening("third")).await.echo();
-    within("its end", async { while !calls.is_unknown(&third).await {} }).await;
+    calls.forgets(&third).await;
     calls.store(later("s", "4")).await;
     refused(calls.0.call_async(later("s", "5"))).await;
 }

@@ -12,6 +12,8 @@ pub struct Message {
     pub payload: Bytes,
     #[prost(int32, tag = "6")]
     pub qos: i32,
+    #[prost(bytes = "bytes", tag = "11")]
+    pub ordering_key: Bytes,
 }
 
 /// The body of a delivery.

@@ -71,6 +71,9 @@ pub struct StafettArgs {
     /// unsettled deliveries allowed to a consumer
     #[arg(long, default_value_t = 1024)]
     pub prefetch: u32,
+    /// queues ordered by key: each publisher is a key, and its order is looked at as without
+    #[arg(long)]
+    pub ordered: bool,
     /// 0: the library's default HTTP/2 flow-control windows
     #[arg(long, default_value_t = 0)]
     pub h2_window: u32,
@@ -85,7 +88,12 @@ pub async fn run(mut a: StafettArgs) -> Result<()> {
     let p = &a.pattern;
     ensure!(a.qos <= 1, "QoS 2 is not for gRPC publishers");
     ensure!(a.batch >= 1 && a.prefetch >= 1, "--batch and --prefetch begin at 1");
+    ensure!(!a.ordered || a.mode.is_queue(), "--ordered is of queues");
     if a.mode.is_queue() {
+        ensure!(
+            !a.ordered || p.subs <= p.topics,
+            "competing consumers show no order: --ordered needs one a queue"
+        );
         ensure!(p.topics <= p.pubs, "a publisher feeds one queue: --topics is at most --pubs");
         ensure!(
             p.subs <= p.topics || p.fanout == Fanout::Queue,
@@ -142,7 +150,7 @@ impl Stafett {
 }
 
 fn message(topic: &Bytes, payload: Bytes, qos: api::Qos) -> lean::Message {
-    lean::Message { topic: topic.clone(), payload, qos: qos.into() }
+    lean::Message { topic: topic.clone(), payload, qos: qos.into(), ordering_key: Bytes::new() }
 }
 
 /// What a broker says when it ends a stream.

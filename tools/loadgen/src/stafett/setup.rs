@@ -9,7 +9,7 @@ impl Stafett {
     pub(super) async fn create_queues(&self) -> Result<()> {
         let mut client = QueueServiceClient::new(self.connect().await?);
         for name in self.names() {
-            let queue = Some(api::Queue { name, ..Default::default() });
+            let queue = Some(api::Queue { name, ordered_by_key: self.a.ordered, ..Default::default() });
             client.create_queue(api::CreateQueueRequest { queue, if_not_exists: false }).await?;
         }
         Ok(())

@@ -84,6 +84,8 @@ pub struct BatchPublisher<D: Door> {
     rx: Streaming<D::Response>,
     /// topic of a message by its number; empty where the stream has one queue
     topics: Vec<Bytes>,
+    /// of every message; empty where the queue has no order by key
+    ordering_key: Bytes,
     qos: api::Qos,
     batch: usize,
     batch_bytes: usize,
@@ -102,7 +104,9 @@ impl Stafett {
         let open = api::ProduceOpen { queue, ..Default::default() };
         tx.send(api::ProduceRequest { action: Some(api::produce_request::Action::Open(open)) }).await?;
         let rx = QueueServiceClient::new(channel).produce(frames).await?.into_inner();
-        BatchPublisher::opened(self, tx, rx, vec![Bytes::new(); self.a.pattern.topics as usize]).await
+        let topics = vec![Bytes::new(); self.a.pattern.topics as usize];
+        let ordering_key = if self.a.ordered { Bytes::from(id.to_string()) } else { Bytes::new() };
+        Ok(BatchPublisher { ordering_key, ..BatchPublisher::opened(self, tx, rx, topics).await? })
     }
 
     pub(super) async fn publish(&self, channel: Channel) -> Result<BatchPublisher<Publish>> {
@@ -145,6 +149,7 @@ impl<D: Door> BatchPublisher<D> {
             tx,
             rx,
             topics,
+            ordering_key: Bytes::new(),
             qos: system.qos(),
             batch: system.a.batch,
             batch_bytes: opened.max_batch_bytes.try_into().unwrap_or(usize::MAX),
@@ -185,7 +190,8 @@ impl<D: Door> Publisher for BatchPublisher<D> {
     async fn send(&mut self, topic: u32, payload: Bytes) -> Result<Ack> {
         let name = &self.topics[topic as usize];
         let bytes = FIELDS + name.len() + payload.len();
-        let message = message(name, payload, self.qos);
+        let ordering_key = self.ordering_key.clone();
+        let message = lean::Message { ordering_key, ..message(name, payload, self.qos) };
         if self.next_bytes + bytes > self.batch_bytes {
             self.flush().await?;
         }
