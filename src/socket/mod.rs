@@ -5,7 +5,7 @@
 mod unix;
 
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -249,6 +249,31 @@ impl Socket {
     /// `WouldBlock` when there is nothing, else those of the socket.
     pub fn try_read_buf(&self, buffer: &mut BytesMut) -> io::Result<usize> {
         either!(self, stream => stream.try_read_buf(buffer))
+    }
+
+    /// Reads what has arrived, up to `most` bytes, though nobody may have been told of it yet: [`try_read_buf`] finds only
+    /// what the runtime has heard of from the system.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing, else those of the socket.
+    ///
+    /// [`try_read_buf`]: Self::try_read_buf
+    pub fn read_arrived(&self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
+        let socket = either!(self, stream => SockRef::from(stream));
+        let mut chunk = [0; 4 << 10];
+        let mut read = 0;
+        while read < most {
+            let count = match (&*socket).read(&mut chunk) {
+                Err(_) if read > 0 => break,
+                count => count?,
+            };
+            buffer.extend_from_slice(chunk.get(..count).unwrap_or_default());
+            read += count;
+            if count < chunk.len() {
+                break;
+            }
+        }
+        Ok(read)
     }
 }
 

@@ -25,6 +25,10 @@ impl Live {
         // An end that comes up during a turn is for the next: the client is heard out before. It wakes for it.
         let closed = self.mailbox.take(&mut self.busy.get_or_insert_default().frames, room);
         if let Some(code) = closed.filter(|_| self.heard_out) {
+            if self.asks() {
+                // Behind a SUBSCRIBE that waits for its answer there may be a DISCONNECT.
+                return Ok(());
+            }
             if code == ReasonCode::QuotaExceeded {
                 self.session.count_cut();
             }

@@ -225,7 +225,7 @@ impl Live {
     }
 
     async fn wait(&mut self, door: &Door, wire: &mut Wire, mut timer: Pin<&mut Sleep>) -> Wake {
-        let asks = self.errands.as_ref().is_some_and(|errands| errands.asks());
+        let asks = self.asks();
         let pending = self.pending();
         if pending == 0 && self.has_receipts() {
             return Wake::Receipts;
@@ -314,8 +314,7 @@ impl Live {
     }
 
     fn decode(&mut self, wire: &mut Wire) {
-        let asks = self.errands.as_ref().is_some_and(|errands| errands.asks());
-        if wire.input.is_empty() || asks || self.later.is_some() {
+        if wire.input.is_empty() || self.asks() || self.later.is_some() {
             return;
         }
         let (now, wall) = (clock::now(), clock::unix_now());
@@ -386,6 +385,11 @@ impl Live {
                 }),
             });
         }
+    }
+
+    /// Whether the next packet of the client has to wait for an answer.
+    pub(super) fn asks(&self) -> bool {
+        self.errands.as_ref().is_some_and(|errands| errands.asks())
     }
 
     /// Whether deliveries wait for room or for their packet id: none is taken before they have it.

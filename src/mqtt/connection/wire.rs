@@ -106,11 +106,19 @@ impl Wire {
         if waited > low && self.out.len() <= low { Poll::Ready(Ok(Io::Wrote)) } else { Poll::Pending }
     }
 
-    /// Reads what is there without waiting, once.
+    /// Reads what is there without waiting, once, whether or not the runtime has heard of it. An error is told by the
+    /// next look.
     pub(super) fn read_now(&mut self, buffers: &Buffers) {
-        // An error is told by the next look. It is done though the task has had its share of this round.
-        let read = tokio::task::unconstrained(poll_fn(|cx| self.poll_read(cx, buffers)));
-        drop(read.now_or_never());
+        let read = match &self.stream {
+            Stream::Plain(socket) => socket.read_arrived(&mut self.input, READ_BYTES).ok(),
+            Stream::Layered { .. } => {
+                // It is done though the task has had its share of this round.
+                let read = tokio::task::unconstrained(poll_fn(|cx| self.poll_read(cx, buffers)));
+                drop(read.now_or_never());
+                return;
+            }
+        };
+        self.count_read(read.unwrap_or_default());
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, buffers: &Buffers) -> Poll<io::Result<Io>> {
@@ -132,9 +140,13 @@ impl Wire {
             return Poll::Pending;
         }
         read.map_ok(|count| {
-            self.read = self.read.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+            self.count_read(count);
             if count == 0 { Io::Eof } else { Io::Read }
         })
+    }
+
+    fn count_read(&mut self, bytes: usize) {
+        self.read = self.read.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
     }
 
     /// Gives the buffer back but for a small part of a packet.
@@ -282,5 +294,23 @@ mod tests {
         let ended = async { while matches!(wire.io(&buffers, true, 0).await, Ok(Io::Wrote)) {} };
         tokio::time::timeout(std::time::Duration::from_secs(30), ended).await.unwrap();
         assert_eq!(wire.input, &b"last"[..]);
+    }
+
+    /// The runtime hears of nothing here: the test does not yield.
+    #[tokio::test]
+    async fn what_has_arrived_is_read_before_it_is_announced() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut wire =
+            Wire::new(Socket::Tcp(stream).into(), Decoder::server(Limits::default()), Arc::default());
+        let buffers = Buffers::default();
+        // There is nothing yet: the runtime remembers that.
+        assert!(poll_fn(|cx| Poll::Ready(wire.poll_read(cx, &buffers).is_pending())).await);
+        for said in [&b"first"[..], b"last"] {
+            std::io::Write::write_all(&mut peer, said).unwrap();
+            wire.read_now(&buffers);
+        }
+        assert_eq!(wire.input, &b"firstlast"[..]);
     }
 }

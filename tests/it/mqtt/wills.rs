@@ -88,6 +88,24 @@ async fn a_farewell_is_heard_though_the_client_closes_with_data_unread() {
 }
 
 #[tokio::test]
+async fn a_farewell_is_heard_though_an_answer_is_due_when_the_session_is_taken_over() {
+    let broker = Broker::start().await;
+    let mut watcher = watcher(&broker).await;
+    for (n, version) in (0..50).zip(BOTH.into_iter().cycle()) {
+        let mut peer = Peer::connected(&broker, with_will(kept(version, "c"), None)).await;
+        let filters =
+            vec![SubscribeFilter { filter: format!("f/{n}").into(), options: SubscribeOptions::default() }];
+        let mut said = BytesMut::new();
+        let subscribe = Packet::Subscribe(Subscribe { packet_id: id(1), properties: None, filters });
+        subscribe.encode(version, &mut said).unwrap();
+        Packet::Disconnect(Disconnect::new(ReasonCode::Success)).encode(version, &mut said).unwrap();
+        peer.send_bytes(&said).await;
+        Peer::connected(&broker, connect(version, "c")).await.leave().await;
+        watcher.nothing_came().await;
+    }
+}
+
+#[tokio::test]
 async fn a_retained_will_stays() {
     // 3.1.1: [MQTT-3.1.2-17]; 5: [MQTT-3.1.2-15].
     let broker = Broker::start().await;
