@@ -5,13 +5,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 
 use super::bodies::Bodies;
 use super::copy::{Failed, copy_all, sum_of};
 use super::disk::Disk;
 use super::fresh::Fresh;
-
 use super::offline::{Offline, Progress};
 use super::recovery::{Recovered, recover};
 use crate::engine::{EngineSettings, OpenError, OpenProgress};
@@ -71,7 +69,7 @@ pub enum CompactError {
 pub fn compact(data_dir: &Path, tell: &mut dyn FnMut(Progress)) -> Result<CompactReport, CompactError> {
     let disk = Offline::open(data_dir)?.sound(data_dir)?;
     let recovered = recover(&disk, &Bodies::new(0), &OpenProgress::default())?;
-    let row_bytes = row_bytes(&recovered);
+    let row_bytes = recovered.ledger.totals().0;
     drop(recovered);
     rewrite(disk, row_bytes, 0, &mut |progress| {
         tell(progress);
@@ -79,17 +77,10 @@ pub fn compact(data_dir: &Path, tell: &mut dyn FnMut(Progress)) -> Result<Compac
     })
 }
 
-/// Bytes of rows that are in use, about: of bodies, what the targets have of them, as their rows are not read back.
-fn row_bytes(recovered: &Recovered) -> u64 {
-    let targets = recovered.registry.all();
-    let bodies: u64 = targets.iter().map(|target| target.bytes.load(Ordering::Relaxed)).sum();
-    recovered.ledger.totals().0 + bodies
-}
-
 /// Whether a store that is about to be served is worth it, and may be done at once: what was read back says how much is
 /// in use. Returns those bytes.
 pub(super) fn is_due(disk: &Disk, recovered: &Recovered, settings: &EngineSettings) -> Option<u64> {
-    let row_bytes = row_bytes(recovered);
+    let row_bytes = recovered.ledger.totals().0;
     let file_bytes = disk.file_bytes().unwrap_or(0);
     let due = file_bytes >= WORTH_BYTES
         && row_bytes <= file_bytes / WORTH_SHARE

@@ -15,7 +15,9 @@ use super::body::decode_message;
 use super::dedup::{self, Dedup};
 use super::disk::{Disk, Trees};
 use super::entry::Entry;
-use super::format::{self, CONTINUED, CONTINUES, Done, Head, Location, Record, WHOLE};
+use super::format::{
+    self, CHECKSUM_BYTES, CONTINUED, CONTINUES, Done, Head, INLINE, Location, Record, WHOLE,
+};
 use super::index::Names;
 use super::ledger::Ledger;
 use super::objects;
@@ -236,6 +238,8 @@ impl<'a> Reading<'a> {
         self.ledger.begin(pack, 0);
         goes_after.iter().for_each(|&other| self.ledger.follow(pack, other));
         let mut names = Vec::new();
+        // Of its body row, which is not read.
+        let mut body_bytes = 0;
         for record in head.records {
             match record {
                 Record::Add(add) => {
@@ -247,6 +251,9 @@ impl<'a> Reading<'a> {
                     let large = add.place.crc.is_some();
                     if large {
                         self.ledger.add_large(home, add.place.offset, add.place.len as usize);
+                    } else if home == pack && head.flags & INLINE == 0 {
+                        let end = CHECKSUM_BYTES + usize::from(add.place.offset) + add.place.len as usize;
+                        body_bytes = body_bytes.max(end);
                     }
                     let place = (add.place.offset, add.place.len);
                     let how = (add.qos, add.retain);
@@ -277,7 +284,7 @@ impl<'a> Reading<'a> {
                 }
             }
         }
-        self.ledger.seal(pack, bytes, 0, &mut names);
+        self.ledger.seal(pack, bytes + body_bytes, 0, &mut names);
     }
 
     fn clear_leftovers(&mut self) -> Result<(), OpenError> {
@@ -468,7 +475,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn large_bodies_are_counted_where_they_lie_however_long_their_chain() {
+    async fn bodies_are_counted_where_they_lie_however_long_their_chain() {
         let directory = tempfile::tempdir().unwrap();
         let group = start_and_store(directory.path(), None).await;
         let engine = Embedded::open(settings(directory.path())).unwrap();
@@ -480,8 +487,9 @@ mod tests {
             consumer.take(1, usize::MAX, &mut leased).unwrap();
         }
         let of = &leased[0];
-        let long = Message { payload: vec![b'x'; 9000].into(), ..of.message.clone() };
-        let messages = (0..1500).map(|_| (long.clone(), Append::to(group))).collect();
+        let message = |len| Message { payload: vec![b'x'; len].into(), ..of.message.clone() };
+        let long = (0..1500).map(|_| (message(9000), Append::to(group)));
+        let messages = long.chain((0..1500).map(|_| (message(7000), Append::to(group)))).collect();
         let lease = LeaseRef { attempt: Some(of.attempt), ..LeaseRef::of(of.sequence) };
         engine.commit(vec![Op::Forward(Forward { from: group, lease, messages })]).await.unwrap();
         drop(consumer);

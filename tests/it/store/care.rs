@@ -1,6 +1,7 @@
 //! `stafett store stats`, `import` and `compact`: what comes back is what was there, whatever comes in between.
 
 use std::num::NonZeroU32;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -624,6 +625,24 @@ async fn a_large_file_of_which_little_is_in_use_is_rewritten_at_start() {
             "{order}: messages are not what they were"
         );
     }
+}
+
+#[tokio::test]
+async fn a_large_file_of_which_all_is_in_use_is_left_alone() {
+    let directory = filled().await;
+    let engine = open(directory.path());
+    for _ in 0..70 {
+        // A start reads the heads of their packs, not their bodies.
+        let some = (0..150).map(|_| publish(message("shop/orders", vec![7; 7000]), &[ORDERS]));
+        done(&engine, some.collect()).await;
+    }
+    engine.close().unwrap();
+    drop(engine);
+    let file = || fs::metadata(directory.path().join("store/db")).unwrap();
+    let before = file();
+    assert!(before.len() >= 64 << 20);
+    drop(open(directory.path()));
+    assert_eq!(file().ino(), before.ino(), "it was rewritten");
 }
 
 /// All that is below a directory.
