@@ -37,6 +37,7 @@ use crate::bell::Bell;
 use crate::types::clock::unix_now;
 use crate::types::{BackupName, Sequence, TargetId, TopicFilter, UnixMillis};
 
+mod adds;
 mod admit;
 mod backup;
 mod bodies;

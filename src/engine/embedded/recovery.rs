@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::adds::Adds;
 use super::bodies::Bodies;
 use super::body::decode_message;
 use super::dedup::{self, Dedup};
@@ -68,7 +69,7 @@ struct Reading<'a> {
     streams: HashMap<TargetId, usize>,
     sequences: HashMap<u32, u64>,
     /// Every ADD of every head, by target.
-    adds: HashMap<u32, Vec<(Entry, Option<u16>)>>,
+    adds: HashMap<u32, Adds>,
     /// Of those that have one, by target and sequence.
     names: HashMap<(u32, u64), Names>,
     /// Those that newer ones have the place of, and are still stored.
@@ -272,7 +273,7 @@ impl<'a> Reading<'a> {
                         let names = Names { key: add.key.map(Key::from), value: add.value.map(Box::new) };
                         self.names.insert((add.target, add.sequence), names);
                     }
-                    self.adds.entry(add.target).or_default().push((entry, add.incoming));
+                    self.adds.entry(add.target).or_default().push(entry, add.incoming);
                 }
                 Record::Settle { of, .. } => {
                     names.push(of.pack);
@@ -312,71 +313,77 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
+    /// What is not settled, one by one. A rewritten message stands twice: what counts is where it was written last.
+    fn newest(
+        &mut self,
+        adds: Adds,
+        mut each: impl FnMut(&mut Self, Entry, Option<u16>) -> Result<(), OpenError>,
+    ) -> Result<(), OpenError> {
+        let mut adds = adds.in_order().peekable();
+        while let Some((entry, incoming)) = adds.next() {
+            if let Some((newer, _)) = adds.peek().filter(|(newer, _)| newer.sequence == entry.sequence) {
+                self.ledger.settle(entry.location());
+                self.ledger.depend(newer.pack, entry.pack);
+            } else if self.ledger.is_live(entry.location()) {
+                each(self, entry, incoming)?;
+            }
+        }
+        Ok(())
+    }
+
     fn finish(mut self, bodies: &Bodies) -> Result<Recovered, OpenError> {
         let at = unix_now();
         let mut retained = HashMap::new();
         let mut dirty_sequences = Vec::new();
         let mut next_retained = self.sequences.get(&format::RETAINED).copied().unwrap_or(1);
-        for (id, mut adds) in std::mem::take(&mut self.adds) {
-            let next = adds.iter().map(|(entry, _)| entry.sequence + 1).max().unwrap_or(1);
+        for (id, adds) in std::mem::take(&mut self.adds) {
+            let next = adds.last() + 1;
             let known = self.sequences.insert(id, next).unwrap_or(1);
             if known < next {
                 dirty_sequences.push(TargetId(id));
             }
             let next = next.max(known);
             self.sequences.insert(id, next);
-            // A rewritten message stands twice: what counts is where it was written last.
-            if !adds.is_sorted_by_key(|(entry, _)| entry.sequence) {
-                adds.sort_by_key(|(entry, _)| (entry.sequence, entry.pack));
-            }
-            let mut newest: Vec<(Entry, Option<u16>)> = Vec::with_capacity(adds.len());
-            for add in adds {
-                if let Some(last) = newest.last_mut()
-                    && last.0.sequence == add.0.sequence
-                {
-                    self.ledger.settle(last.0.location());
-                    self.ledger.depend(add.0.pack, last.0.pack);
-                    *last = add;
-                } else {
-                    newest.push(add);
-                }
-            }
-            newest.retain(|(entry, _)| self.ledger.is_live(entry.location()));
             if id == format::RETAINED {
                 next_retained = next;
-                for (entry, _) in newest {
+                self.newest(adds, |reading, entry, _| {
                     let message = bodies
-                        .load(self.trees, &entry)
-                        .map_err(|e| self.damaged(e))
-                        .and_then(|bytes| decode_message(bytes).map_err(|e| self.damaged(e)))?;
+                        .load(reading.trees, &entry)
+                        .map_err(|e| reading.damaged(e))
+                        .and_then(|bytes| decode_message(bytes).map_err(|e| reading.damaged(e)))?;
                     retained.insert(message.topic.detached(), (entry.sequence, entry.location()));
-                    self.stored.retained.push(message);
-                }
+                    reading.stored.retained.push(message);
+                    Ok(())
+                })?;
                 continue;
             }
             let Some(target) = self.registry.get(TargetId(id)).cloned() else {
-                for (entry, _) in newest {
-                    self.ledger.settle(entry.location());
-                }
+                self.newest(adds, |reading, entry, _| {
+                    reading.ledger.settle(entry.location());
+                    Ok(())
+                })?;
                 continue;
             };
             let mut state = target.state.lock();
-            for (entry, incoming) in newest {
+            self.newest(adds, |reading, entry, incoming| {
                 if let Some(packet_id) = incoming {
                     state.incoming.insert(packet_id, (entry.sequence, entry.location()));
                     if let Some(session) =
-                        self.sessions.get(&target.id).and_then(|&at| self.stored.sessions.get_mut(at))
+                        reading.sessions.get(&target.id).and_then(|&at| reading.stored.sessions.get_mut(at))
                     {
                         session.incoming.push(packet_id);
                     }
-                    continue;
+                    return Ok(());
                 }
                 target.messages.fetch_add(1, Ordering::Relaxed);
                 target.bytes.fetch_add(u64::from(entry.len), Ordering::Relaxed);
-                let names = self.names.remove(&(id, entry.sequence)).unwrap_or_default();
-                let mark = self.ledger.mark_of(entry.location());
-                self.replaced.extend(state.push(entry, mark, names, at).map(|older| (target.clone(), older)));
-            }
+                let names = reading.names.remove(&(id, entry.sequence)).unwrap_or_default();
+                let mark = reading.ledger.mark_of(entry.location());
+                reading
+                    .replaced
+                    .extend(state.push(entry, mark, names, at).map(|older| (target.clone(), older)));
+                Ok(())
+            })?;
         }
         for target in self.registry.all() {
             let next = self.sequences.get(&target.id.0).copied().unwrap_or(1);
