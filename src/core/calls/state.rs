@@ -263,6 +263,16 @@ impl State {
         }
     }
 
+    /// Takes a device out of its place that takes no more requests, when nothing is in its hand and it owes nothing.
+    pub(super) fn dismiss(&mut self, at: usize) -> Option<Entry> {
+        let is_done =
+            |entry: &&mut Entry| entry.draining && matches!(entry.door, Door::Device(_)) && entry.is_idle();
+        self.entry(at).filter(is_done)?;
+        let entry = self.places.get_mut(at)?.take()?;
+        self.forget(&entry);
+        Some(entry)
+    }
+
     /// A responder has left its place.
     pub(super) fn forget(&mut self, entry: &Entry) {
         self.takers -= usize::from(!entry.draining);

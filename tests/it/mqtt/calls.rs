@@ -780,3 +780,77 @@ async fn who_listens_with_a_wildcard_is_asked_where_that_is_wanted() {
     assert_eq!(reason_of(&status), "NO_RESPONDERS");
     other.nothing_came().await;
 }
+
+#[tokio::test]
+async fn a_topic_that_a_device_does_not_serve_any_more_takes_no_place() {
+    let (_directory, path) = crate::harness::config_file("[limits]\nmax_responders = 1\n");
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let mut lamp = Peer::clean(&broker, V5, "lamp").await;
+    // Each topic is served once, as one is that has a request's number in it.
+    for (filter, topic) in [("jobs/1", "jobs/1"), ("$share/g/jobs/+", "jobs/2"), ("jobs/3", "jobs/3")] {
+        lamp.subscribe(filter, QOS1).await;
+        let call = calls.begin(asking(topic, ""));
+        let heard = lamp.receive().await;
+        lamp.say_packet(answer(&heard, 1, "done")).await;
+        assert_eq!(answered(call).await, "done");
+        lamp.unsubscribe(filter).await;
+        broker.counts("responders", 0).await;
+        broker.counts("services", 0).await;
+    }
+    // With a request in hand it keeps its place until that is over, and gives it back then.
+    lamp.subscribe("jobs/4", QOS1).await;
+    for ends in ["answered", "cancelled"] {
+        let call = calls.begin(asking("jobs/4", ""));
+        let heard = lamp.receive().await;
+        lamp.unsubscribe("jobs/4").await;
+        broker.counts("responders", 1).await;
+        if ends == "answered" {
+            lamp.say_packet(answer(&heard, 2, ends)).await;
+            assert_eq!(answered(call).await, ends);
+        } else {
+            call.abort();
+        }
+        broker.counts("responders", 0).await;
+        lamp.subscribe("jobs/4", QOS1).await;
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_device_hears_at_once_that_it_serves_no_more() {
+    let (_broker, mut lamp, first, begun) = two_calls_to_one_lamp().await;
+    lamp.unsubscribe("lamp").await;
+    let [one, other] = begun;
+    let ended = tokio::select! {
+        ended = failed(one) => ended,
+        ended = failed(other) => ended,
+    };
+    assert_eq!(reason_of(&ended), "NO_RESPONDERS");
+    lamp.say_packet(answer(&first, 1, "x")).await;
+}
+
+#[tokio::test]
+async fn a_listener_that_owes_an_answer_takes_no_place_when_its_time_is_over() {
+    let config = "[limits]\ndevice_topics = [\"lamps/+/set -> lamps/+/state\"]\ncall_timeout = \"300ms\"\n";
+    let (_directory, path) = crate::harness::config_file(config);
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let mut lamp = Peer::clean(&broker, V311, "gateway").await;
+    lamp.subscribe("lamps/#", QOS1).await;
+    let policy = || v1::GatherPolicy {
+        timeout: prost_types::Duration::try_from(Duration::from_millis(50)).ok(),
+        ..Default::default()
+    };
+    for (topic, late) in [("lamps/1", false), ("lamps/2", true)] {
+        let asks = everyone(&format!("{topic}/set"), "on", policy());
+        let request = v1::MulticastRequest { listeners: true, ..asks };
+        let all = Asking::begin(&calls, request, 1).await;
+        lamp.receive().await;
+        assert_eq!(missing(&all.summary().await), [("gateway", v1::MissingReason::Silent)]);
+        if late {
+            lamp.say(&format!("{topic}/state"), QOS0, "late").await;
+        }
+        broker.counts("responders", 0).await;
+        broker.counts("calls_in_flight", 0).await;
+    }
+}
