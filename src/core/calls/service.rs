@@ -239,6 +239,10 @@ impl Service {
         let Some(calls) = self.calls.upgrade() else { return Ok(()) };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
+        // Another has looked meanwhile, and later: who has come since is not to be taken away.
+        if state.seen > Some(seen) {
+            return Ok(());
+        }
         let mut known: FxHashMap<SessionKey, usize> = FxHashMap::default();
         for (at, entry) in state.places.iter().enumerate() {
             if let Some(Entry { door: Door::Device(device), .. }) = entry {

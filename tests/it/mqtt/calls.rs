@@ -854,3 +854,27 @@ async fn a_listener_that_owes_an_answer_takes_no_place_when_its_time_is_over() {
         broker.counts("calls_in_flight", 0).await;
     }
 }
+
+#[tokio::test]
+async fn a_late_answer_is_that_to_no_other_call_though_the_device_has_subscribed_again() {
+    let config = "[limits]\ndevice_topics = [\"set -> state\"]\ncall_timeout = \"1day\"\n";
+    let (_directory, path) = crate::harness::config_file(config);
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let mut calls = Calls::of(&broker).await;
+    let mut lamp = Peer::clean(&broker, V311, "lamp").await;
+    lamp.subscribe("set", QOS1).await;
+    let slow = calls.begin(asking("set", "slow"));
+    lamp.receive().await;
+    slow.abort();
+    broker.counts("calls_in_flight", 0).await;
+    lamp.unsubscribe("set").await;
+    assert_eq!(reason_of(&calls.refused(asking("set", "")).await), "NO_RESPONDERS");
+    lamp.subscribe("set", QOS1).await;
+    let call = calls.begin(asking("set", "next"));
+    broker.counts("calls_in_flight", 1).await;
+    lamp.nothing_came().await;
+    lamp.send(Packet::Publish(publish("state", QOS0, 0, "late"))).await;
+    assert_eq!(text(&lamp.receive().await), "next");
+    lamp.say("state", QOS1, "next").await;
+    assert_eq!(answered(call).await, "next");
+}

@@ -62,3 +62,19 @@ async fn a_gateway_is_found_by_the_topic_that_it_answers_on() {
     assert_eq!(calls.devices.sizes(), [0; 3]);
     assert_eq!(responders(&bed), 0);
 }
+#[tokio::test]
+async fn who_looked_before_does_not_take_away_who_has_come_since() {
+    let bed = Bed::with(Limits::default()).await;
+    let (calls, s) = (&bed.broker.calls, topic("s"));
+    let lamp = device(&bed, Answers::ByProperties).await;
+    // Two calls look at the same time: the one that looked first has its turn last.
+    let early = bed.broker.routes.now();
+    let seen = (early.epoch(s.first_level()), calls.reconnects());
+    let found = bed.broker.candidates(Audience::Serving, &early, &s);
+    subscribe(&lamp, &[("s", options(Qos::AtLeastOnce))]).await;
+    bed.broker.find_devices(&s).unwrap();
+    assert_eq!(responders(&bed), 1);
+    calls.service(&s).unwrap().refresh(seen, found).unwrap();
+    assert_eq!(responders(&bed), 1);
+    assert!(calls.service(&s).unwrap().has_seen((bed.broker.routes.now().epoch("s"), calls.reconnects())));
+}
