@@ -314,9 +314,8 @@ impl Service {
         let Some(calls) = self.calls.upgrade() else { return };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
-        let entry = state.places.get_mut(at).and_then(|entry| entry.take_if(|entry| entry.key == key));
-        let Some(entry) = entry else { return };
-        state.forget(&entry);
+        let is_there = state.entry(at).is_some_and(|entry| entry.key == key);
+        let Some(entry) = is_there.then(|| state.vacate(at)).flatten() else { return };
         calls.gone(&entry);
         entry.line.lost(&entry.serve, &mut wakes);
         Self::pass_on(&calls, &mut state, &entry.serve, entry.in_hand.into_iter().collect(), &mut wakes);
