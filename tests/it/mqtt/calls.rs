@@ -878,3 +878,77 @@ async fn a_late_answer_is_that_to_no_other_call_though_the_device_has_subscribed
     lamp.say("state", QOS1, "next").await;
     assert_eq!(answered(call).await, "next");
 }
+
+/// Answers what comes, but for some, and ends its subscription or its connection, again and again.
+async fn restless(broker: &Broker, version: Version, at: u64) {
+    for round in 0_u64.. {
+        let mut device = Peer::clean(broker, version, &format!("device-{at}")).await;
+        device.subscribe("job", QOS0).await;
+        for n in 0..20 {
+            let request = device.publish().await;
+            let said = match version {
+                V311 => publish("said", QOS0, 0, "x"),
+                V5 => Publish { qos: QOS0, packet_id: None, ..answer(&request, 1, "x") },
+            };
+            if !u64::is_multiple_of(n + at, 5) {
+                device.send(Packet::Publish(said)).await;
+            }
+        }
+        if round % 2 == 0 {
+            device.vanish();
+        } else {
+            let filters = vec!["job".into()];
+            let ended = Unsubscribe { packet_id: id(9), properties: None, filters };
+            device.send(Packet::Unsubscribe(ended)).await;
+            while !matches!(device.next().await, Packet::UnsubAck(_)) {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_devices_and_their_calls() {
+    let config = "[limits]\ndevice_topics = [\"job -> said\"]\ncall_timeout = \"100ms\"\n";
+    let (_directory, path) = crate::harness::config_file(config);
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let devices = futures_util::future::join4(
+        restless(&broker, V5, 0),
+        restless(&broker, V5, 1),
+        restless(&broker, V5, 2),
+        restless(&broker, V311, 3),
+    );
+    let policy = || v1::GatherPolicy {
+        timeout: prost_types::Duration::try_from(Duration::from_millis(20)).ok(),
+        ..Default::default()
+    };
+    let asks = async |at: u64| {
+        for n in 0..150 {
+            let millis = Duration::from_millis(1 + (n * 7 + at) % 30);
+            if n % 4 == 0 {
+                let request = v1::MulticastRequest { listeners: true, ..everyone("job", "x", policy()) };
+                let events = calls.0.clone().multicast(request).await.map(|answer| answer.into_inner());
+                if let Ok(mut events) = events {
+                    drop(tokio::time::timeout(millis, events.message()).await);
+                }
+            } else {
+                let call = v1::CallRequest { idempotent: n % 2 == 0, ..asking("job", "x") };
+                drop(calls.0.clone().call(within_time(call, millis)).await);
+            }
+        }
+    };
+    let mut device = Peer::clean(&broker, V5, "caller").await;
+    let device = async {
+        for _ in 0..150 {
+            let asks = request("job", 1, "x", |it| it.message_expiry = Some(1));
+            device.say_packet(asks).await;
+        }
+    };
+    let callers = futures_util::future::join5(asks(0), asks(1), asks(2), asks(3), device);
+    tokio::select! {
+        _ = devices => {}
+        _ = callers => {}
+    }
+    for name in ["calls_in_flight", "call_bytes", "responders", "services"] {
+        broker.counts(name, 0).await;
+    }
+}
