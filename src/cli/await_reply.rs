@@ -11,7 +11,7 @@ use super::ClientOptions;
 use super::call::show;
 use super::client::{calls, refused};
 use super::exit::{Exit, Failure};
-use super::message::duration;
+use super::message::{duration, wait};
 
 /// The arguments of `stafett await-reply`.
 #[derive(Args, Debug)]
@@ -25,7 +25,7 @@ pub(super) struct AwaitReply {
     /// What `stafett call --async` has printed
     request_id: String,
     /// How long to wait for the reply, at most 1h
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s")]
+    #[arg(long, value_name = "TIME", value_parser = wait, default_value = "0s")]
     wait: Duration,
 }
 

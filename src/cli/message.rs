@@ -12,6 +12,9 @@ use serde_json::{Map, Value, json};
 
 use crate::grpc::proto::v1;
 
+/// Longer than anyone waits, and no longer than clocks can count.
+const LONGEST_WAIT: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// What a message says beside its payload.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct MessageOptions {
@@ -24,18 +27,9 @@ pub(super) struct MessageOptions {
     /// How long the message is worth delivering, with its unit: 30s, 1h
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     ttl: Option<Duration>,
-    /// Deliver not before this has passed
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    delay: Option<Duration>,
     /// Deliver it after those with the same key, for queues that are ordered by key
     #[arg(long, value_name = "KEY")]
     ordering_key: Option<String>,
-    /// Names the message, for queues with a dedup window: sent again it is not stored again
-    #[arg(long, value_name = "ID")]
-    dedup_id: Option<String>,
-    /// 0 (last) to 9 (first), for queues with priorities
-    #[arg(long, value_name = "LEVEL")]
-    priority: Option<u32>,
     /// Topic where an answer is expected
     #[arg(long, value_name = "TOPIC")]
     reply_to: Option<String>,
@@ -57,14 +51,44 @@ impl MessageOptions {
             content_type: self.content_type.clone().unwrap_or_default(),
             ttl: self.ttl.map(duration),
             ordering_key: self.ordering_key.clone().unwrap_or_default(),
-            dedup_id: self.dedup_id.clone().unwrap_or_default(),
-            priority: self.priority,
             reply_to: self.reply_to.clone().unwrap_or_default(),
             correlation_data: self.correlation.clone().unwrap_or_default().into(),
-            schedule: self.delay.map(|delay| v1::message::Schedule::Delay(duration(delay))),
             ..Default::default()
         })
     }
+}
+
+/// The same of one that is delivered from queues, too.
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct QueuedOptions {
+    #[command(flatten)]
+    message: MessageOptions,
+    /// Deliver not before this has passed
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    delay: Option<Duration>,
+    /// Names the message, for queues with a dedup window: sent again it is not stored again
+    #[arg(long, value_name = "ID")]
+    dedup_id: Option<String>,
+    /// 0 (last) to 9 (first), for queues with priorities
+    #[arg(long, value_name = "LEVEL")]
+    priority: Option<u32>,
+}
+
+impl QueuedOptions {
+    /// A message with these options and no payload.
+    pub(super) fn message(&self, topic: &str) -> anyhow::Result<v1::Message> {
+        Ok(v1::Message {
+            dedup_id: self.dedup_id.clone().unwrap_or_default(),
+            priority: self.priority,
+            schedule: self.delay.map(|delay| v1::message::Schedule::Delay(duration(delay))),
+            ..self.message.message(topic)?
+        })
+    }
+}
+
+/// How long to wait, by a clock of our own.
+pub(super) fn wait(text: &str) -> Result<Duration, humantime::DurationError> {
+    humantime::parse_duration(text).map(|wait| wait.min(LONGEST_WAIT))
 }
 
 /// `KEY=VALUE`.

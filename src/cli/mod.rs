@@ -94,7 +94,7 @@ struct ClientOptions {
     /// Longest wait for an answer, with its unit: 500ms, 5s, 1m
     #[arg(
         long, global = true, value_name = "TIME", default_value = "5s",
-        value_parser = humantime::parse_duration, help_heading = "Client options"
+        value_parser = message::wait, help_heading = "Client options"
     )]
     timeout: Duration,
     /// Print each result as one JSON object on a line of its own

@@ -33,9 +33,12 @@ pub(super) struct Passwd {
     /// Take the user out of the file
     #[arg(long, conflicts_with = "iterations")]
     delete: bool,
-    /// How often the password is hashed: more is harder to guess, and slower to check
     #[arg(
         long, value_name = "N", default_value_t = DEFAULT_ITERATIONS,
+        help = format!(
+            "How often the password is hashed, {} to {} times: more is harder to guess, and slower to check",
+            ITERATIONS.start(), ITERATIONS.end()
+        ),
         value_parser = clap::value_parser!(u32).range(i64::from(*ITERATIONS.start())..=i64::from(*ITERATIONS.end()))
     )]
     iterations: u32,

@@ -12,7 +12,7 @@ use crate::grpc::proto::v1::publish_result::Outcome;
 use super::ClientOptions;
 use super::client::{connect, refused, request};
 use super::exit::{Exit, Failure};
-use super::message::MessageOptions;
+use super::message::QueuedOptions;
 use super::out::line;
 use super::payload::PayloadOptions;
 
@@ -63,7 +63,7 @@ pub(super) struct Publish {
     #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 1)]
     count: u64,
     #[command(flatten)]
-    message: MessageOptions,
+    message: QueuedOptions,
 }
 
 impl Publish {

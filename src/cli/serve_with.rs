@@ -43,8 +43,11 @@ pub(super) struct ServeWith {
     /// The program and its arguments
     #[arg(required = true, value_name = "COMMAND", trailing_var_arg = true)]
     command: Vec<String>,
-    /// Programs at the same time
-    #[arg(long, value_name = "COUNT", default_value_t = CONCURRENCY)]
+    /// Programs at the same time: 1 to 65535
+    #[arg(
+        long, value_name = "COUNT", default_value_t = CONCURRENCY,
+        value_parser = clap::value_parser!(u32).range(1..=65_535)
+    )]
     concurrency: u32,
     /// The group of responders that it belongs to
     #[arg(long, default_value = "", hide_default_value = true)]

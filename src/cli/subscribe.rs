@@ -15,7 +15,7 @@ use crate::grpc::proto::v1::subscribe_stream_response::Event;
 use super::ClientOptions;
 use super::client::connect;
 use super::exit::{Exit, Failure};
-use super::message::{duration, message_json, payload_text};
+use super::message::{duration, message_json, payload_text, wait};
 use super::publish::Level;
 use super::taking::{Deliveries, Heard, Until, print, say};
 
@@ -49,7 +49,7 @@ pub(super) struct Subscribe {
     #[arg(long, short = 'n', value_name = "COUNT")]
     count: Option<u64>,
     /// End when nothing has come for so long
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = wait)]
     idle: Option<Duration>,
     /// Begin each line with the topic
     #[arg(long, short = 't')]

@@ -190,6 +190,8 @@ pub(super) struct Life {
     age: Instant,
     deadline: Instant,
     stopping: CancellationToken,
+    /// That it is to end by plan was said: that is not said again.
+    closing: bool,
     sleep: Pin<Box<Sleep>>,
 }
 
@@ -206,6 +208,7 @@ impl Life {
             age,
             deadline,
             stopping,
+            closing: false,
             sleep: Box::pin(sleep_until(now)),
         }
     }
@@ -226,13 +229,15 @@ impl Life {
     /// Cancel safe.
     pub(super) async fn next(&mut self, due: Option<Instant>) -> Tick {
         let own = due.unwrap_or(self.silent_until);
-        let at = self.silent_until.min(self.age).min(self.deadline).min(own);
+        let age = if self.closing { self.deadline } else { self.age };
+        let at = self.silent_until.min(age).min(self.deadline).min(own);
         if self.sleep.deadline() != at {
             self.sleep.as_mut().reset(at);
         }
         tokio::select! {
             biased;
-            () = self.stopping.cancelled() => {
+            () = self.stopping.cancelled(), if !self.closing => {
+                self.closing = true;
                 let why = "the broker is shutting down";
                 return Tick::Closing(closing(plain(Code::Unavailable, why), Some(STOPPED_RECONNECT)));
             }
@@ -241,7 +246,8 @@ impl Life {
         let now = Instant::now();
         if now >= self.deadline {
             Tick::Deadline(exceeded())
-        } else if now >= self.age {
+        } else if now >= age {
+            self.closing = true;
             let why = "the stream has reached its maximum age";
             Tick::Closing(closing(plain(Code::Unavailable, why), Some(AGED_RECONNECT)))
         } else if due.is_some_and(|due| now >= due) {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::stream::Stream;
+use super::stream::{Base, Stream};
 use super::{Settings, websocket};
 use crate::auth::{Users, UsersError};
 use crate::proxy::{self, ProxyError, ProxyProtocol};
@@ -227,15 +227,18 @@ impl Layers {
             },
         };
         let upgrade = |error| LayerError::WebSocket(error);
+        let (base, early) = Base::new(socket);
         let stream = match (&self.tls, &self.websocket) {
-            (None, None) => Stream::from(socket),
-            (Some(tls), None) => Stream::over(tls.accept(socket).await.map_err(LayerError::Tls)?),
-            (None, Some(settings)) => {
-                Stream::over(websocket::accept(socket, settings).await.map_err(|error| upgrade(error))?)
-            }
+            (None, None) => Stream::from(base),
+            (Some(tls), None) => Stream::over(tls.accept(base).await.map_err(LayerError::Tls)?, early),
             (Some(tls), Some(settings)) => {
-                let secured = tls.accept(socket).await.map_err(LayerError::Tls)?;
-                Stream::over(websocket::accept(secured, settings).await.map_err(|error| upgrade(error))?)
+                let secured = tls.accept(base).await.map_err(LayerError::Tls)?;
+                let accepted = websocket::accept(secured, settings).await;
+                Stream::over(accepted.map_err(|error| upgrade(error))?, early)
+            }
+            (None, Some(settings)) => {
+                let accepted = websocket::accept(base, settings).await;
+                Stream::over(accepted.map_err(|error| upgrade(error))?, early)
             }
         };
         Ok((stream, peer))

@@ -259,11 +259,10 @@ impl Socket {
     ///
     /// [`try_read_buf`]: Self::try_read_buf
     pub fn read_arrived(&self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
-        let socket = either!(self, stream => SockRef::from(stream));
         let mut chunk = [0; 4 << 10];
         let mut read = 0;
         while read < most {
-            let count = match (&*socket).read(&mut chunk) {
+            let count = match self.read_arrived_into(&mut chunk) {
                 Err(_) if read > 0 => break,
                 count => count?,
             };
@@ -274,6 +273,14 @@ impl Socket {
             }
         }
         Ok(read)
+    }
+
+    /// The same into a part of memory, once.
+    ///
+    /// # Errors
+    /// As of [`read_arrived`](Self::read_arrived).
+    pub fn read_arrived_into(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        (&*either!(self, stream => SockRef::from(stream))).read(bytes)
     }
 }
 

@@ -61,3 +61,26 @@ async fn info_says_version_and_doors() {
     let ended = stafett(["info", "--server", &broker.url()]).await;
     assert!(ended.stdout.contains(env!("CARGO_PKG_VERSION")), "{}", ended.stdout);
 }
+
+#[tokio::test]
+async fn times_that_no_clock_can_count_are_as_long_as_anyone_waits() {
+    const EVER: &str = "200000000000000d";
+    let broker = Broker::start().await;
+    let url = broker.url();
+    let ask = async |args: &[&str]| stafett(args.iter().copied().chain(["--server", &url])).await;
+    let ended = ask(&["health", "--timeout", EVER]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "SERVING\n"), "{}", ended.stderr);
+    let ended = ask(&["await-reply", "01KAQ5G3B6M8E9R3ZT0Y6Q4W7X", "--wait", EVER]).await;
+    assert!(ended.code == Some(2) && ended.stderr.contains("wait: "), "{}", ended.stderr);
+    ask(&["queue", "create", "q"]).await;
+    ask(&["queue", "send", "q", "x"]).await;
+    let ended = ask(&["queue", "consume", "q", "-n", "1", "--idle", EVER]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "x\n"), "{}", ended.stderr);
+    ask(&["stream", "create", "s"]).await;
+    ask(&["stream", "append", "s", "x"]).await;
+    let ended = ask(&["stream", "read", "s", "-n", "1", "--follow", "--idle", EVER]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "1\tx\n"), "{}", ended.stderr);
+    ask(&["pub", "t", "x", "--retain"]).await;
+    let ended = ask(&["sub", "t", "-n", "1", "--idle", EVER]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "x\n"), "{}", ended.stderr);
+}

@@ -57,6 +57,8 @@ async fn users_come_change_and_go() {
 async fn what_cannot_be_stored_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("users");
+    let help = stafett(["passwd", "--help"]).await.stdout;
+    assert!(help.contains("4096 to 1000000 times"), "{help}");
     for (args, input, problem) in [
         (&["ann"][..], "\n", "the password has characters"),
         (&["ann"], "", "the password has characters"),

@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::cli::ClientOptions;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::message::{duration, payload_text};
+use crate::cli::message::{duration, payload_text, wait};
 use crate::cli::taking::{Deliveries, Heard, Until, print, say};
 use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::consume_request::Action;
@@ -33,7 +33,7 @@ pub(super) struct Consume {
     #[arg(long, short = 'n', value_name = "COUNT")]
     count: Option<u64>,
     /// End when nothing has come for so long
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = wait)]
     idle: Option<Duration>,
     /// How many messages may be on their way
     #[arg(long, value_name = "COUNT", default_value_t = 1000)]

@@ -24,10 +24,31 @@ enum View {
     Ready,
     /// What waits for its time
     Delayed,
-    /// What a consumer holds; it cannot be deleted
+    /// What a consumer holds
     Leased,
     /// All of these
     All,
+}
+
+/// What can be deleted.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Unheld {
+    /// What can be delivered
+    Ready,
+    /// What waits for its time
+    Delayed,
+    /// Both of these
+    All,
+}
+
+impl From<Unheld> for v1::QueueView {
+    fn from(view: Unheld) -> Self {
+        match view {
+            Unheld::Ready => Self::Ready,
+            Unheld::Delayed => Self::Delayed,
+            Unheld::All => Self::All,
+        }
+    }
 }
 
 impl From<View> for v1::QueueView {
@@ -195,9 +216,9 @@ Examples:
 pub(super) struct Purge {
     /// The queue
     name: String,
-    /// Which messages; all: those that are ready or delayed
+    /// Which messages
     #[arg(long, value_enum)]
-    view: View,
+    view: Unheld,
     #[command(flatten)]
     filter: Filter,
 }
@@ -230,9 +251,9 @@ pub(super) struct Cancel {
     /// Sequences or ids
     #[arg(required = true, value_name = "MESSAGE")]
     messages: Vec<String>,
-    /// Where they wait; all: those that are ready or delayed
+    /// Where they wait
     #[arg(long, value_enum, default_value = "delayed")]
-    view: View,
+    view: Unheld,
 }
 
 impl Cancel {

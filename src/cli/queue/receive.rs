@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::cli::ClientOptions;
 use crate::cli::client::{refused, request};
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::message::{MessageOptions, duration, parse_token, payload_text, show_token};
+use crate::cli::message::{QueuedOptions, duration, parse_token, payload_text, show_token};
 use crate::cli::out::line;
 use crate::grpc::proto::v1;
 use crate::grpc::proto::v1::forward_result::Outcome;
@@ -113,7 +113,7 @@ pub(super) struct Forward {
     /// The payload of the message
     payload: String,
     #[command(flatten)]
-    message: MessageOptions,
+    message: QueuedOptions,
 }
 
 impl Forward {

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::cli::ClientOptions;
 use crate::cli::client::{refused, request};
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::message::MessageOptions;
+use crate::cli::message::QueuedOptions;
 use crate::cli::out::line;
 use crate::cli::payload::PayloadOptions;
 use crate::grpc::proto::v1;
@@ -38,7 +38,7 @@ pub(super) struct Send {
     #[arg(long)]
     atomic: bool,
     #[command(flatten)]
-    message: MessageOptions,
+    message: QueuedOptions,
 }
 
 impl Send {

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::cli::ClientOptions;
 use crate::cli::client::{refused, request};
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::message::{message_json, payload_text, show_time};
+use crate::cli::message::{message_json, payload_text, show_time, wait};
 use crate::cli::out::line;
 use crate::cli::queue::late;
 use crate::grpc::proto::v1;
@@ -78,7 +78,7 @@ pub(super) struct Read {
     #[arg(long, short = 'n', value_name = "COUNT")]
     count: Option<u64>,
     /// End when nothing has come for so long
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, requires = "follow")]
+    #[arg(long, value_name = "TIME", value_parser = wait, requires = "follow")]
     idle: Option<Duration>,
 }
 

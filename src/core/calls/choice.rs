@@ -42,8 +42,7 @@ impl State {
             if !entry.has_room() || passed.contains(&at) {
                 continue;
             }
-            let group = self.groups.get(entry.group).map_or(0, |group| group.in_hand);
-            let load = (group, entry.in_hand.len());
+            let load = (self.groups.in_hand(entry.group), entry.in_hand.len());
             if best.is_none_or(|(least, _)| load < least) {
                 best = Some((load, at));
             }

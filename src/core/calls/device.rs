@@ -12,12 +12,16 @@
 //!
 //! Invariant: an answer is taken from the session that was asked alone.
 
+#[cfg(all(test, feature = "embedded"))]
+mod tests;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use bytestring::ByteString;
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
 use super::service::Service;
@@ -164,25 +168,57 @@ struct Known {
 #[derive(Debug, Default)]
 struct Places {
     by_key: FxHashMap<u64, Known>,
-    by_session: FxHashMap<SessionKey, SmallVec<[u64; 2]>>,
+    by_session: FxHashMap<SessionKey, FxHashSet<u64>>,
+    /// By what a session is asked on, and by where it answers if it knows no correlation data. The names come from peers.
+    by_topic: HashMap<(SessionKey, TopicName), SmallVec<[u64; 2]>>,
+}
+
+impl Known {
+    /// Where what it publishes is of interest here, and when it ends a subscription.
+    fn topics(&self) -> impl Iterator<Item = &TopicName> + use<'_> {
+        let answers_by_topic = self.reply_to.as_str() != REPLY_TOPIC;
+        [self.service.name()].into_iter().chain(Some(&self.reply_to).filter(|_| answers_by_topic))
+    }
+}
+
+impl Places {
+    fn known(&self, keys: impl Iterator<Item = u64>) -> Vec<(u64, Known)> {
+        keys.filter_map(|key| Some((key, self.by_key.get(&key)?.clone()))).collect()
+    }
 }
 
 impl Index {
     pub(super) fn add(&self, key: u64, device: &Device, service: &Arc<Service>, at: usize) {
         let session = device.key();
         let (reply_to, service) = (device.reply_to.clone(), Arc::clone(service));
+        let known = Known { session, reply_to, service, at };
         let mut places = self.places.lock();
-        places.by_key.insert(key, Known { session, reply_to, service, at });
-        places.by_session.entry(session).or_default().push(key);
+        for topic in known.topics() {
+            let keys = places.by_topic.entry((session, topic.clone())).or_default();
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        places.by_session.entry(session).or_default().insert(key);
+        places.by_key.insert(key, known);
     }
 
-    pub(super) fn remove(&self, key: u64, session: SessionKey) {
+    pub(super) fn remove(&self, key: u64) {
         let mut places = self.places.lock();
-        places.by_key.remove(&key);
-        if let Some(keys) = places.by_session.get_mut(&session) {
-            keys.retain(|other| *other != key);
+        let Some(known) = places.by_key.remove(&key) else { return };
+        for topic in known.topics() {
+            let place = (known.session, topic.clone());
+            if let Some(keys) = places.by_topic.get_mut(&place) {
+                keys.retain(|other| *other != key);
+                if keys.is_empty() {
+                    places.by_topic.remove(&place);
+                }
+            }
+        }
+        if let Some(keys) = places.by_session.get_mut(&known.session) {
+            keys.remove(&key);
             if keys.is_empty() {
-                places.by_session.remove(&session);
+                places.by_session.remove(&known.session);
             }
         }
     }
@@ -193,8 +229,20 @@ impl Index {
 
     fn of_session(&self, session: SessionKey) -> Vec<(u64, Known)> {
         let places = self.places.lock();
-        let keys = places.by_session.get(&session).into_iter().flatten();
-        keys.filter_map(|key| Some((*key, places.by_key.get(key)?.clone()))).collect()
+        places.known(places.by_session.get(&session).into_iter().flatten().copied())
+    }
+
+    /// Where a session is asked on a topic, or answers on it.
+    fn on_topic(&self, session: SessionKey, topic: &TopicName) -> Vec<(u64, Known)> {
+        let places = self.places.lock();
+        places.known(places.by_topic.get(&(session, topic.clone())).into_iter().flatten().copied())
+    }
+
+    /// How many places, sessions and topics are known.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> [usize; 3] {
+        let places = self.places.lock();
+        [places.by_key.len(), places.by_session.len(), places.by_topic.len()]
     }
 }
 
@@ -206,9 +254,29 @@ impl Calls {
         }
     }
 
+    /// A session has ended subscriptions: where it was asked for them it is asked no more, and what waits for it alone ends.
+    pub(crate) fn unsubscribed(&self, session: SessionKey, filters: &[FilterSpec]) {
+        for spec in filters {
+            let places = match spec {
+                FilterSpec::Plain(filter) if !filter.is_wildcard() => {
+                    let Ok(topic) = TopicName::parse(filter.to_byte_string()) else { continue };
+                    self.devices.on_topic(session, &topic)
+                }
+                FilterSpec::Plain(filter) | FilterSpec::Shared { filter, .. } => {
+                    let mut places = self.devices.of_session(session);
+                    places.retain(|(_, known)| filter.matches(known.service.name()));
+                    places
+                }
+            };
+            for (key, Known { service, at, .. }) in places {
+                service.stop_if_gone(at, key);
+            }
+        }
+    }
+
     /// Takes what a session publishes as the answer of a device that knows no correlation data, if it has one in hand.
     pub(crate) fn answer_on(&self, session: SessionKey, topic: &TopicName, said: impl Fn() -> Said) {
-        for (key, Known { reply_to, service, at, .. }) in self.devices.of_session(session) {
+        for (key, Known { reply_to, service, at, .. }) in self.devices.on_topic(session, topic) {
             if reply_to == *topic {
                 service.reply_next(at, key, &said);
             }

@@ -5,10 +5,11 @@
 //!      Calling ◀─ parts, end ◀─────── Responder::reply ◀────── door
 //! ```
 //!
-//! `call` is one request with its answer, `service`, `state` and `choice` decide who is asked, `direct` asks everyone, `gather` takes
-//! the replies of all, `parts` gives parts of a request to responders, `jobs` has those that wait, `responder` is the handle of who
-//! answers, `device` a subscriber that answers, `line` what waits, `stored` asynchronous calls, `topics` where one of 3.1.1 answers,
-//! `owed` what it owes, `published` what of this comes and goes as a publish, `words` what is said.
+//! `call` is one request with its answer, `service`, `state` and `choice` decide who is asked, `groups` has those who do the same,
+//! `direct` asks everyone, `gather` takes the replies of all, `parts` gives parts of a request to responders, `jobs` has those that
+//! wait, `responder` is the handle of who answers, `device` a subscriber that answers, `line` what waits, `stored` asynchronous
+//! calls, `topics` where one of 3.1.1 answers, `owed` what it owes, `published` what of this comes and goes as a publish, `words`
+//! what is said.
 //!
 //! Invariants: a call is with one responder, waits for one, or is over; one that is for a certain responder goes to no
 //! other; whoever waits hears of each of these ends at once; what a responder says reaches only calls that it was asked for.
@@ -20,6 +21,7 @@ mod choice;
 mod device;
 mod direct;
 mod gather;
+mod groups;
 mod jobs;
 mod line;
 mod multicast;

@@ -1,8 +1,8 @@
 //! Devices that say no number with their answers, and what they owe.
 //!
 //! Such a device has one request in hand, and what it says next is the answer. When that was given up, the device owes an
-//! answer for [`call_timeout`](crate::core::Limits::call_timeout) from when it was asked, as long as it stays connected and
-//! subscribed, and is asked nothing else meanwhile. So what it says late is never taken for the answer to another request,
+//! answer for [`call_timeout`](crate::core::Limits::call_timeout) from when it was asked, as long as it stays connected,
+//! and is asked nothing else meanwhile. So what it says late is never taken for the answer to another request,
 //! and an answer that was lost on its way keeps it from being asked no longer than that.
 
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl Service {
     }
 
     /// What a device says from now on is the answer to what it is asked next.
-    fn owes_nothing(&self, at: usize, key: u64) {
+    fn owes_nothing(self: &Arc<Self>, at: usize, key: u64) {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         if let Some(entry) = state.entry(at).filter(|entry| entry.key == key) {
@@ -51,13 +51,12 @@ impl Service {
             state.go_on(at, &mut wakes);
         }
         state.hand_out(Some(at), &mut wakes);
-        drop(state);
-        wakes.run();
+        self.let_go(state, at, wakes);
     }
 
     /// Passes the answer of a device on that does not say to what it is one: to what was given up before, if it owes that,
     /// or else to what it has in hand. What it says unasked is nothing.
-    pub(super) fn reply_next(&self, at: usize, key: u64, said: impl FnOnce() -> Said) {
+    pub(super) fn reply_next(self: &Arc<Self>, at: usize, key: u64, said: impl FnOnce() -> Said) {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         let Some(entry) = state.entry(at).filter(|entry| entry.key == key && entry.says_no_number()) else {
@@ -73,7 +72,6 @@ impl Service {
             let answers = vec![Answer { number, said: said() }];
             self.answer(&mut state, (at, key), answers, &mut wakes);
         }
-        drop(state);
-        wakes.run();
+        self.let_go(state, at, wakes);
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 
@@ -57,17 +57,50 @@ impl Service {
         self.gatherings.load(Ordering::Relaxed) == 0 && self.state.lock().is_empty()
     }
 
-    /// Takes its devices away if nothing is in their hands and they owe nothing.
+    /// Takes its devices away: at once, or those that owe an answer when they do not any more.
     fn disband(&self, calls: &Calls) {
+        let mut wakes = Wakes::default();
         let mut state = self.state.lock();
-        if state.places.iter().flatten().any(|entry| !entry.is_idle()) {
-            return;
-        }
-        for entry in std::mem::take(&mut state.places).into_iter().flatten() {
-            state.forget(&entry);
-            calls.gone(&entry);
+        for at in 0..state.places.len() {
+            state.stop(at, &mut wakes);
+            if let Some(entry) = state.dismiss(at) {
+                calls.gone(&entry);
+            }
         }
         state.seen = None;
+        drop(state);
+        wakes.run();
+    }
+
+    /// Lets the lock go after something has ended that this responder had, and the responder with it if it is a device that
+    /// serves no more.
+    pub(super) fn let_go(self: &Arc<Self>, mut state: MutexGuard<'_, State>, at: usize, wakes: Wakes) {
+        let entry = state.dismiss(at);
+        let empty = entry.is_some() && state.is_empty();
+        drop(state);
+        wakes.run();
+        if let (Some(entry), Some(calls)) = (entry, self.calls.upgrade()) {
+            calls.gone(&entry);
+            if empty {
+                calls.forget(self);
+            }
+        }
+    }
+
+    /// A device has ended a subscription: it is asked no more if that made it a responder.
+    pub(super) fn stop_if_gone(self: &Arc<Self>, at: usize, key: u64) {
+        let mut wakes = Wakes::default();
+        let mut state = self.state.lock();
+        if state.entry(at).is_none_or(|entry| entry.key != key) {
+            return;
+        }
+        let takers = state.takers;
+        state.stop_if_gone(at, &mut wakes);
+        // It may have been the last that others wait for.
+        if state.takers < takers {
+            state.hand_out(None, &mut wakes);
+        }
+        self.let_go(state, at, wakes);
     }
 
     /// Who is told when it has room; none: nobody any more.
@@ -139,10 +172,9 @@ impl Service {
                 self.give_up(&mut state, at, number, &mut wakes);
                 state.go_on(at, &mut wakes);
                 state.hand_out(Some(at), &mut wakes);
+                self.let_go(state, at, wakes);
             }
         }
-        drop(state);
-        wakes.run();
         true
     }
 
@@ -178,8 +210,7 @@ impl Service {
         Self::pass_on(&calls, &mut state, &serve, vec![(number, held)], &mut wakes);
         state.go_on(at, &mut wakes);
         state.hand_out(Some(at), &mut wakes);
-        drop(state);
-        wakes.run();
+        self.let_go(state, at, wakes);
         limit
     }
 
@@ -208,6 +239,10 @@ impl Service {
         let Some(calls) = self.calls.upgrade() else { return Ok(()) };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
+        // Another has looked meanwhile, and later: who has come since is not to be taken away.
+        if state.seen > Some(seen) {
+            return Ok(());
+        }
         let mut known: FxHashMap<SessionKey, usize> = FxHashMap::default();
         for (at, entry) in state.places.iter().enumerate() {
             if let Some(Entry { door: Door::Device(device), .. }) = entry {
@@ -227,10 +262,7 @@ impl Service {
         }
         for at in known.into_values() {
             state.stop(at, &mut wakes);
-            if let Some(entry) =
-                state.places.get_mut(at).and_then(|entry| entry.take_if(|it| it.in_hand.is_empty()))
-            {
-                state.forget(&entry);
+            if let Some(entry) = state.dismiss(at) {
                 calls.gone(&entry);
             }
         }
@@ -242,6 +274,9 @@ impl Service {
                     calls.devices.add(key, &device, self, at);
                     // Had it left before it was noted, nobody would say so.
                     state.stop_if_gone(at, &mut wakes);
+                    if let Some(entry) = state.dismiss(at) {
+                        calls.gone(&entry);
+                    }
                 }
                 Err(full) => {
                     all = Err(full);
@@ -279,9 +314,8 @@ impl Service {
         let Some(calls) = self.calls.upgrade() else { return };
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
-        let entry = state.places.get_mut(at).and_then(|entry| entry.take_if(|entry| entry.key == key));
-        let Some(entry) = entry else { return };
-        state.forget(&entry);
+        let is_there = state.entry(at).is_some_and(|entry| entry.key == key);
+        let Some(entry) = is_there.then(|| state.vacate(at)).flatten() else { return };
         calls.gone(&entry);
         entry.line.lost(&entry.serve, &mut wakes);
         Self::pass_on(&calls, &mut state, &entry.serve, entry.in_hand.into_iter().collect(), &mut wakes);
@@ -351,12 +385,11 @@ impl Service {
     }
 
     /// Passes answers on, in their order. Returns those that nobody got.
-    pub(super) fn reply(&self, at: usize, key: u64, answers: Vec<Answer>) -> Vec<ReplyRefused> {
+    pub(super) fn reply(self: &Arc<Self>, at: usize, key: u64, answers: Vec<Answer>) -> Vec<ReplyRefused> {
         let mut wakes = Wakes::default();
         let mut state = self.state.lock();
         let refused = self.answer(&mut state, (at, key), answers, &mut wakes);
-        drop(state);
-        wakes.run();
+        self.let_go(state, at, wakes);
         refused
     }
 
@@ -459,8 +492,8 @@ impl Calls {
     /// A responder is not there any more.
     fn gone(&self, entry: &Entry) {
         self.counts.responders.fetch_sub(1, Ordering::Relaxed);
-        if let Door::Device(device) = &entry.door {
-            self.devices.remove(entry.key, device.key());
+        if let Door::Device(_) = &entry.door {
+            self.devices.remove(entry.key);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Whoever has it wakes nobody himself: [`Wakes`] is for when the lock is let go.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::call::{Call, Place};
 use super::choice::Handed;
 use super::device::{Device, NotAsked, Seen};
+use super::groups::Groups;
 use super::jobs::Jobs;
 use super::line::Line;
 use super::stored::Watch;
@@ -36,9 +37,11 @@ pub(super) struct State {
     /// When the devices among the responders were looked for.
     pub(super) seen: Option<Seen>,
     pub(super) places: Vec<Option<Entry>>,
+    /// Those of them that nobody has; the last one is never among them.
+    free: BTreeSet<usize>,
     /// How many take requests: there, and not draining.
     pub(super) takers: usize,
-    pub(super) groups: Vec<Group>,
+    pub(super) groups: Groups,
     /// Where the next choice begins.
     pub(super) turn: usize,
     pub(super) waiting: Line,
@@ -48,14 +51,6 @@ pub(super) struct State {
     pub(super) jobs: Jobs,
     /// Told when there is room and nothing waits here: stored calls wait for it.
     pub(super) watch: Option<Arc<Watch>>,
-}
-
-/// Responders that do the same.
-#[derive(Debug)]
-pub(super) struct Group {
-    pub(super) name: ByteString,
-    pub(super) members: usize,
-    pub(super) in_hand: usize,
 }
 
 /// A responder.
@@ -172,7 +167,7 @@ impl Entry {
 impl State {
     /// Nobody serves, and nobody waits for that.
     pub(super) fn is_empty(&self) -> bool {
-        self.watch.is_none() && self.places.iter().all(Option::is_none)
+        self.watch.is_none() && self.places.is_empty()
     }
 
     /// How many requests could be handed out at once, at most `max`.
@@ -200,7 +195,7 @@ impl State {
 
     /// A new responder's place.
     pub(super) fn add(&mut self, key: u64, serve: Serve, door: Door) -> usize {
-        let group = self.group(&serve.group);
+        let group = self.groups.join(&serve.group);
         let entry = Entry {
             key,
             serve,
@@ -219,8 +214,7 @@ impl State {
             errors: 0,
             busy: Duration::ZERO,
         };
-        let free = self.places.iter().position(Option::is_none);
-        let at = free.unwrap_or(self.places.len());
+        let at = self.free.pop_first().unwrap_or(self.places.len());
         match self.places.get_mut(at) {
             Some(place) => *place = Some(entry),
             None => self.places.push(Some(entry)),
@@ -231,19 +225,14 @@ impl State {
 
     /// A device is subscribed as before, or in another way, and takes requests.
     pub(super) fn renew(&mut self, at: usize, device: Device, serve: Serve) {
-        let group = self.group(&serve.group);
+        let group = self.groups.join(&serve.group);
         let Some(Some(entry)) = self.places.get_mut(at) else { return };
         let old = std::mem::replace(&mut entry.group, group);
         let in_hand = entry.in_hand.len();
         (entry.serve, entry.door) = (serve, Door::Device(device));
         self.takers += usize::from(std::mem::take(&mut entry.draining));
-        if let Some(group) = self.groups.get_mut(old) {
-            group.members -= 1;
-            group.in_hand -= in_hand;
-        }
-        if let Some(group) = self.groups.get_mut(group) {
-            group.in_hand += in_hand;
-        }
+        self.groups.leave(old, in_hand);
+        self.groups.took(group, in_hand);
     }
 
     /// Gives a responder no more requests. What waits for it alone is lost.
@@ -263,39 +252,40 @@ impl State {
         }
     }
 
-    /// A responder has left its place.
-    pub(super) fn forget(&mut self, entry: &Entry) {
+    /// Takes a device out of its place that takes no more requests, when nothing is in its hand and it owes nothing.
+    pub(super) fn dismiss(&mut self, at: usize) -> Option<Entry> {
+        let is_done =
+            |entry: &&mut Entry| entry.draining && matches!(entry.door, Door::Device(_)) && entry.is_idle();
+        self.entry(at).filter(is_done)?;
+        self.vacate(at)
+    }
+
+    /// Takes a responder out of its place.
+    pub(super) fn vacate(&mut self, at: usize) -> Option<Entry> {
+        let entry = self.places.get_mut(at)?.take()?;
+        self.free.insert(at);
+        while let Some(None) = self.places.last() {
+            self.places.pop();
+            self.free.remove(&self.places.len());
+        }
+        self.jobs.full.remove(&at);
         self.takers -= usize::from(!entry.draining);
         for job in entry.in_hand.values().filter_map(|held| held.call.job()) {
             self.jobs.gave(job, entry.key);
         }
-        if let Some(group) = self.groups.get_mut(entry.group) {
-            group.members -= 1;
-            group.in_hand -= entry.in_hand.len();
-        }
+        self.groups.leave(entry.group, entry.in_hand.len());
+        Some(entry)
     }
 
     pub(super) fn entry(&mut self, at: usize) -> Option<&mut Entry> {
         self.places.get_mut(at)?.as_mut()
     }
 
-    /// The group of this name, with one member more.
-    pub(super) fn group(&mut self, name: &ByteString) -> usize {
-        let there = self.groups.iter().position(|group| group.members > 0 && group.name == *name);
-        let at = there.or_else(|| self.groups.iter().position(|group| group.members == 0));
-        match at.and_then(|at| Some((at, self.groups.get_mut(at)?))) {
-            Some((at, group)) => {
-                if group.members == 0 {
-                    group.name = name.clone();
-                }
-                group.members += 1;
-                at
-            }
-            None => {
-                self.groups.push(Group { name: name.clone(), members: 1, in_hand: 0 });
-                self.groups.len() - 1
-            }
-        }
+    /// How many places and groups are kept, and how many of the latter have a name.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> [usize; 4] {
+        let [groups, named] = self.groups.sizes();
+        [self.places.len(), self.free.len(), groups, named]
     }
 
     /// Hands out what waits while there is room, and says so where there is more; parts to the responder in this place, which
@@ -365,9 +355,7 @@ impl State {
             self.jobs.took(job, entry.key);
             call.held_by(entry.serve.id.as_ref().unwrap_or(&ByteString::new()));
         }
-        if let Some(group) = self.groups.get_mut(entry.group) {
-            group.in_hand += 1;
-        }
+        self.groups.took(entry.group, 1);
         Ok(())
     }
 
@@ -378,9 +366,7 @@ impl State {
         if let Some(job) = held.call.job() {
             self.jobs.gave(job, entry.key);
         }
-        if let Some(group) = self.groups.get_mut(entry.group) {
-            group.in_hand -= 1;
-        }
+        self.groups.gave(entry.group);
         Some(held)
     }
 

@@ -588,3 +588,36 @@ proptest! {
         prop_assert!(calls.services.read().is_empty());
     }
 }
+
+#[test]
+fn what_a_service_keeps_of_its_responders_goes_with_them() {
+    let calls = bed(|_| {});
+    let sizes = |calls: &Arc<Calls>| calls.service(&names()[0]).map(|service| service.state.lock().sizes());
+    let mut responders: Vec<_> = (0..100).map(|n| calls.responder("r", &format!("group {n}"), 1)).collect();
+    assert_eq!(sizes(&calls), Some([100, 0, 100, 100]));
+    responders.drain(1..);
+    assert_eq!(sizes(&calls), Some([1, 0, 100, 1]));
+    // Places and groups are taken again, the lowest places first.
+    responders.extend((0..3).map(|n| calls.responder("r", &format!("new {}", n / 2), 1)));
+    assert_eq!(sizes(&calls), Some([4, 0, 100, 3]));
+    responders.swap_remove(1);
+    assert_eq!(sizes(&calls), Some([4, 1, 100, 3]));
+    responders.push(calls.responder("r", "group 0", 1));
+    assert_eq!(sizes(&calls), Some([4, 0, 100, 3]));
+    let mut begun: Vec<_> = (0..8).map(|n| calls.call(request(&n.to_string())).unwrap()).collect();
+    let mut answered = 0;
+    while answered < 8 {
+        for responder in &responders {
+            for (number, payload) in asked(responder) {
+                assert_eq!(answer(responder, number, Said::Last(message(&payload))), None);
+                answered += 1;
+            }
+        }
+    }
+    for (n, calling) in begun.iter_mut().enumerate() {
+        assert_eq!(got(calling), reply("r", &n.to_string()));
+    }
+    drop((begun, responders));
+    assert_eq!(sizes(&calls), None);
+    assert_eq!(calls.count("calls_in_flight"), 0);
+}

@@ -25,8 +25,8 @@ pub(super) struct Shard {
 }
 
 /// When the filters that could match topics of one first level last changed. Only good for
-/// comparing with an epoch of the same router.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// comparing with an epoch of the same first level and router: the later one is the greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Epoch {
     shard: u64,
     wild: u64,

@@ -180,6 +180,7 @@ impl Session {
     pub async fn unsubscribe(&self, filters: Vec<FilterSpec>) -> Vec<Result<bool, CoreError>> {
         let mut work = Work::default();
         let mut answers = Vec::with_capacity(filters.len());
+        let mut ended = Vec::new();
         for spec in filters {
             if is_replay(spec.filter()) {
                 answers.push(Ok(self.attachment.end_stream(&spec)));
@@ -208,10 +209,12 @@ impl Session {
                 self.attachment.changed.ring();
             }
             if let Some(target) = self.entry.target {
-                work.ops.push(Op::Unsubscribe(target, spec));
+                work.ops.push(Op::Unsubscribe(target, spec.clone()));
             }
+            ended.push(spec);
             answers.push(Ok(true));
         }
+        self.broker.calls.unsubscribed(self.entry.key, &ended);
         match work.done(&self.broker).await {
             Ok(()) => answers,
             Err(error) => answers.into_iter().map(|answer| answer.and(Err(error.clone()))).collect(),

@@ -107,7 +107,7 @@ impl Served for Serving {
             () = self.broker.room_for_replies(), if !takes => {}
             frame = self.frames.message(), if takes => self.incoming(frame),
             () = open.responder.ready() => open.hungry = true,
-            tick = self.life.next(None), if open.end.is_none() => match tick {
+            tick = self.life.next(None) => match tick {
                 Tick::Heartbeat(heartbeat) => self.say(Event::Heartbeat(heartbeat)),
                 Tick::Closing(closing) => open.drain(End::Closing(closing)),
                 Tick::Deadline(status) => self.events.fail(status),

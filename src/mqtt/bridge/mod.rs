@@ -33,7 +33,7 @@ use super::connection::client::{GreetError, Greeted, greet};
 use super::frames::Form;
 use super::outbox::Mailbox;
 use super::state::{Client, Hello};
-use super::stream::Stream;
+use super::stream::{Base, Stream};
 use super::translate;
 use super::{Counters, Door};
 use crate::causes::with_causes;
@@ -311,8 +311,9 @@ impl Bridge {
             let socket = Socket::Tcp(stream);
             let stream = match &self.tls {
                 Some(tls) => {
-                    let secured = tls.connect(host, socket).await.map_err(BridgeError::Tls)?;
-                    Stream::over(tokio::io::BufReader::new(secured))
+                    let (base, early) = Base::new(socket);
+                    let secured = tls.connect(host, base).await.map_err(BridgeError::Tls)?;
+                    Stream::over(tokio::io::BufReader::new(secured), early)
                 }
                 None => Stream::from(socket),
             };

@@ -111,10 +111,13 @@ impl Wire {
     pub(super) fn read_now(&mut self, buffers: &Buffers) {
         let read = match &self.stream {
             Stream::Plain(socket) => socket.read_arrived(&mut self.input, READ_BYTES).ok(),
-            Stream::Layered { .. } => {
+            Stream::Layered { early, .. } => {
+                let early = early.clone();
+                early.set(true);
                 // It is done though the task has had its share of this round.
                 let read = tokio::task::unconstrained(poll_fn(|cx| self.poll_read(cx, buffers)));
                 drop(read.now_or_never());
+                early.set(false);
                 return;
             }
         };
@@ -262,11 +265,12 @@ fn read_layer(
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncWriteExt, BufReader};
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
     use crate::mqtt::codec::Limits;
+    use crate::mqtt::stream::Base;
     use crate::socket::Socket;
 
     /// What a client says last is heard though it leaves with data unread, which resets the connection while we write.
@@ -296,14 +300,19 @@ mod tests {
         assert_eq!(wire.input, &b"last"[..]);
     }
 
+    /// As TLS and WebSocket lie over a socket.
+    fn layered(socket: Socket) -> Stream {
+        let (base, early) = Base::new(socket);
+        Stream::over(BufReader::new(base), early)
+    }
+
     /// The runtime hears of nothing here: the test does not yield.
-    #[tokio::test]
-    async fn what_has_arrived_is_read_before_it_is_announced() {
+    async fn is_read_before_it_is_announced(stream: impl FnOnce(Socket) -> Stream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
-        let mut wire =
-            Wire::new(Socket::Tcp(stream).into(), Decoder::server(Limits::default()), Arc::default());
+        let (accepted, _) = listener.accept().await.unwrap();
+        let stream = stream(Socket::Tcp(accepted));
+        let mut wire = Wire::new(stream, Decoder::server(Limits::default()), Arc::default());
         let buffers = Buffers::default();
         // There is nothing yet: the runtime remembers that.
         assert!(poll_fn(|cx| Poll::Ready(wire.poll_read(cx, &buffers).is_pending())).await);
@@ -312,5 +321,21 @@ mod tests {
             wire.read_now(&buffers);
         }
         assert_eq!(wire.input, &b"firstlast"[..]);
+        // Nothing is there, and the end is told by the next look.
+        wire.read_now(&buffers);
+        assert_eq!(wire.input, &b"firstlast"[..]);
+        drop(peer);
+        wire.read_now(&buffers);
+        assert_eq!(wire.io(&buffers, true, 0).await.unwrap(), Io::Eof);
+    }
+
+    #[tokio::test]
+    async fn what_has_arrived_is_read_before_it_is_announced() {
+        is_read_before_it_is_announced(Stream::from).await;
+    }
+
+    #[tokio::test]
+    async fn what_has_arrived_below_a_layer_is_read_before_it_is_announced() {
+        is_read_before_it_is_announced(layered).await;
     }
 }

@@ -203,3 +203,18 @@ async fn silence_is_filled_with_heartbeats() {
     let mut serving = Serving::open(&calls, open).await;
     assert!(matches!(serving.hear().await, Event::Heartbeat(_)));
 }
+
+#[tokio::test]
+async fn one_that_drains_still_hears_that_the_broker_is_there() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let open = v1::ServeOpen { heartbeat_interval: seconds(1), ..opening("s") };
+    let mut serving = Serving::open(&calls, open).await;
+    let call = calls.begin(asking("s", "long"));
+    let asked = serving.one().await;
+    serving.say(Action::Drain(v1::Drain {})).await;
+    assert!(matches!(serving.hear().await, Event::Heartbeat(_)));
+    serving.reply(vec![reply(asked.request_id, "done")]).await;
+    assert_eq!(answered(call).await, "done");
+    assert!(serving.next().await.unwrap().is_none());
+}

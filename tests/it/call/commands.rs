@@ -51,6 +51,10 @@ async fn a_program_learns_who_asks_and_its_failure_is_told() {
     let ended = call(&broker, &["s", "in"]).await;
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.contains("exit status: 1"), "{}", ended.stderr);
+    for count in ["0", "65536"] {
+        let ended = stafett(["serve-with", "s", "--concurrency", count, "cat"]).await;
+        assert!(ended.code == Some(2) && ended.stderr.contains("is not in 1..=65535"), "{}", ended.stderr);
+    }
     let _missing = serve_with(&broker, &["none", "--", "/no/such/program"]).await;
     let ended = call(&broker, &["none", ""]).await;
     assert!(ended.stderr.contains("/no/such/program"), "{}", ended.stderr);

@@ -172,3 +172,88 @@ async fn a_stream_ends_at_its_age_when_it_has_answered() {
     assert!(matches!(serving.hear().await, Event::Closing(_)));
     assert_eq!(answered(call).await, "done");
 }
+
+/// Serves until so many requests were taken, and leaves with what it has in hand; not all are answered, and some twice.
+async fn restless(calls: Calls, at: u32) {
+    for round in 0..8 {
+        let mut serving = Serving::open(&calls, named("s", &format!("{at}-{round}"), 1 + at)).await;
+        let mut taken = 0;
+        while taken < 60 {
+            let Ok(Some(event)) = serving.next().await else { return };
+            let Some(Event::Requests(frame)) = event.event else { continue };
+            let mut replies = Vec::new();
+            for asked in frame.requests {
+                taken += 1;
+                match (asked.request_id + u64::from(at)) % 7 {
+                    0 => {}
+                    1 => replies.extend([reply(asked.request_id, "1"), reply(asked.request_id, "2")]),
+                    _ => replies.push(reply(asked.request_id, "x")),
+                }
+            }
+            serving.reply(replies).await;
+        }
+        if round % 2 == 0 {
+            serving.say(Action::Drain(v1::Drain {})).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_calls_whatever_became_of_them() {
+    let broker = Broker::start().await;
+    let calls = Calls::of(&broker).await;
+    let stays = Serving::open(&calls, named("s", "stays", 4)).await.echo();
+    let mut servers = tokio::task::JoinSet::new();
+    for at in 0..4 {
+        servers.spawn(restless(calls.clone(), at));
+    }
+    let mut callers = tokio::task::JoinSet::new();
+    for at in 0..16_u64 {
+        let mut calls = calls.clone();
+        callers.spawn(async move {
+            for n in 0..200 {
+                let millis = Duration::from_millis(1 + (n * 7 + at) % 50);
+                let idempotent = n % 2 == 0;
+                match n % 5 {
+                    0 => {
+                        let (service, parts) =
+                            ("s".to_owned(), vec![message("a"), message("b"), message("c")]);
+                        let request = v1::MulticastRequest { service, parts, ..Default::default() };
+                        let events = calls.0.multicast(request).await.map(|answer| answer.into_inner());
+                        if let Ok(mut events) = events {
+                            drop(tokio::time::timeout(millis, events.message()).await);
+                        }
+                    }
+                    1 => {
+                        let mut call = calls.begin(v1::CallRequest { idempotent, ..asking("s", "x") });
+                        if tokio::time::timeout(millis / 4, &mut call).await.is_err() {
+                            call.abort();
+                        }
+                    }
+                    2 => {
+                        let request = v1::CallAsyncRequest {
+                            service: "s".to_owned(),
+                            request: Some(message("x")),
+                            timeout: prost_types::Duration::try_from(millis).ok(),
+                            idempotent,
+                            ..Default::default()
+                        };
+                        drop(calls.0.call_async(request).await);
+                    }
+                    _ => {
+                        let call = v1::CallRequest { idempotent, ..asking("s", "x") };
+                        drop(calls.0.call(within_time(call, millis)).await);
+                    }
+                }
+            }
+        });
+    }
+    while callers.join_next().await.is_some() {}
+    servers.abort_all();
+    while servers.join_next().await.is_some() {}
+    stays.abort();
+    for name in ["calls_in_flight", "call_bytes", "responders", "async_calls", "async_call_bytes", "services"]
+    {
+        broker.counts(name, 0).await;
+    }
+}

@@ -780,3 +780,175 @@ async fn who_listens_with_a_wildcard_is_asked_where_that_is_wanted() {
     assert_eq!(reason_of(&status), "NO_RESPONDERS");
     other.nothing_came().await;
 }
+
+#[tokio::test]
+async fn a_topic_that_a_device_does_not_serve_any_more_takes_no_place() {
+    let (_directory, path) = crate::harness::config_file("[limits]\nmax_responders = 1\n");
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let mut lamp = Peer::clean(&broker, V5, "lamp").await;
+    // Each topic is served once, as one is that has a request's number in it.
+    for (filter, topic) in [("jobs/1", "jobs/1"), ("$share/g/jobs/+", "jobs/2"), ("jobs/3", "jobs/3")] {
+        lamp.subscribe(filter, QOS1).await;
+        let call = calls.begin(asking(topic, ""));
+        let heard = lamp.receive().await;
+        lamp.say_packet(answer(&heard, 1, "done")).await;
+        assert_eq!(answered(call).await, "done");
+        lamp.unsubscribe(filter).await;
+        broker.counts("responders", 0).await;
+        broker.counts("services", 0).await;
+    }
+    // With a request in hand it keeps its place until that is over, and gives it back then.
+    lamp.subscribe("jobs/4", QOS1).await;
+    for ends in ["answered", "cancelled"] {
+        let call = calls.begin(asking("jobs/4", ""));
+        let heard = lamp.receive().await;
+        lamp.unsubscribe("jobs/4").await;
+        broker.counts("responders", 1).await;
+        if ends == "answered" {
+            lamp.say_packet(answer(&heard, 2, ends)).await;
+            assert_eq!(answered(call).await, ends);
+        } else {
+            call.abort();
+        }
+        broker.counts("responders", 0).await;
+        lamp.subscribe("jobs/4", QOS1).await;
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_device_hears_at_once_that_it_serves_no_more() {
+    let (_broker, mut lamp, first, begun) = two_calls_to_one_lamp().await;
+    lamp.unsubscribe("lamp").await;
+    let [one, other] = begun;
+    let ended = tokio::select! {
+        ended = failed(one) => ended,
+        ended = failed(other) => ended,
+    };
+    assert_eq!(reason_of(&ended), "NO_RESPONDERS");
+    lamp.say_packet(answer(&first, 1, "x")).await;
+}
+
+#[tokio::test]
+async fn a_listener_that_owes_an_answer_takes_no_place_when_its_time_is_over() {
+    let config = "[limits]\ndevice_topics = [\"lamps/+/set -> lamps/+/state\"]\ncall_timeout = \"300ms\"\n";
+    let (_directory, path) = crate::harness::config_file(config);
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let mut lamp = Peer::clean(&broker, V311, "gateway").await;
+    lamp.subscribe("lamps/#", QOS1).await;
+    let policy = || v1::GatherPolicy {
+        timeout: prost_types::Duration::try_from(Duration::from_millis(50)).ok(),
+        ..Default::default()
+    };
+    for (topic, late) in [("lamps/1", false), ("lamps/2", true)] {
+        let asks = everyone(&format!("{topic}/set"), "on", policy());
+        let request = v1::MulticastRequest { listeners: true, ..asks };
+        let all = Asking::begin(&calls, request, 1).await;
+        lamp.receive().await;
+        assert_eq!(missing(&all.summary().await), [("gateway", v1::MissingReason::Silent)]);
+        if late {
+            lamp.say(&format!("{topic}/state"), QOS0, "late").await;
+        }
+        broker.counts("responders", 0).await;
+        broker.counts("calls_in_flight", 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_late_answer_is_that_to_no_other_call_though_the_device_has_subscribed_again() {
+    let config = "[limits]\ndevice_topics = [\"set -> state\"]\ncall_timeout = \"1day\"\n";
+    let (_directory, path) = crate::harness::config_file(config);
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let mut calls = Calls::of(&broker).await;
+    let mut lamp = Peer::clean(&broker, V311, "lamp").await;
+    lamp.subscribe("set", QOS1).await;
+    let slow = calls.begin(asking("set", "slow"));
+    lamp.receive().await;
+    slow.abort();
+    broker.counts("calls_in_flight", 0).await;
+    lamp.unsubscribe("set").await;
+    assert_eq!(reason_of(&calls.refused(asking("set", "")).await), "NO_RESPONDERS");
+    lamp.subscribe("set", QOS1).await;
+    let call = calls.begin(asking("set", "next"));
+    broker.counts("calls_in_flight", 1).await;
+    lamp.nothing_came().await;
+    lamp.send(Packet::Publish(publish("state", QOS0, 0, "late"))).await;
+    assert_eq!(text(&lamp.receive().await), "next");
+    lamp.say("state", QOS1, "next").await;
+    assert_eq!(answered(call).await, "next");
+}
+
+/// Answers what comes, but for some, and ends its subscription or its connection, again and again.
+async fn restless(broker: &Broker, version: Version, at: u64) {
+    for round in 0_u64.. {
+        let mut device = Peer::clean(broker, version, &format!("device-{at}")).await;
+        device.subscribe("job", QOS0).await;
+        for n in 0..20 {
+            let request = device.publish().await;
+            let said = match version {
+                V311 => publish("said", QOS0, 0, "x"),
+                V5 => Publish { qos: QOS0, packet_id: None, ..answer(&request, 1, "x") },
+            };
+            if !u64::is_multiple_of(n + at, 5) {
+                device.send(Packet::Publish(said)).await;
+            }
+        }
+        if round % 2 == 0 {
+            device.vanish();
+        } else {
+            let filters = vec!["job".into()];
+            let ended = Unsubscribe { packet_id: id(9), properties: None, filters };
+            device.send(Packet::Unsubscribe(ended)).await;
+            while !matches!(device.next().await, Packet::UnsubAck(_)) {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_devices_and_their_calls() {
+    let config = "[limits]\ndevice_topics = [\"job -> said\"]\ncall_timeout = \"100ms\"\n";
+    let (_directory, path) = crate::harness::config_file(config);
+    let broker = Broker::start_with(&["--config", &path]).await;
+    let calls = Calls::of(&broker).await;
+    let devices = futures_util::future::join4(
+        restless(&broker, V5, 0),
+        restless(&broker, V5, 1),
+        restless(&broker, V5, 2),
+        restless(&broker, V311, 3),
+    );
+    let policy = || v1::GatherPolicy {
+        timeout: prost_types::Duration::try_from(Duration::from_millis(20)).ok(),
+        ..Default::default()
+    };
+    let asks = async |at: u64| {
+        for n in 0..150 {
+            let millis = Duration::from_millis(1 + (n * 7 + at) % 30);
+            if n % 4 == 0 {
+                let request = v1::MulticastRequest { listeners: true, ..everyone("job", "x", policy()) };
+                let events = calls.0.clone().multicast(request).await.map(|answer| answer.into_inner());
+                if let Ok(mut events) = events {
+                    drop(tokio::time::timeout(millis, events.message()).await);
+                }
+            } else {
+                let call = v1::CallRequest { idempotent: n % 2 == 0, ..asking("job", "x") };
+                drop(calls.0.clone().call(within_time(call, millis)).await);
+            }
+        }
+    };
+    let mut device = Peer::clean(&broker, V5, "caller").await;
+    let device = async {
+        for _ in 0..150 {
+            let asks = request("job", 1, "x", |it| it.message_expiry = Some(1));
+            device.say_packet(asks).await;
+        }
+    };
+    let callers = futures_util::future::join5(asks(0), asks(1), asks(2), asks(3), device);
+    tokio::select! {
+        _ = devices => {}
+        _ = callers => {}
+    }
+    for name in ["calls_in_flight", "call_bytes", "responders", "services"] {
+        broker.counts(name, 0).await;
+    }
+}

@@ -78,3 +78,16 @@ async fn a_stream_is_made_filled_read_and_deleted() {
     let wrong = stream(&broker, &["read", "s", "--from", "yesterday"]).await;
     assert!(wrong.code == Some(2) && wrong.stderr.contains("a sequence, or a time"), "{}", wrong.stderr);
 }
+
+#[tokio::test]
+async fn what_only_queues_take_is_no_option_of_append() {
+    let broker = Broker::start().await;
+    done(&broker, &["create", "s"]).await;
+    for option in ["--delay=1s", "--dedup-id=x", "--priority=3"] {
+        let ended = stream(&broker, &["append", "s", "x", option]).await;
+        assert!(ended.code == Some(2) && ended.stderr.contains("unexpected argument"), "{}", ended.stderr);
+    }
+    let help = stafett(["stream", "append", "--help"]).await.stdout;
+    assert!(help.contains("--ttl") && !help.contains("--delay"), "{help}");
+    assert_eq!(done(&broker, &["append", "s", "x", "--ttl=1h", "--property=k=v"]).await, "1\n");
+}
