@@ -112,7 +112,7 @@ impl Writer {
     fn grows(&self, op: &Prepared) -> bool {
         match op {
             Prepared::AppendStream(_) | Prepared::Subscribe(..) => true,
-            Prepared::Define(id, definition) => !self.keeps_less(*id, definition),
+            Prepared::Define(id, definition) => !self.takes_no_room(*id, definition),
             _ => false,
         }
     }
