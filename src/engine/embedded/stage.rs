@@ -254,7 +254,7 @@ impl Writer {
             }
             let value = self.value_of(&target, &publish.body);
             if let Some(value) = value {
-                self.replace(&target, value, &mut leavers);
+                self.replace(&target, value, None, &mut leavers);
             }
             let is_dropping = || target.settings.load().when_full == WhenFull::DropNew;
             let full = match at {

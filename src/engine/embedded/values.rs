@@ -43,8 +43,12 @@ impl Values {
         older.filter(|older| self.of.remove(older).is_some())
     }
 
+    /// A message that somebody has is replaced, once.
     fn replace(&mut self, sequence: u64) {
-        self.of.remove(&sequence);
+        let value = self.of.remove(&sequence);
+        if let Some(value) = value.filter(|value| self.newest.get(value) == Some(&sequence)) {
+            self.newest.remove(&value);
+        }
         self.replaced.insert(sequence);
     }
 
@@ -93,13 +97,15 @@ impl State {
     }
 
     /// The message with this value: taken out, and when it would have been due, if it waits; else as it is with somebody.
-    fn take_older(&mut self, value: TextHash) -> Option<(Entry, Replaced)> {
-        let sequence = *self.values.as_ref()?.newest.get(&value)?;
+    /// `but`: one that goes anyhow.
+    fn take_older(&mut self, value: TextHash, but: Option<u64>) -> Option<(Entry, Replaced)> {
+        let sequence = *self.values.as_ref()?.newest.get(&value).filter(|&&older| Some(older) != but)?;
         if let Some(lease) = self.leases.get(sequence) {
             return Some((lease.entry, Replaced::Leased));
         }
         let (entry, until) = self.take_waiting(View::All, sequence)?;
-        if let Some(order) = &mut self.order {
+        // One that is delayed has a place already, or none until it is due.
+        if let Some(order) = self.order.as_mut().filter(|_| until == 0) {
             order.set_aside(sequence);
         }
         Some((entry, Replaced::Waiting { until }))
@@ -120,8 +126,15 @@ impl Writer {
             || target.state.lock().values.as_ref().is_some_and(|values| values.newest.contains_key(&value))
     }
 
-    /// A message with this value is about to be stored: the one before it goes with that operation.
-    pub(super) fn replace(&mut self, target: &Arc<Target>, value: TextHash, leavers: &mut Leavers) {
+    /// A message with this value is about to be stored: the one before it goes with that operation, unless it is the one that
+    /// goes anyhow.
+    pub(super) fn replace(
+        &mut self,
+        target: &Arc<Target>,
+        value: TextHash,
+        but: Option<u64>,
+        leavers: &mut Leavers,
+    ) {
         let staged = self.newest.get(&(target.id, value)).copied();
         if let Some((at, effect)) = staged.and_then(|at| Some((at, self.effects.get_mut(at)?)))
             && let Effect::Push(_, entry, ..) = effect
@@ -131,7 +144,7 @@ impl Writer {
             leavers.replace(target, entry, Replaced::Staged { at, effect: Box::new(effect) });
             return;
         }
-        let older = target.state.lock().take_older(value);
+        let older = target.state.lock().take_older(value, but);
         if let Some((entry, how)) = older {
             leavers.replace(target, entry, how);
         }
