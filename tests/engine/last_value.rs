@@ -1,6 +1,7 @@
 //! Queues that keep the newest message of each value of a property.
 
 mod crash;
+mod held;
 
 use std::time::Duration;
 

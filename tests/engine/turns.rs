@@ -154,3 +154,23 @@ async fn what_was_used_since_is_not_deleted_as_unused() {
     let bench = bench.reopen();
     assert!(bench.engine.stored().queues.is_empty());
 }
+
+/// A queue that is paused must not stay so: what waits there takes the room that is wanted.
+#[tokio::test]
+async fn a_queue_is_changed_though_the_disk_is_nearly_full() {
+    let bench = Bench::new();
+    let queue = bench.queue_with(QueueSpec { paused: true, ..spec("q") }).await;
+    bench.put(queue, "1").await;
+    let bench = bench.reopen_with(|settings| settings.watermark_free_bytes = u64::MAX);
+    let define = |id, spec| Op::Define(id, Definition::Queue(spec));
+    let new = define(bench.engine.next_target(), spec("other"));
+    let labels = (0..100).map(|n| (format!("{n}"), "x".repeat(256)));
+    let larger = define(queue, QueueSpec { labels: labels.collect(), ..spec("q") });
+    for more in [bench.publish(&[queue], "2"), new, larger] {
+        let refused = refusal(bench.commit(more).await);
+        assert!(matches!(refused, Refusal::LowDisk { .. }), "{refused:?}");
+    }
+    let changed = bench.commit(define(queue, QueueSpec { max_messages: 1, ..spec("q") })).await;
+    assert_eq!(changed, Outcome::Done);
+    assert_eq!(bench.drain(queue).await, ["1"]);
+}

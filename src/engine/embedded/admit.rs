@@ -29,8 +29,8 @@ pub(super) enum Slot<'a> {
 pub(super) enum Room {
     /// As its overflow says.
     Made,
-    /// A message of so many bytes leaves this target; nothing else goes.
-    Freed(TargetId, u64),
+    /// This message leaves this target; nothing else goes. So many bytes become free, or none if it is stored no more.
+    Freed { from: TargetId, sequence: u64, bytes: Option<u64> },
 }
 
 /// What of a batch one target takes.
@@ -111,7 +111,11 @@ impl Writer {
                     Some(older) => share.bytes -= older,
                     None => {
                         share.messages += 1;
-                        value.into_iter().for_each(|value| self.replace(&target, value, leavers));
+                        let goes = match room {
+                            Room::Freed { from, sequence, .. } if from == target.id => Some(sequence),
+                            _ => None,
+                        };
+                        value.into_iter().for_each(|value| self.replace(&target, value, goes, leavers));
                     }
                 }
                 share.bytes += len;
@@ -122,10 +126,10 @@ impl Writer {
                 let (messages, bytes) = (share.messages, share.bytes);
                 let full = match room {
                     Room::Made => self.make_room(&target, (messages, bytes), leavers),
-                    Room::Freed(from, len) if from == target.id => {
+                    Room::Freed { from, bytes: Some(len), .. } if from == target.id => {
                         overflow::room(&target, messages - 1, bytes.saturating_sub(len), leavers)
                     }
-                    Room::Freed(..) => overflow::room(&target, messages, bytes, leavers),
+                    Room::Freed { .. } => overflow::room(&target, messages, bytes, leavers),
                 };
                 if let Some(bound) = full {
                     return Err(refuse(target.refusal(bound)));

@@ -18,8 +18,12 @@ impl Writer {
         let PreparedForward { from, lease, messages } = forward;
         let Ok(source) = self.shared.target(from) else { return Ok(Outcome::Refused(Refusal::Gone(from))) };
         let at = unix_now();
-        let settled = source.state.lock().entry(lease.sequence.0);
-        let room = Room::Freed(from, settled.map_or(0, |entry| u64::from(entry.len)));
+        let sequence = lease.sequence.0;
+        let settled = {
+            let mut state = source.state.lock();
+            state.entry(sequence).filter(|_| !state.is_replaced(sequence))
+        };
+        let room = Room::Freed { from, sequence, bytes: settled.map(|entry| u64::from(entry.len)) };
         let mut leavers = Leavers::default();
         if let Err((_, refusal)) = self.admit_all(&messages, at, room, &mut leavers) {
             self.stay(leavers);

@@ -31,7 +31,7 @@ impl Writer {
         let value = self.value_of(&destination, &body);
         if let Some(value) = value {
             if is_new {
-                self.replace(&destination, value, &mut leavers);
+                self.replace(&destination, value, None, &mut leavers);
             } else if self.has_value(&destination, value) {
                 let property = destination.settings.load().last_value_key.clone().unwrap_or_default();
                 return Ok(Outcome::Refused(Refusal::Newer { target: to, property }));

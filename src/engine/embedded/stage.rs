@@ -112,7 +112,7 @@ impl Writer {
     fn grows(&self, op: &Prepared) -> bool {
         match op {
             Prepared::AppendStream(_) | Prepared::Subscribe(..) => true,
-            Prepared::Define(id, definition) => !self.keeps_less(*id, definition),
+            Prepared::Define(id, definition) => !self.takes_no_room(*id, definition),
             _ => false,
         }
     }
@@ -254,7 +254,7 @@ impl Writer {
             }
             let value = self.value_of(&target, &publish.body);
             if let Some(value) = value {
-                self.replace(&target, value, &mut leavers);
+                self.replace(&target, value, None, &mut leavers);
             }
             let is_dropping = || target.settings.load().when_full == WhenFull::DropNew;
             let full = match at {

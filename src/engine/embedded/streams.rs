@@ -240,16 +240,19 @@ impl Writer {
         Ok(Outcome::Published(sequences))
     }
 
-    /// Whether a definition has a stream that there is keep no more than before, and takes no room worth counting.
-    pub(super) fn keeps_less(&self, id: TargetId, definition: &Definition) -> bool {
-        let Ok(target) = self.shared.stream(id) else { return false };
+    /// Whether a definition takes no room worth counting: of a queue that there is, which is given nothing new meanwhile, or of a
+    /// stream that there is and keeps no more than before.
+    pub(super) fn takes_no_room(&self, id: TargetId, definition: &Definition) -> bool {
+        let Ok(target) = self.shared.target(id) else { return false };
         let (old, new) = (target.settings.load(), Settings::from(definition));
         let age = |settings: &Settings| settings.max_age.unwrap_or(u64::MAX);
-        new.stream
+        let keeps_less = new.stream
+            && old.stream
             && new.max_messages <= old.max_messages
             && new.max_bytes <= old.max_bytes
-            && age(&new) <= age(&old)
-            && objects::encode(definition).len() <= ROW_BYTES
+            && age(&new) <= age(&old);
+        let is_queue = new.queue.is_some() && old.queue.is_some();
+        (keeps_less || is_queue) && objects::encode(definition).len() <= ROW_BYTES
     }
 
     /// What a stream does not keep any longer goes, some of it if that is much.

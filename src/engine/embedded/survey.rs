@@ -2,10 +2,16 @@
 
 use super::entry::Entry;
 use super::index::{KEEPER, State};
+use super::leases::Lease;
 use super::level::Level;
 use crate::engine::View;
 
 impl State {
+    /// Leases of what is stored: not of what was replaced, whose body may be gone.
+    fn leased(&self) -> impl Iterator<Item = &Lease> {
+        self.leases.all().filter(|lease| !self.is_replaced(lease.entry.sequence))
+    }
+
     /// Entries of a view from a sequence on, in sequence order.
     pub(super) fn list(&self, view: View, from: u64, max: usize) -> Vec<(Entry, View, u32, Option<u64>)> {
         let mut found = Vec::new();
@@ -23,7 +29,7 @@ impl State {
             found.extend(delayed.map(|(entry, until)| (*entry, View::Delayed, Some(until))));
         }
         if matches!(view, View::All | View::Leased) {
-            let leased = self.leases.all().filter(|lease| lease.entry.sequence >= from);
+            let leased = self.leased().filter(|lease| lease.entry.sequence >= from);
             found.extend(
                 leased.map(|lease| {
                     (lease.entry, View::Leased, Some(lease.ends).filter(|&ends| ends != u64::MAX))
@@ -45,7 +51,7 @@ impl State {
         let ready = self.levels.iter().filter_map(Level::first).chain(waiting);
         let delayed = self.delayed_until.first_key_value();
         let delayed = delayed.and_then(|(&sequence, &until)| self.delayed.get(&(until, sequence)));
-        let leased = self.leases.all().map(|lease| &lease.entry);
+        let leased = self.leased().map(|lease| &lease.entry);
         ready.chain(delayed).chain(leased).min_by_key(|entry| entry.sequence).copied()
     }
 

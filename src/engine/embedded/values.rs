@@ -43,8 +43,12 @@ impl Values {
         older.filter(|older| self.of.remove(older).is_some())
     }
 
+    /// A message that somebody has is replaced, once.
     fn replace(&mut self, sequence: u64) {
-        self.of.remove(&sequence);
+        let value = self.of.remove(&sequence);
+        if let Some(value) = value.filter(|value| self.newest.get(value) == Some(&sequence)) {
+            self.newest.remove(&value);
+        }
         self.replaced.insert(sequence);
     }
 
@@ -93,13 +97,15 @@ impl State {
     }
 
     /// The message with this value: taken out, and when it would have been due, if it waits; else as it is with somebody.
-    fn take_older(&mut self, value: TextHash) -> Option<(Entry, Replaced)> {
-        let sequence = *self.values.as_ref()?.newest.get(&value)?;
+    /// `but`: one that goes anyhow.
+    fn take_older(&mut self, value: TextHash, but: Option<u64>) -> Option<(Entry, Replaced)> {
+        let sequence = *self.values.as_ref()?.newest.get(&value).filter(|&&older| Some(older) != but)?;
         if let Some(lease) = self.leases.get(sequence) {
             return Some((lease.entry, Replaced::Leased));
         }
         let (entry, until) = self.take_waiting(View::All, sequence)?;
-        if let Some(order) = &mut self.order {
+        // One that is delayed has a place already, or none until it is due.
+        if let Some(order) = self.order.as_mut().filter(|_| until == 0) {
             order.set_aside(sequence);
         }
         Some((entry, Replaced::Waiting { until }))
@@ -120,8 +126,15 @@ impl Writer {
             || target.state.lock().values.as_ref().is_some_and(|values| values.newest.contains_key(&value))
     }
 
-    /// A message with this value is about to be stored: the one before it goes with that operation.
-    pub(super) fn replace(&mut self, target: &Arc<Target>, value: TextHash, leavers: &mut Leavers) {
+    /// A message with this value is about to be stored: the one before it goes with that operation, unless it is the one that
+    /// goes anyhow.
+    pub(super) fn replace(
+        &mut self,
+        target: &Arc<Target>,
+        value: TextHash,
+        but: Option<u64>,
+        leavers: &mut Leavers,
+    ) {
         let staged = self.newest.get(&(target.id, value)).copied();
         if let Some((at, effect)) = staged.and_then(|at| Some((at, self.effects.get_mut(at)?)))
             && let Effect::Push(_, entry, ..) = effect
@@ -131,7 +144,7 @@ impl Writer {
             leavers.replace(target, entry, Replaced::Staged { at, effect: Box::new(effect) });
             return;
         }
-        let older = target.state.lock().take_older(value);
+        let older = target.state.lock().take_older(value, but);
         if let Some((entry, how)) = older {
             leavers.replace(target, entry, how);
         }
@@ -145,8 +158,8 @@ mod tests {
     use super::super::format::{self, Record};
     use super::super::testing::{publish, settings, spec};
     use super::*;
-    use crate::engine::{Append, Definition, Engine, Op, QueueSpec};
-    use crate::types::{Qos, TargetId};
+    use crate::engine::{Append, ConsumerOptions, Definition, Engine, Op, QueueSpec};
+    use crate::types::{Qos, Sequence, TargetId};
 
     #[test]
     fn of_each_value_the_newest_is_known() {
@@ -170,6 +183,52 @@ mod tests {
 
     fn keeping(n: u32) -> Definition {
         Definition::Queue(QueueSpec { last_value_key: Some("sensor".into()), ..spec(&format!("q{n}")) })
+    }
+
+    /// Its pack goes while somebody has it.
+    #[tokio::test]
+    async fn what_is_replaced_is_not_looked_at() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = Embedded::open(settings(directory.path())).unwrap();
+        let [queue, other] = [0, 1].map(|n| (engine.next_target(), keeping(n))).map(|(id, definition)| {
+            drop(engine.commit(vec![Op::Define(id, definition)]));
+            id
+        });
+        let put = |queue, payload| {
+            let Op::Publish(mut one) = publish(queue, payload, Qos::AtLeastOnce) else {
+                unreachable!("a publish is a publish")
+            };
+            one.message.extras_mut().properties.push(("sensor".into(), "a".into()));
+            engine.commit(vec![Op::Publish(one)])
+        };
+        put(queue, "old").await.unwrap();
+        let consumer = engine.consumer(queue, ConsumerOptions::default()).unwrap();
+        let mut held = Vec::new();
+        consumer.take(1, usize::MAX, &mut held).unwrap();
+        let pack = {
+            let target = engine.shared.target(queue).unwrap();
+            let state = target.state.lock();
+            state.leases.get(held[0].sequence.0).unwrap().entry.pack
+        };
+        let is_there = || engine.shared.disk.trees.head.contains_key(pack.to_be_bytes()).unwrap();
+        while !is_there() {
+            put(other, "else").await.unwrap();
+        }
+        // What is written now and then lets it go.
+        while is_there() {
+            put(queue, "new").await.unwrap();
+        }
+        put(queue, "new").await.unwrap();
+        for (view, expected) in [(View::All, 1), (View::Leased, 0)] {
+            let page = engine.browse(queue, view, Sequence(0), 10, usize::MAX).await.unwrap();
+            assert_eq!((page.messages.len(), page.next), (expected, None));
+            assert!(page.messages.iter().all(|seen| seen.message.payload == "new"));
+        }
+        let time = engine.oldest(queue).await.unwrap();
+        assert!(time.is_some_and(|time| time >= held[0].message.id.time()));
+        assert_eq!(engine.stats(queue).unwrap().leased, 1);
+        drop(consumer);
+        assert_eq!(engine.stats(queue).unwrap().leased, 0);
     }
 
     /// As when a crash comes between an operation and what goes behind it.
