@@ -98,7 +98,7 @@ impl Log {
     fn write(&mut self, disk: &Disk, tree: Tree, key: &[u8], value: Option<IVec>) -> Result<(), Failed> {
         let bytes = key.len() + value.as_ref().map_or(0, |value| value.len()) + ROW_COST;
         if self.direct {
-            give(&disk.trees, tree, key, value)?;
+            give(disk, tree, key, value)?;
         } else {
             self.fresh.push((tree, key.into(), value));
             self.fresh_bytes += bytes;
@@ -120,7 +120,7 @@ impl Log {
         let mut fresh = std::mem::take(&mut self.fresh);
         let kept = std::mem::take(&mut self.kept);
         let mut rows = fresh.drain(..);
-        let give = |(tree, key, value): Row| give(&disk.trees, tree, &key, value);
+        let give = |(tree, key, value): Row| give(disk, tree, &key, value);
         rows.by_ref().take(kept).try_for_each(give)?;
         if kept > 0 {
             // Before anything that no record has: what the records have would be put over it again.
@@ -200,14 +200,14 @@ impl Log {
     }
 }
 
-fn give(trees: &Trees, tree: Tree, key: &[u8], value: Option<IVec>) -> Result<(), Failed> {
-    let tree = trees.get(tree);
+fn give(disk: &Disk, tree: Tree, key: &[u8], value: Option<IVec>) -> Result<(), Failed> {
+    let tree = disk.trees.get(tree);
     match value {
         Some(value) => tree.insert(key, value),
         None => tree.remove(key),
     }
-    .map(drop)
     .map_err(io_error)
+    .and_then(|_| disk.gave())
     .map_err(about_file)
 }
 
@@ -219,12 +219,13 @@ fn store_number(trees: &Trees, number: u64) -> sled::Result<()> {
     trees.meta.insert(STORED, &number.to_be_bytes()).map(drop)
 }
 
-/// Puts into sled what stands in the journal of `data_dir` and was not in sled's file yet. Returns how many commits
+/// Puts into the store of `disk` what stands in the journal of `data_dir` and was not in sled's file yet. Returns how many commits
 /// came from it.
 ///
 /// # Errors
 /// What stands there is damaged, or not all of it.
-pub(super) fn replay(trees: &Trees, data_dir: &Path) -> Result<u64, String> {
+pub(super) fn replay(disk: &Disk, data_dir: &Path) -> Result<u64, String> {
+    let trees = &disk.trees;
     let number = |key| meta_number(trees, key).map_err(|e| e.to_string());
     let stored = number(STORED)?;
     let about = |what: String| format!("the file {}: {what}", journal::NAME);
@@ -249,7 +250,7 @@ pub(super) fn replay(trees: &Trees, data_dir: &Path) -> Result<u64, String> {
         }
         for row in record.rows() {
             let (tree, key, value) = row.map_err(about)?;
-            give(trees, tree, key, value.map(IVec::from))?;
+            give(disk, tree, key, value.map(IVec::from))?;
         }
         store_number(trees, record.number).map_err(|e| e.to_string())?;
         count += 1;
@@ -334,8 +335,8 @@ mod tests {
         let image = bench.image();
         let before = Disk::open_existing(image.path(), 1 << 20).unwrap();
         assert_eq!(value(&before, "stays"), None, "sled's file had it already");
-        assert_eq!(replay(&before.trees, image.path()).unwrap(), 4);
-        assert_eq!(replay(&before.trees, image.path()).unwrap(), 0);
+        assert_eq!(replay(&before, image.path()).unwrap(), 4);
+        assert_eq!(replay(&before, image.path()).unwrap(), 0);
         drop(before);
         let disk = open(&image).unwrap();
         assert_eq!(value(&disk, "stays").unwrap(), b"2");

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::bodies::Bodies;
 use super::body::decode_message;
 use super::dedup::{self, Dedup};
-use super::disk::{Disk, Trees};
+use super::disk::{Disk, Trees, unusable};
 use super::entry::Entry;
 use super::format::{self, CONTINUED, CONTINUES, Done, Head, Location, Record, WHOLE};
 use super::index::Names;
@@ -49,7 +49,7 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Reads a store back. Writes only to clear what a crash left half done.
 pub(super) fn recover(disk: &Disk, bodies: &Bodies, progress: &OpenProgress) -> Result<Recovered, OpenError> {
     let path = disk.path.clone();
-    let mut reading = Reading::new(&path, &disk.trees);
+    let mut reading = Reading::new(&path, disk);
     reading.definitions()?;
     reading.heads(progress)?;
     reading.clear_leftovers()?;
@@ -58,6 +58,7 @@ pub(super) fn recover(disk: &Disk, bodies: &Bodies, progress: &OpenProgress) -> 
 
 struct Reading<'a> {
     path: &'a Path,
+    disk: &'a Disk,
     trees: &'a Trees,
     registry: Registry,
     ledger: Ledger,
@@ -80,10 +81,11 @@ struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn new(path: &'a Path, trees: &'a Trees) -> Self {
+    fn new(path: &'a Path, disk: &'a Disk) -> Self {
         Self {
             path,
-            trees,
+            disk,
+            trees: &disk.trees,
             registry: Registry::default(),
             ledger: Ledger::default(),
             stored: Stored::default(),
@@ -162,7 +164,8 @@ impl<'a> Reading<'a> {
     }
 
     fn remove(&self, tree: &sled::Tree, key: &[u8]) -> Result<(), OpenError> {
-        tree.remove(key).map(drop).map_err(|e| self.damaged(e))
+        tree.remove(key).map_err(|e| self.damaged(e))?;
+        self.disk.gave().map_err(|e| unusable(self.path, e))
     }
 
     fn heads(&mut self, progress: &OpenProgress) -> Result<(), OpenError> {
