@@ -242,13 +242,14 @@ pub(super) fn records(bytes: &[u8], stored: u64) -> Result<Vec<Record<'_>>, Stri
             first.number
         ));
     }
-    let last = found.last().map_or(stored, |last| last.number);
+    // Those at the start may be older than what began anew over them.
+    let last = found.last().map_or(stored, |last| last.number.max(stored));
     let at = bytes.len() - rest.len();
-    // A record is written when the one before it is durable.
+    // A record is written when the one before it is durable. What is older the store has.
     for from in at + 1..(at + HEADER_BYTES + RECORD_BYTES + 1).min(bytes.len()) {
         let number =
             bytes.get(from + 8..).and_then(<[u8]>::first_chunk).map_or(0, |n| u64::from_le_bytes(*n));
-        if number > last + 1 && bytes.get(from..).and_then(record).is_some() {
+        if number > last && bytes.get(from..).and_then(record).is_some() {
             return Err(format!("its record at byte {at} cannot be read, but record {number} follows"));
         }
     }
@@ -401,6 +402,27 @@ mod tests {
                 assert!(read.unwrap_err().contains(follows), "byte {at}");
             }
         }
+    }
+
+    #[test]
+    fn the_first_record_of_a_journal_that_began_anew_may_be_torn() {
+        let directory = tempfile::tempdir().unwrap();
+        let old = written(directory.path(), 1..60);
+        let new = written(directory.path(), [61]);
+        for kept in 0..256 {
+            let mut torn = new.clone();
+            for sector in (0..8).filter(|sector| kept & 1 << sector == 0) {
+                let of_it = sector * 512..(sector + 1) * 512;
+                torn[of_it.clone()].copy_from_slice(&old[of_it]);
+            }
+            let found = numbers(&torn, 60).unwrap_or_else(|what| panic!("sectors {kept:08b}: {what}"));
+            assert!(found.iter().all(|number| (1..=61).contains(number)));
+        }
+        // What the store has is no loss, what it has not is one.
+        let mut damaged = old.clone();
+        damaged[20] ^= 1;
+        assert!(numbers(&damaged, 58).unwrap_err().contains("record 59 follows"));
+        assert!(numbers(&damaged, 59).unwrap().is_empty());
     }
 
     #[test]
