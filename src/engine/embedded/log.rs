@@ -15,8 +15,10 @@ use std::path::Path;
 use sled::IVec;
 
 use super::disk::{Disk, SYNC_BYTES, Tree, Trees, io_error};
+use super::format::KEYED_JOURNAL;
 use super::journal::{self, JOURNAL_BYTES, Journal, RECORD_BYTES, Rows};
 use super::marker::meta_number;
+use super::open::{found_secret, secret};
 use super::pack::Failed;
 
 /// What a row costs in sled beside its bytes, about.
@@ -56,7 +58,8 @@ impl Log {
     /// that there is one.
     pub(super) fn open(disk: &Disk, journaled: bool) -> sled::Result<Self> {
         let mut number = meta_number(&disk.trees, STORED)?;
-        let journal = journaled.then(|| Journal::open(&disk.path)).and_then(|opened| {
+        let key = Some(secret(&disk.trees)?);
+        let journal = journaled.then(|| Journal::open(&disk.path, key)).and_then(|opened| {
             opened
                 .inspect_err(
                     |error| tracing::warn!(%error, "cannot make the journal: small commits are slower"),
@@ -242,9 +245,13 @@ pub(super) fn replay(disk: &Disk, data_dir: &Path) -> Result<u64, String> {
     {
         return Err(about(format!("{lacks}, and the store was not closed")));
     }
+    let format = trees.meta.get("format").map_err(|e| e.to_string())?;
+    let format = format.as_deref().and_then(<[u8]>::first_chunk).map_or(0, |it| u32::from_be_bytes(*it));
+    let is_keyed = format >= KEYED_JOURNAL;
+    let key = if is_keyed { found_secret(trees).map_err(|e| e.to_string())? } else { None };
     let bytes = found.unwrap_or_default();
     let mut count = 0;
-    for record in journal::records(&bytes, stored).map_err(about)? {
+    for record in journal::records(&bytes, stored, &key).map_err(about)? {
         if record.number <= stored {
             continue;
         }
@@ -403,6 +410,16 @@ mod tests {
         let disk = open(&bench.image()).unwrap();
         assert_eq!(value(&disk, &key).unwrap(), b"1");
         assert_eq!(value(&disk, "k").unwrap(), b"2");
+    }
+
+    #[test]
+    fn what_a_message_says_is_taken_for_no_record() {
+        let mut bench = Bench::new();
+        bench.commit("says", &journal::tests::forged(1 << 40).repeat(100));
+        bench.log.catch_up(&bench.disk).unwrap();
+        bench.commit("k", b"1");
+        let disk = open(&bench.image()).unwrap();
+        assert_eq!(value(&disk, "k").unwrap(), b"1");
     }
 
     #[test]
