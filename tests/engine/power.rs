@@ -103,6 +103,27 @@ fn the_newest_snapshot_of_sled_outlives_a_power_cut() {
 }
 
 #[test]
+fn a_data_directory_that_was_made_outlives_a_power_cut() {
+    let first = setting("STAFETT_SEED", 1);
+    for cut in 0..8 {
+        let mut disk = Disk::new(first + cut);
+        let mut child = child_of("crash::child", &disk.data().join("new/data"), 0);
+        child.envs(disk.environment(first + cut));
+        child.env(crate::crash::DURABILITY, Durability::Fsync.name());
+        let mut stored = 0;
+        run_until(child, usize::MAX, |line| {
+            stored += u64::from(line.starts_with("E "));
+            if stored == 1 {
+                disk.order("cut any 1");
+            }
+        });
+        disk.restart();
+        assert!(stored > 0, "nothing was stored");
+        assert!(disk.data().join("new/data/store/db").exists(), "cut {cut}: {stored} messages and no store");
+    }
+}
+
+#[test]
 fn a_store_that_acknowledges_before_its_sync_is_caught() {
     let mut chance = Chance(7);
     for round in 0..20 {

@@ -393,13 +393,24 @@ fn clear_leftovers(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes the name of a directory durable. Some file systems, of mount points, cannot and need not.
+fn sync_name(directory: &Path) -> io::Result<()> {
+    let above = directory.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(above) = File::open(above) else { return Ok(()) };
+    above.sync_all().or_else(|e| if e.kind() == io::ErrorKind::InvalidInput { Ok(()) } else { Err(e) })
+}
+
 pub(super) fn make_directory(path: &Path) -> Result<(), OpenError> {
+    let made: Vec<_> = path.ancestors().take_while(|it| !it.exists()).collect();
     std::fs::create_dir_all(path).map_err(|e| match e.kind() {
         io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
             unusable(path, "a part of the path is a file, not a directory")
         }
         _ => unusable(path, e),
     })?;
+    // Who made it without a store may have been killed right then.
+    let unsure = (made.is_empty() && !path.join(STORE).exists()).then_some(path);
+    made.into_iter().chain(unsure).try_for_each(sync_name).map_err(|e| unusable(path, e))?;
     // Found out here rather than in the middle of the first write.
     let probe = || {
         let file = path.join(".probe");
