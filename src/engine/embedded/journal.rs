@@ -119,8 +119,7 @@ impl Journal {
     /// to say where it found it. What stands in it must be in sled, durably.
     pub(super) fn open(data_dir: &Path, key: Key) -> io::Result<Self> {
         let path = data_dir.join(NAME);
-        let whole = std::fs::metadata(&path).is_ok_and(|found| found.len() == JOURNAL_BYTES as u64);
-        if !whole {
+        if !is_whole(data_dir) {
             let new = data_dir.join(".journal");
             let made = File::create(&new).and_then(|file| {
                 file.write_all_at(&vec![0; JOURNAL_BYTES], 0).and_then(|()| file.sync_all())
@@ -207,6 +206,11 @@ impl Blocks {
         }
         self.before = end - last;
     }
+}
+
+/// Whether there is one, of its size.
+pub(super) fn is_whole(data_dir: &Path) -> bool {
+    std::fs::metadata(data_dir.join(NAME)).is_ok_and(|found| found.len() == JOURNAL_BYTES as u64)
 }
 
 /// What stands in the file, if there is one.

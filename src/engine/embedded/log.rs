@@ -69,6 +69,10 @@ impl Log {
         if journal.is_some() {
             number += 1;
             store_number(&disk.trees, number)?;
+        } else if !journal::is_whole(&disk.path) {
+            // There is none, and needs to be none: all that it had is here.
+            number = 0;
+            disk.trees.meta.remove(STORED)?;
         }
         Ok(Self {
             direct: journal.is_none(),
@@ -420,6 +424,21 @@ mod tests {
         bench.commit("k", b"1");
         let disk = open(&bench.image()).unwrap();
         assert_eq!(value(&disk, "k").unwrap(), b"1");
+    }
+
+    #[test]
+    fn a_store_that_goes_on_without_its_journal_needs_none() {
+        let mut bench = Bench::new();
+        bench.commit("k", b"1");
+        bench.log.insert(&bench.disk, Tree::Meta, b"closed", &1_u64.to_be_bytes()).unwrap();
+        bench.log.catch_up(&bench.disk).unwrap();
+        std::fs::remove_file(bench.directory.path().join(journal::NAME)).unwrap();
+        bench.disk.trees.meta.insert("boot", &2_u64.to_be_bytes()).unwrap();
+        bench.log = Log::open(&bench.disk, false).unwrap();
+        bench.commit("k", b"2");
+        let image = tempfile::tempdir().unwrap();
+        bench.copy(image.path(), &["store/conf", "store/db"]);
+        assert_eq!(value(&open(&image).unwrap(), "k").unwrap(), b"2");
     }
 
     #[test]
