@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::bodies::Bodies;
 use super::body::decode_message;
 use super::dedup::{self, Dedup};
-use super::disk::{Disk, Trees, unusable};
+use super::disk::{Disk, Trees, io_error, unusable};
 use super::entry::Entry;
 use super::format::{self, CONTINUED, CONTINUES, Done, Head, Location, Record, WHOLE};
 use super::index::Names;
@@ -164,7 +164,10 @@ impl<'a> Reading<'a> {
     }
 
     fn remove(&self, tree: &sled::Tree, key: &[u8]) -> Result<(), OpenError> {
-        tree.remove(key).map_err(|e| self.damaged(e))?;
+        tree.remove(key).map_err(|e| match e {
+            sled::Error::Io(_) => unusable(self.path, io_error(e)),
+            other => self.damaged(other),
+        })?;
         self.disk.gave().map_err(|e| unusable(self.path, e))
     }
 
