@@ -29,7 +29,7 @@ use crate::bench::{publish, settings, spec};
 const DIRECTORY: &str = "STAFETT_CRASH_DIRECTORY";
 const FIRST: &str = "STAFETT_CRASH_FIRST";
 const ALONE: &str = "STAFETT_CRASH_ALONE";
-const DURABILITY: &str = "STAFETT_CRASH_DURABILITY";
+pub(crate) const DURABILITY: &str = "STAFETT_CRASH_DURABILITY";
 const QUEUE: TargetId = TargetId(1);
 const OTHER: TargetId = TargetId(2);
 const PASSING: TargetId = TargetId(3);

@@ -3,10 +3,16 @@
 //!
 //! `STAFETT_CUTS` and `STAFETT_SEED` make it longer or repeat a run.
 
-use stafett::engine::Durability;
+use std::path::Path;
+
+use bytes::Bytes;
+use stafett::engine::embedded::Embedded;
+use stafett::engine::{Append, Definition, Durability, Engine, Op, View};
+use stafett::types::{Message, MessageIds, TargetId};
 
 use crate::below::{Chance, Disk, Fault, Report, setting};
-use crate::crash::History;
+use crate::bench::{publish, settings, spec};
+use crate::crash::{History, all_of, child_has, child_of, message, number, run_until, say};
 
 /// No child lives for so many calls.
 const NEVER: usize = usize::MAX;
@@ -97,6 +103,27 @@ fn the_newest_snapshot_of_sled_outlives_a_power_cut() {
 }
 
 #[test]
+fn a_data_directory_that_was_made_outlives_a_power_cut() {
+    let first = setting("STAFETT_SEED", 1);
+    for cut in 0..8 {
+        let mut disk = Disk::new(first + cut);
+        let mut child = child_of("crash::child", &disk.data().join("new/data"), 0);
+        child.envs(disk.environment(first + cut));
+        child.env(crate::crash::DURABILITY, Durability::Fsync.name());
+        let mut stored = 0;
+        run_until(child, usize::MAX, |line| {
+            stored += u64::from(line.starts_with("E "));
+            if stored == 1 {
+                disk.order("cut any 1");
+            }
+        });
+        disk.restart();
+        assert!(stored > 0, "nothing was stored");
+        assert!(disk.data().join("new/data/store/db").exists(), "cut {cut}: {stored} messages and no store");
+    }
+}
+
+#[test]
 fn a_store_that_acknowledges_before_its_sync_is_caught() {
     let mut chance = Chance(7);
     for round in 0..20 {
@@ -126,4 +153,77 @@ fn a_write_or_sync_that_fails_ends_the_acknowledgements() {
         }
     }
     assert!(machine.history.said.stored.len() > 8, "hardly anything was stored");
+}
+
+const DRAINED: TargetId = TargetId(1);
+const KEPT: TargetId = TargetId(2);
+/// So many large messages, of which each eighth is kept.
+const LARGE: u64 = 1000;
+
+fn large(ids: &MessageIds, n: u64) -> Message {
+    let mut payload = format!("{n} ").into_bytes();
+    payload.resize(100_000, b'.');
+    Message { payload: Bytes::from(payload), ..message(ids, n) }
+}
+
+/// The child. Does nothing when the tests run it as a test.
+#[test]
+fn draining_child() {
+    let Some((directory, _)) = child_has() else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(drain(&directory));
+}
+
+/// Stores large messages of two queues in turn, empties one, and goes on with small ones.
+async fn drain(directory: &Path) {
+    let engine = Embedded::open(settings(directory, Durability::Fsync)).unwrap();
+    let define = |id, name| Op::Define(id, Definition::Queue(spec(name)));
+    engine.commit(vec![define(DRAINED, "drained"), define(KEPT, "kept")]).await.unwrap();
+    let ids = MessageIds::new();
+    for n in 0..LARGE {
+        let to = if n % 8 == 0 { KEPT } else { DRAINED };
+        engine.commit(vec![publish(large(&ids, n), [Append::to(to)])]).await.unwrap();
+        if to == KEPT {
+            say('E', [n]);
+        }
+    }
+    println!("ready");
+    engine.purge(DRAINED, View::Ready).unwrap().await.unwrap();
+    for n in LARGE.. {
+        engine.commit(vec![publish(message(&ids, n), [Append::to(KEPT)])]).await.unwrap();
+        say('E', [n]);
+    }
+}
+
+/// What is removed makes sled write what stays in its leaves again; where it was may be written over only when that is synced.
+#[test]
+fn what_stays_outlives_a_power_cut_while_much_is_removed() {
+    let first = setting("STAFETT_SEED", 1);
+    let mut chance = Chance(first);
+    for cut in 0..setting("STAFETT_CUTS", 8) / 2 {
+        let mut disk = Disk::new(first + cut);
+        let mut child = child_of("power::draining_child", &disk.data(), 0);
+        child.envs(disk.environment(first + cut));
+        // sled says so of each segment that it has written.
+        let at = match Disk::is_shim() {
+            true => format!("range {}", 1 + chance.below(10)),
+            false => format!("any {}", 1 + chance.below(2000)),
+        };
+        let mut promised = Vec::new();
+        run_until(child, usize::MAX, |line| match line.split_once(' ') {
+            Some(("E", n)) => promised.push(n.parse().unwrap()),
+            _ if line.ends_with("ready") => disk.order(&format!("cut {at}")),
+            _ => {}
+        });
+        let report = disk.restart();
+        let copy = disk.copy();
+        let engine = Embedded::open(settings(copy.path(), Durability::Fsync))
+            .unwrap_or_else(|error| panic!("cut {cut} at {at}: {error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let found: Vec<u64> =
+            runtime.block_on(all_of(&engine, KEPT)).iter().map(|it| number(&it.message)).collect();
+        let lost: Vec<u64> = promised.into_iter().filter(|n| !found.contains(n)).collect();
+        assert!(lost.is_empty(), "cut {cut} at {at}: {lost:?} are lost");
+        println!("cut {cut} at {at}: {} stay, {} writes lost", found.len(), report.of("lost_writes"));
+    }
 }

@@ -203,6 +203,17 @@ static void copy(int from, int to) {
     }
 }
 
+/* Whether the names of the directories above hold too. */
+static int is_reached(const char *path) {
+    char above[PATH_MAX];
+    snprintf(above, sizeof above, "%s", path);
+    for (char *slash; strcmp(above, dir) && (slash = strrchr(above, '/'));) {
+        *slash = 0;
+        if (!*find(&synced, above)) return 0;
+    }
+    return 1;
+}
+
 /* What a power cut leaves, or all. */
 static void make_image(int whole) {
     char path[PATH_MAX];
@@ -220,6 +231,7 @@ static void make_image(int whole) {
     size_t root = strlen(path) - 1;
     parents(path, strlen(image));
     for (struct name *name = synced; name; name = name->next) {
+        if (!is_reached(name->path)) continue;
         snprintf(path, sizeof path, "%s/tree%s", image, name->path + strlen(dir));
         parents(path, root);
         if (name->inode->dir) {

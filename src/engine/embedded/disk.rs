@@ -10,14 +10,15 @@
 //! Durable in sled is `flush()` (sled's log buffer reaches the file) and then fdatasync on a handle of our own: flush
 //! alone ends in sync_file_range, which neither covers metadata nor the disk's cache.
 
-use std::fs::File;
+use std::fs::{File, FileTimes};
 use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 use sled::IVec;
 
@@ -33,6 +34,10 @@ use crate::types::clock::now;
 const SEGMENT_BYTES: usize = 8 << 20;
 /// The most logical bytes between two syncs, under every policy.
 pub(super) const SYNC_BYTES: u64 = 2 << 20;
+/// For one row sled may write two leaves of 16 rows each again: with so many it does not fill a segment.
+const LOOK_ROWS: u32 = 8;
+/// What the file's time is set back by.
+const BACK: Duration = Duration::from_secs(2);
 
 /// Where sled's files are in the data directory.
 pub(super) const STORE: &str = "store";
@@ -102,6 +107,10 @@ pub(super) struct Disk {
     dir: PathBuf,
     db: sled::Db,
     file: File,
+    /// The time of `file` while sled has written nothing to it since the last sync.
+    synced_at: Mutex<Option<SystemTime>>,
+    /// Rows that sled was given.
+    rows: AtomicU32,
     ballast_bytes: u64,
     /// A write or sync failed: none follows, nor the sync that sled does when it is dropped.
     failed: AtomicBool,
@@ -149,7 +158,7 @@ impl Disk {
         let mut disk = Self::open_locked(path, &path.join(STORE), cache_bytes, lock)?;
         disk.ballast_bytes = ballast_bytes;
         let current = has_current_format(path, &disk.trees, fresh)?;
-        match log::replay(&disk.trees, path) {
+        match log::replay(&disk, path) {
             Ok(0) => {}
             Ok(commits) => tracing::info!(commits, "the journal had what the store's file had not"),
             Err(what) => return Err(damaged(path, what)),
@@ -230,6 +239,12 @@ impl Disk {
             .segment_size(SEGMENT_BYTES)
             .cache_capacity(cache_bytes)
             .flush_every_ms(None);
+        // A process that was killed has left what it did not sync to the system. Of what that replaces sled writes over
+        // the old.
+        match File::open(dir.join("db")).and_then(|file| file.sync_all()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unusable(path, e)),
+            _ => {}
+        }
         // sled panics on some damage instead of saying so.
         let db = catch_unwind(AssertUnwindSafe(|| config.open()))
             .map_err(|panic| damaged(path, panic_text(&*panic)))?
@@ -246,13 +261,33 @@ impl Disk {
         let file = File::open(dir.join("db")).map_err(|e| unusable(path, e))?;
         let failed = AtomicBool::new(false);
         let (path, dir) = (path.to_owned(), dir.to_owned());
-        Ok(Self { trees, path, dir, db, file, ballast_bytes: 0, failed, lock })
+        let (synced_at, rows) = (Mutex::default(), AtomicU32::new(0));
+        Ok(Self { trees, path, dir, db, file, synced_at, rows, ballast_bytes: 0, failed, lock })
     }
 
     /// Makes what was inserted durable.
     pub(super) fn sync(&self) -> io::Result<()> {
+        let mut synced_at = self.synced_at.lock();
         self.flush()?;
-        self.file.sync_data().inspect_err(|_| self.give_up())
+        self.file.sync_data().inspect_err(|_| self.give_up())?;
+        let found = self.file.metadata().and_then(|it| it.modified()).ok();
+        if found != *synced_at {
+            // Whatever is written from now on, and however coarse times are, it is another one then.
+            let back = found.and_then(|found| found.checked_sub(BACK));
+            back.map(|back| self.file.set_times(FileTimes::new().set_modified(back)));
+            *synced_at = self.file.metadata().and_then(|it| it.modified()).ok();
+        }
+        Ok(())
+    }
+
+    /// Sled was given a row. What it writes for one, of those beside it too, is much more than the row where rows are removed
+    /// or segments are cleaned: what it has written by itself, a segment at a time, is synced before it fills the next one.
+    pub(super) fn gave(&self) -> io::Result<()> {
+        if !self.rows.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOOK_ROWS) {
+            return Ok(());
+        }
+        let found = self.file.metadata()?.modified().ok();
+        if found == *self.synced_at.lock() { Ok(()) } else { self.sync() }
     }
 
     /// Hands what was inserted to the operating system: survives this process, not the machine.
@@ -358,13 +393,24 @@ fn clear_leftovers(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes the name of a directory durable. Some file systems, of mount points, cannot and need not.
+fn sync_name(directory: &Path) -> io::Result<()> {
+    let above = directory.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(above) = File::open(above) else { return Ok(()) };
+    above.sync_all().or_else(|e| if e.kind() == io::ErrorKind::InvalidInput { Ok(()) } else { Err(e) })
+}
+
 pub(super) fn make_directory(path: &Path) -> Result<(), OpenError> {
+    let made: Vec<_> = path.ancestors().take_while(|it| !it.exists()).collect();
     std::fs::create_dir_all(path).map_err(|e| match e.kind() {
         io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
             unusable(path, "a part of the path is a file, not a directory")
         }
         _ => unusable(path, e),
     })?;
+    // Who made it without a store may have been killed right then.
+    let unsure = (made.is_empty() && !path.join(STORE).exists()).then_some(path);
+    made.into_iter().chain(unsure).try_for_each(sync_name).map_err(|e| unusable(path, e))?;
     // Found out here rather than in the middle of the first write.
     let probe = || {
         let file = path.join(".probe");

@@ -34,8 +34,11 @@ use crate::types::{Priority, Qos, UnixMillis};
 
 /// The format that this program writes, and the newest that it reads.
 ///
-/// 1 had no journal; 2 had no deduplication ids, no chains of whole packs and no keys. What they wrote is read as it stands.
-pub(super) const FORMAT: u32 = 3;
+/// 1 had no journal; 2 had no deduplication ids, no chains of whole packs and no keys; 3 had a journal whose checksums anyone
+/// can make. What they wrote is read as it stands.
+pub(super) const FORMAT: u32 = 4;
+/// The first whose journal has checksums with the store's secret.
+pub(super) const KEYED_JOURNAL: u32 = 4;
 /// The oldest format that this program reads.
 pub(super) const OLDEST_FORMAT: u32 = 1;
 

@@ -3,10 +3,11 @@
 //!
 //! ```text
 //! <data-dir>/journal   records from the start on, one behind the other; what stands behind them is older or zero
-//! record               [bytes of rows u32 LE][crc32 u32 LE of all else][number u64 LE][rows]
+//! record               [bytes of rows u32 LE][crc32 u32 LE of the store's secret and all else][number u64 LE][rows]
 //! row                  [tree u8][bytes of key u32 LE][bytes of value u32 LE, or REMOVED][key][value]
 //! ```
-//! Numbers are consecutive and never given out again, so what follows the newest record cannot be taken for the next.
+//! Numbers are consecutive and never given out again, so what follows the newest record cannot be taken for the next. Nor can
+//! what a message says, older ones included: its sender does not know the secret. Up to format 3 the checksum was without it.
 //! [`super::log`] says what is written here and when the file begins anew.
 
 use std::fs::File;
@@ -32,10 +33,14 @@ const REMOVED: u32 = u32::MAX;
 /// What is written past the page cache begins and ends at multiples of this.
 const BLOCK_BYTES: usize = 4096;
 
+/// What the checksums begin with: the secret of the store, or nothing.
+pub(super) type Key = Option<[u8; 16]>;
+
 /// The open file.
 #[derive(Debug)]
 pub(super) struct Journal {
     file: File,
+    key: Key,
     position: usize,
     /// What is written past the page cache, if the file system can do that.
     blocks: Option<Blocks>,
@@ -82,7 +87,7 @@ impl Rows {
         self.0.put_slice(value.unwrap_or_default());
     }
 
-    fn finish(&mut self, number: u64) -> &[u8] {
+    fn finish(&mut self, number: u64, key: &Key) -> &[u8] {
         let len = self.0.len().saturating_sub(HEADER_BYTES) as u32;
         let mut header = [0; HEADER_BYTES];
         header.as_mut_slice().put_u32_le(len);
@@ -92,7 +97,7 @@ impl Rows {
         if let Some(to) = self.0.first_chunk_mut() {
             *to = header;
         }
-        let crc = checksum(&self.0);
+        let crc = checksum(&self.0, key);
         if let Some(to) = self.0.get_mut(4..8) {
             to.copy_from_slice(&crc.to_le_bytes());
         }
@@ -101,8 +106,9 @@ impl Rows {
 }
 
 /// Of a record, without the bytes that hold it.
-fn checksum(record: &[u8]) -> u32 {
+fn checksum(record: &[u8], key: &Key) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
+    key.iter().for_each(|key| hasher.update(key));
     hasher.update(record.get(..4).unwrap_or_default());
     hasher.update(record.get(8..).unwrap_or_default());
     hasher.finalize()
@@ -111,10 +117,9 @@ fn checksum(record: &[u8]) -> u32 {
 impl Journal {
     /// Opens the file in `data_dir`, or makes it: all of it is written once, so that no later write has to find room or
     /// to say where it found it. What stands in it must be in sled, durably.
-    pub(super) fn open(data_dir: &Path) -> io::Result<Self> {
+    pub(super) fn open(data_dir: &Path, key: Key) -> io::Result<Self> {
         let path = data_dir.join(NAME);
-        let whole = std::fs::metadata(&path).is_ok_and(|found| found.len() == JOURNAL_BYTES as u64);
-        if !whole {
+        if !is_whole(data_dir) {
             let new = data_dir.join(".journal");
             let made = File::create(&new).and_then(|file| {
                 file.write_all_at(&vec![0; JOURNAL_BYTES], 0).and_then(|()| file.sync_all())
@@ -128,7 +133,7 @@ impl Journal {
         }
         let file = File::options().write(true).open(path)?;
         let blocks = fcntl_setfl(&file, OFlags::DIRECT).is_ok().then(Blocks::new);
-        Ok(Self { file, position: 0, blocks })
+        Ok(Self { file, key, position: 0, blocks })
     }
 
     /// Whether a record has room before the end of the file.
@@ -138,7 +143,7 @@ impl Journal {
 
     /// Makes the record durable.
     pub(super) fn append(&mut self, number: u64, rows: &mut Rows) -> io::Result<()> {
-        let record = rows.finish(number);
+        let record = rows.finish(number, &self.key);
         self.write(record)?;
         self.file.sync_data()?;
         self.position += record.len();
@@ -203,6 +208,11 @@ impl Blocks {
     }
 }
 
+/// Whether there is one, of its size.
+pub(super) fn is_whole(data_dir: &Path) -> bool {
+    std::fs::metadata(data_dir.join(NAME)).is_ok_and(|found| found.len() == JOURNAL_BYTES as u64)
+}
+
 /// What stands in the file, if there is one.
 pub(super) fn read(data_dir: &Path) -> io::Result<Option<Vec<u8>>> {
     match std::fs::read(data_dir.join(NAME)) {
@@ -211,24 +221,24 @@ pub(super) fn read(data_dir: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-fn record(bytes: &[u8]) -> Option<(Record<'_>, &[u8])> {
+fn record<'a>(bytes: &'a [u8], key: &Key) -> Option<(Record<'a>, &'a [u8])> {
     let mut header = bytes.get(..HEADER_BYTES)?;
     let len = header.get_u32_le() as usize;
     let crc = header.get_u32_le();
     let number = header.get_u64_le();
     let (record, rest) = bytes.split_at_checked(HEADER_BYTES.checked_add(len)?)?;
     let rows = record.get(HEADER_BYTES..)?;
-    (len > 0 && checksum(record) == crc).then_some((Record { number, rows }, rest))
+    (len > 0 && checksum(record, key) == crc).then_some((Record { number, rows }, rest))
 }
 
 /// The records, from the start of the file on, of a store whose rows have come to record `stored` at least.
 ///
 /// # Errors
 /// One is missing or cannot be read, and a later one shows that it had been written whole.
-pub(super) fn records(bytes: &[u8], stored: u64) -> Result<Vec<Record<'_>>, String> {
-    let mut found: Vec<Record<'_>> = Vec::new();
+pub(super) fn records<'a>(bytes: &'a [u8], stored: u64, key: &Key) -> Result<Vec<Record<'a>>, String> {
+    let mut found: Vec<Record<'a>> = Vec::new();
     let mut rest = bytes;
-    while let Some((next, behind)) = record(rest)
+    while let Some((next, behind)) = record(rest, key)
         && found.last().is_none_or(|last| next.number == last.number + 1)
     {
         found.push(next);
@@ -242,13 +252,14 @@ pub(super) fn records(bytes: &[u8], stored: u64) -> Result<Vec<Record<'_>>, Stri
             first.number
         ));
     }
-    let last = found.last().map_or(stored, |last| last.number);
+    // Those at the start may be older than what began anew over them.
+    let last = found.last().map_or(stored, |last| last.number.max(stored));
     let at = bytes.len() - rest.len();
-    // A record is written when the one before it is durable.
+    // A record is written when the one before it is durable. What is older the store has.
     for from in at + 1..(at + HEADER_BYTES + RECORD_BYTES + 1).min(bytes.len()) {
         let number =
             bytes.get(from + 8..).and_then(<[u8]>::first_chunk).map_or(0, |n| u64::from_le_bytes(*n));
-        if number > last + 1 && bytes.get(from..).and_then(record).is_some() {
+        if number > last && bytes.get(from..).and_then(|it| record(it, key)).is_some() {
             return Err(format!("its record at byte {at} cannot be read, but record {number} follows"));
         }
     }
@@ -286,8 +297,10 @@ fn row<'a>(rest: &mut &'a [u8]) -> Option<Row<'a>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    const KEY: Key = Some(*b"nobody knows it.");
 
     fn rows(n: u8) -> Rows {
         let mut rows = Rows::default();
@@ -297,13 +310,18 @@ mod tests {
         rows
     }
 
+    /// What somebody writes who knows all but the key.
+    pub(in super::super) fn forged(number: u64) -> Vec<u8> {
+        rows(7).finish(number, &None).to_vec()
+    }
+
     /// The numbers of what is read back.
     fn numbers(bytes: &[u8], stored: u64) -> Result<Vec<u64>, String> {
-        Ok(records(bytes, stored)?.iter().map(|record| record.number).collect())
+        Ok(records(bytes, stored, &KEY)?.iter().map(|record| record.number).collect())
     }
 
     fn written(directory: &Path, numbers: impl IntoIterator<Item = u64>) -> Vec<u8> {
-        let mut journal = Journal::open(directory).unwrap();
+        let mut journal = Journal::open(directory, KEY).unwrap();
         for number in numbers {
             journal.append(number, &mut rows(number as u8)).unwrap();
         }
@@ -315,7 +333,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(read(directory.path()).unwrap(), None);
         let bytes = written(directory.path(), 7..10);
-        let records = records(&bytes, 6).unwrap();
+        let records = records(&bytes, 6, &KEY).unwrap();
         assert_eq!(records.iter().map(|record| record.number).collect::<Vec<_>>(), [7, 8, 9]);
         let read: Vec<_> = records[1].rows().map(Result::unwrap).collect();
         assert_eq!(
@@ -333,7 +351,7 @@ mod tests {
         let lens = [1, 4040, 1, 55, 4096, 8192, 3, RECORD_BYTES - 64, 9000, 4096 - 25, 77];
         let written = [true, false].map(|past| {
             let directory = tempfile::tempdir().unwrap();
-            let mut journal = Journal::open(directory.path()).unwrap();
+            let mut journal = Journal::open(directory.path(), KEY).unwrap();
             if !past {
                 fcntl_setfl(&journal.file, OFlags::empty()).unwrap();
                 journal.blocks = None;
@@ -370,7 +388,7 @@ mod tests {
             rows.push(Tree::Seq, b"k", Some(b"v"));
             (number, rows)
         };
-        let mut journal = Journal::open(directory.path()).unwrap();
+        let mut journal = Journal::open(directory.path(), KEY).unwrap();
         for (number, mut rows) in (30..40).chain([50]).map(same) {
             if number == 50 {
                 journal.rewind();
@@ -401,6 +419,27 @@ mod tests {
                 assert!(read.unwrap_err().contains(follows), "byte {at}");
             }
         }
+    }
+
+    #[test]
+    fn the_first_record_of_a_journal_that_began_anew_may_be_torn() {
+        let directory = tempfile::tempdir().unwrap();
+        let old = written(directory.path(), 1..60);
+        let new = written(directory.path(), [61]);
+        for kept in 0..256 {
+            let mut torn = new.clone();
+            for sector in (0..8).filter(|sector| kept & 1 << sector == 0) {
+                let of_it = sector * 512..(sector + 1) * 512;
+                torn[of_it.clone()].copy_from_slice(&old[of_it]);
+            }
+            let found = numbers(&torn, 60).unwrap_or_else(|what| panic!("sectors {kept:08b}: {what}"));
+            assert!(found.iter().all(|number| (1..=61).contains(number)));
+        }
+        // What the store has is no loss, what it has not is one.
+        let mut damaged = old.clone();
+        damaged[20] ^= 1;
+        assert!(numbers(&damaged, 58).unwrap_err().contains("record 59 follows"));
+        assert!(numbers(&damaged, 59).unwrap().is_empty());
     }
 
     #[test]

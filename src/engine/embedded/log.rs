@@ -15,8 +15,10 @@ use std::path::Path;
 use sled::IVec;
 
 use super::disk::{Disk, SYNC_BYTES, Tree, Trees, io_error};
+use super::format::KEYED_JOURNAL;
 use super::journal::{self, JOURNAL_BYTES, Journal, RECORD_BYTES, Rows};
 use super::marker::meta_number;
+use super::open::{found_secret, secret};
 use super::pack::Failed;
 
 /// What a row costs in sled beside its bytes, about.
@@ -56,7 +58,8 @@ impl Log {
     /// that there is one.
     pub(super) fn open(disk: &Disk, journaled: bool) -> sled::Result<Self> {
         let mut number = meta_number(&disk.trees, STORED)?;
-        let journal = journaled.then(|| Journal::open(&disk.path)).and_then(|opened| {
+        let key = Some(secret(&disk.trees)?);
+        let journal = journaled.then(|| Journal::open(&disk.path, key)).and_then(|opened| {
             opened
                 .inspect_err(
                     |error| tracing::warn!(%error, "cannot make the journal: small commits are slower"),
@@ -66,6 +69,10 @@ impl Log {
         if journal.is_some() {
             number += 1;
             store_number(&disk.trees, number)?;
+        } else if !journal::is_whole(&disk.path) {
+            // There is none, and needs to be none: all that it had is here.
+            number = 0;
+            disk.trees.meta.remove(STORED)?;
         }
         Ok(Self {
             direct: journal.is_none(),
@@ -98,7 +105,7 @@ impl Log {
     fn write(&mut self, disk: &Disk, tree: Tree, key: &[u8], value: Option<IVec>) -> Result<(), Failed> {
         let bytes = key.len() + value.as_ref().map_or(0, |value| value.len()) + ROW_COST;
         if self.direct {
-            give(&disk.trees, tree, key, value)?;
+            give(disk, tree, key, value)?;
         } else {
             self.fresh.push((tree, key.into(), value));
             self.fresh_bytes += bytes;
@@ -120,7 +127,7 @@ impl Log {
         let mut fresh = std::mem::take(&mut self.fresh);
         let kept = std::mem::take(&mut self.kept);
         let mut rows = fresh.drain(..);
-        let give = |(tree, key, value): Row| give(&disk.trees, tree, &key, value);
+        let give = |(tree, key, value): Row| give(disk, tree, &key, value);
         rows.by_ref().take(kept).try_for_each(give)?;
         if kept > 0 {
             // Before anything that no record has: what the records have would be put over it again.
@@ -200,14 +207,14 @@ impl Log {
     }
 }
 
-fn give(trees: &Trees, tree: Tree, key: &[u8], value: Option<IVec>) -> Result<(), Failed> {
-    let tree = trees.get(tree);
+fn give(disk: &Disk, tree: Tree, key: &[u8], value: Option<IVec>) -> Result<(), Failed> {
+    let tree = disk.trees.get(tree);
     match value {
         Some(value) => tree.insert(key, value),
         None => tree.remove(key),
     }
-    .map(drop)
     .map_err(io_error)
+    .and_then(|_| disk.gave())
     .map_err(about_file)
 }
 
@@ -219,12 +226,13 @@ fn store_number(trees: &Trees, number: u64) -> sled::Result<()> {
     trees.meta.insert(STORED, &number.to_be_bytes()).map(drop)
 }
 
-/// Puts into sled what stands in the journal of `data_dir` and was not in sled's file yet. Returns how many commits
+/// Puts into the store of `disk` what stands in the journal of `data_dir` and was not in sled's file yet. Returns how many commits
 /// came from it.
 ///
 /// # Errors
 /// What stands there is damaged, or not all of it.
-pub(super) fn replay(trees: &Trees, data_dir: &Path) -> Result<u64, String> {
+pub(super) fn replay(disk: &Disk, data_dir: &Path) -> Result<u64, String> {
+    let trees = &disk.trees;
     let number = |key| meta_number(trees, key).map_err(|e| e.to_string());
     let stored = number(STORED)?;
     let about = |what: String| format!("the file {}: {what}", journal::NAME);
@@ -241,15 +249,19 @@ pub(super) fn replay(trees: &Trees, data_dir: &Path) -> Result<u64, String> {
     {
         return Err(about(format!("{lacks}, and the store was not closed")));
     }
+    let format = trees.meta.get("format").map_err(|e| e.to_string())?;
+    let format = format.as_deref().and_then(<[u8]>::first_chunk).map_or(0, |it| u32::from_be_bytes(*it));
+    let is_keyed = format >= KEYED_JOURNAL;
+    let key = if is_keyed { found_secret(trees).map_err(|e| e.to_string())? } else { None };
     let bytes = found.unwrap_or_default();
     let mut count = 0;
-    for record in journal::records(&bytes, stored).map_err(about)? {
+    for record in journal::records(&bytes, stored, &key).map_err(about)? {
         if record.number <= stored {
             continue;
         }
         for row in record.rows() {
             let (tree, key, value) = row.map_err(about)?;
-            give(trees, tree, key, value.map(IVec::from))?;
+            give(disk, tree, key, value.map(IVec::from))?;
         }
         store_number(trees, record.number).map_err(|e| e.to_string())?;
         count += 1;
@@ -334,8 +346,8 @@ mod tests {
         let image = bench.image();
         let before = Disk::open_existing(image.path(), 1 << 20).unwrap();
         assert_eq!(value(&before, "stays"), None, "sled's file had it already");
-        assert_eq!(replay(&before.trees, image.path()).unwrap(), 4);
-        assert_eq!(replay(&before.trees, image.path()).unwrap(), 0);
+        assert_eq!(replay(&before, image.path()).unwrap(), 4);
+        assert_eq!(replay(&before, image.path()).unwrap(), 0);
         drop(before);
         let disk = open(&image).unwrap();
         assert_eq!(value(&disk, "stays").unwrap(), b"2");
@@ -402,6 +414,31 @@ mod tests {
         let disk = open(&bench.image()).unwrap();
         assert_eq!(value(&disk, &key).unwrap(), b"1");
         assert_eq!(value(&disk, "k").unwrap(), b"2");
+    }
+
+    #[test]
+    fn what_a_message_says_is_taken_for_no_record() {
+        let mut bench = Bench::new();
+        bench.commit("says", &journal::tests::forged(1 << 40).repeat(100));
+        bench.log.catch_up(&bench.disk).unwrap();
+        bench.commit("k", b"1");
+        let disk = open(&bench.image()).unwrap();
+        assert_eq!(value(&disk, "k").unwrap(), b"1");
+    }
+
+    #[test]
+    fn a_store_that_goes_on_without_its_journal_needs_none() {
+        let mut bench = Bench::new();
+        bench.commit("k", b"1");
+        bench.log.insert(&bench.disk, Tree::Meta, b"closed", &1_u64.to_be_bytes()).unwrap();
+        bench.log.catch_up(&bench.disk).unwrap();
+        std::fs::remove_file(bench.directory.path().join(journal::NAME)).unwrap();
+        bench.disk.trees.meta.insert("boot", &2_u64.to_be_bytes()).unwrap();
+        bench.log = Log::open(&bench.disk, false).unwrap();
+        bench.commit("k", b"2");
+        let image = tempfile::tempdir().unwrap();
+        bench.copy(image.path(), &["store/conf", "store/db"]);
+        assert_eq!(value(&open(&image).unwrap(), "k").unwrap(), b"2");
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl Offline {
             }
             _ => {}
         }
-        self.journal = guarded(|| log::replay(&self.disk.trees, path)).err();
+        self.journal = guarded(|| log::replay(&self.disk, path)).err();
         Ok(self)
     }
 

@@ -152,12 +152,17 @@ fn begin(disk: &Disk) -> sled::Result<Begun> {
 
 /// The store's secret, which is made when there is none.
 pub(super) fn secret(trees: &Trees) -> sled::Result<[u8; 16]> {
-    if let Some(secret) = trees.meta.get("secret")?.as_deref().and_then(<[u8]>::first_chunk) {
-        return Ok(*secret);
+    if let Some(secret) = found_secret(trees)? {
+        return Ok(secret);
     }
     let secret = random();
     trees.meta.insert("secret", &secret)?;
     Ok(secret)
+}
+
+/// The same, if there is one.
+pub(super) fn found_secret(trees: &Trees) -> sled::Result<Option<[u8; 16]>> {
+    Ok(trees.meta.get("secret")?.as_deref().and_then(<[u8]>::first_chunk).copied())
 }
 
 /// 128 random bits, of the 80 that each of two new ids has.

@@ -14,7 +14,7 @@ use super::adds::Adds;
 use super::bodies::Bodies;
 use super::body::decode_message;
 use super::dedup::{self, Dedup};
-use super::disk::{Disk, Trees};
+use super::disk::{Disk, Trees, io_error, unusable};
 use super::entry::Entry;
 use super::format::{
     self, CHECKSUM_BYTES, CONTINUED, CONTINUES, Done, Head, INLINE, Location, Record, WHOLE,
@@ -52,7 +52,7 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Reads a store back. Writes only to clear what a crash left half done.
 pub(super) fn recover(disk: &Disk, bodies: &Bodies, progress: &OpenProgress) -> Result<Recovered, OpenError> {
     let path = disk.path.clone();
-    let mut reading = Reading::new(&path, &disk.trees);
+    let mut reading = Reading::new(&path, disk);
     reading.definitions()?;
     reading.heads(progress)?;
     reading.clear_leftovers()?;
@@ -61,6 +61,7 @@ pub(super) fn recover(disk: &Disk, bodies: &Bodies, progress: &OpenProgress) -> 
 
 struct Reading<'a> {
     path: &'a Path,
+    disk: &'a Disk,
     trees: &'a Trees,
     registry: Registry,
     ledger: Ledger,
@@ -83,10 +84,11 @@ struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn new(path: &'a Path, trees: &'a Trees) -> Self {
+    fn new(path: &'a Path, disk: &'a Disk) -> Self {
         Self {
             path,
-            trees,
+            disk,
+            trees: &disk.trees,
             registry: Registry::default(),
             ledger: Ledger::default(),
             stored: Stored::default(),
@@ -165,7 +167,11 @@ impl<'a> Reading<'a> {
     }
 
     fn remove(&self, tree: &sled::Tree, key: &[u8]) -> Result<(), OpenError> {
-        tree.remove(key).map(drop).map_err(|e| self.damaged(e))
+        tree.remove(key).map_err(|e| match e {
+            sled::Error::Io(_) => unusable(self.path, io_error(e)),
+            other => self.damaged(other),
+        })?;
+        self.disk.gave().map_err(|e| unusable(self.path, e))
     }
 
     fn heads(&mut self, progress: &OpenProgress) -> Result<(), OpenError> {

@@ -188,6 +188,8 @@ impl Writer {
                 let Some(target) = self.shared.registry.write().remove(id) else {
                     return Ok(Outcome::Refused(Refusal::Gone(id)));
                 };
+                // What went elsewhere before is there before it can be gone here.
+                self.seal()?;
                 let (log, disk, key) = (&mut self.packer.log, &self.shared.disk, id.0.to_be_bytes());
                 log.give(disk)?;
                 log.remove(disk, Tree::Obj, &key)?;
@@ -472,12 +474,13 @@ mod tests {
     use std::time::Duration;
 
     use super::super::lanes::{Reply, Work};
-    use super::super::testing::{publish, settings};
+    use super::super::prepare::prepare_all;
+    use super::super::testing::{publish, settings, spec};
     use super::super::{Embedded, Target};
     use super::*;
     use crate::engine::{
         Consumer, ConsumerOptions, Definition, Engine, Leased, Op, Outgoing, OutgoingState, SessionSpec,
-        Ticket,
+        Ticket, View,
     };
     use crate::types::ClientId;
 
@@ -540,6 +543,39 @@ mod tests {
         assert_eq!((again.sequence, again.outgoing), (sequence, Some(outgoing)));
         assert!(again.attempt >= 2, "the mark itself is not stored");
         drop(consumer);
+        engine.close().unwrap();
+    }
+
+    /// As when the power is cut before the pack of a commit is written, and sled has what was written before.
+    #[tokio::test]
+    async fn what_moved_out_of_a_queue_outlives_the_end_of_that_queue() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let engine = Embedded::open(settings(dir.path())).unwrap();
+        let [from, to] = [engine.next_target(), engine.next_target()];
+        let define = |id, name| Op::Define(id, Definition::Queue(spec(name)));
+        engine.commit(vec![define(from, "from"), define(to, "to")]).await.unwrap();
+        engine.commit(vec![publish(from, "kept", Qos::AtLeastOnce)]).await.unwrap();
+        let message = engine.browse(from, View::Ready, Sequence(0), 1, 9).await.unwrap().messages.remove(0);
+        let (sequence, message) = (message.sequence, message.message);
+        let moved =
+            Op::Move { from, sequence, view: View::Ready, to, message, priority: Priority::default() };
+        let image = tempfile::TempDir::new().unwrap();
+        engine.pen.with(|writer| {
+            for op in [moved, Op::DeleteEmpty(from)] {
+                let (reply, _answer) = Ticket::new();
+                let ops = prepare_all(vec![op], &engine.shared.hash_secret);
+                writer.stage(Work::Commit { ops, reply }).unwrap();
+            }
+            writer.packer.log.catch_up(&engine.shared.disk).unwrap();
+            std::fs::create_dir(image.path().join("store")).unwrap();
+            for file in ["store/conf", "store/db", "journal"] {
+                std::fs::copy(dir.path().join(file), image.path().join(file)).unwrap();
+            }
+        });
+        engine.close().unwrap();
+        let engine = Embedded::open(settings(image.path())).unwrap();
+        let left = [from, to].map(|id| engine.stats(id).map_or(0, |stats| stats.ready));
+        assert_eq!(left.iter().sum::<u64>(), 1, "{left:?}");
         engine.close().unwrap();
     }
 }

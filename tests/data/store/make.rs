@@ -33,6 +33,7 @@ fn queue(name: &str, dead: Option<&str>) -> Definition {
         max_messages: 1_000_000,
         max_bytes: 1 << 40,
         priorities: true,
+        last_value_key: None,
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
         created_at: UnixMillis(1_700_000_000_000),
         retry_min_backoff: None,

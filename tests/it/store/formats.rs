@@ -160,6 +160,8 @@ async fn stores_of_every_format_are_read_served_rewritten_and_imported() {
         ("format-2-killed", 2),
         ("format-3", 3),
         ("format-3-killed", 3),
+        ("format-4", 4),
+        ("format-4-killed", 4),
     ] {
         let compare = |text: &str, name: &str| {
             compare(text, name);
