@@ -106,11 +106,17 @@ async fn no_more_is_handed_out_than_the_disk_takes_replies() {
     reply(&responder, &asked, 40 * KIB);
     bed.counts("async_replies_on_their_way_bytes", |bytes| bytes >= 160 * KIB as u64).await;
     turns().await;
-    assert_eq!(take(&responder).len(), 0, "160 KiB wait for the disk");
+    // Room that came before the replies were counted may have been given away, once.
+    let early = take(&responder);
+    reply(&responder, &early, 40 * KIB);
+    let on_their_way = 40 * (4 + early.len()) * KIB;
+    bed.counts("async_replies_on_their_way_bytes", |bytes| bytes >= on_their_way as u64).await;
+    turns().await;
+    assert_eq!(take(&responder).len(), 0, "{on_their_way} bytes wait for the disk");
     assert!(!bed.broker.has_room_for_replies());
     bed.engine.release().await;
     within(bed.broker.room_for_replies()).await;
-    let mut left = 8;
+    let mut left = 8 - early.len();
     while left > 0 {
         let asked = taken(&responder, 1).await;
         reply(&responder, &asked, 40 * KIB);
