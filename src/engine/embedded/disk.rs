@@ -253,12 +253,8 @@ impl Disk {
                 sled::Error::Io(e) if e.to_string().contains("lock") => OpenError::Locked(path.to_owned()),
                 other => damaged(path, other),
             })?;
-        // sled has put a new snapshot in the place of the old one, and will reuse what only that one needs.
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| unusable(path, e))?;
-        let trees = catch_unwind(AssertUnwindSafe(|| open_trees(&db)))
-            .map_err(|panic| damaged(path, panic_text(&*panic)))?
-            .map_err(|e| damaged(path, e))?;
-        let file = File::open(dir.join("db")).map_err(|e| unusable(path, e))?;
+        // At its end sled would write and sync, and panic if that fails as well: see the end of `Disk`.
+        let (trees, file) = begin(path, dir, &db).inspect_err(|_| std::mem::forget(db.clone()))?;
         let failed = AtomicBool::new(false);
         let (path, dir) = (path.to_owned(), dir.to_owned());
         let (synced_at, rows) = (Mutex::default(), AtomicU32::new(0));
@@ -352,6 +348,17 @@ impl Drop for Disk {
             std::mem::forget(self.db.clone());
         }
     }
+}
+
+/// Opens what is in a store that sled has just opened.
+fn begin(path: &Path, dir: &Path, db: &sled::Db) -> Result<(Trees, File), OpenError> {
+    // sled has put a new snapshot in the place of the old one, and will reuse what only that one needs.
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| unusable(path, e))?;
+    let trees = catch_unwind(AssertUnwindSafe(|| open_trees(db)))
+        .map_err(|panic| damaged(path, panic_text(&*panic)))?
+        .map_err(|e| damaged(path, e))?;
+    let file = File::open(dir.join("db")).map_err(|e| unusable(path, e))?;
+    Ok((trees, file))
 }
 
 fn open_trees(db: &sled::Db) -> sled::Result<Trees> {

@@ -506,7 +506,10 @@ async fn a_file_that_is_mostly_dead_is_rewritten() {
     let ended = store("compact", directory.path(), &["--json"]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
-    assert_eq!((&report["before_bytes"], &report["after_bytes"]), (&long.into(), &length().into()));
+    // To open it may fill its last segment.
+    let reported = report["before_bytes"].as_u64().unwrap();
+    assert!((long..long + (8 << 20)).contains(&reported), "{reported} of {long}");
+    assert_eq!(report["after_bytes"], length());
     assert!(length() < long / 2, "{length} of {long} bytes", length = length());
     assert!(export(directory.path()).await == before, "it is not what it was");
     let ended = store("check", directory.path(), &[]).await;
