@@ -41,6 +41,15 @@ impl Adds {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.pieces.iter().map(Vec::len).sum()
+    }
+
+    /// The one that was read first.
+    pub(super) fn first(&self) -> Option<&Entry> {
+        self.pieces.first()?.first()
+    }
+
     /// The highest sequence.
     pub(super) fn last(&self) -> u64 {
         self.last

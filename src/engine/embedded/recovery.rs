@@ -371,6 +371,9 @@ impl<'a> Reading<'a> {
                 continue;
             };
             let mut state = target.state.lock();
+            // Most have one priority alone: no growing step by step.
+            let priority = adds.first().map_or(0, |first| first.priority);
+            state.level(priority).fresh.reserve(adds.len());
             self.newest(adds, |reading, entry, incoming| {
                 if let Some(packet_id) = incoming {
                     state.incoming.insert(packet_id, (entry.sequence, entry.location()));
