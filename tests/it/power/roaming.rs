@@ -399,6 +399,8 @@ impl Roamer {
     /// Takes all that is left, at either door, and sees which wills come.
     pub(super) async fn finish(mut self) -> Result<(), Gone> {
         self.caller.history.lock().roam.starts();
+        // The cut may have come before there was a session.
+        self.define().await?;
         for door in [Door::Grpc, Door::Mqtt, Door::Grpc] {
             for leaves in [true, false] {
                 let last = self.mark().await?;
