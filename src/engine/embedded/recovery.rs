@@ -46,6 +46,8 @@ pub(super) struct Recovered {
     pub(super) stored: Stored,
 }
 
+/// From so many ADDs of one target on its index takes the room for them at once.
+const MANY: usize = 1024;
 /// How often people are told how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -371,9 +373,11 @@ impl<'a> Reading<'a> {
                 continue;
             };
             let mut state = target.state.lock();
-            // Most have one priority alone: no growing step by step.
-            let priority = adds.first().map_or(0, |first| first.priority);
-            state.level(priority).fresh.reserve(adds.len());
+            // A backlog mostly has one priority alone: no growing step by step.
+            let priority = adds.first().map(|first| first.priority).filter(|_| adds.len() > MANY);
+            if let Some(priority) = priority {
+                state.level(priority).fresh.reserve(adds.len());
+            }
             self.newest(adds, |reading, entry, incoming| {
                 if let Some(packet_id) = incoming {
                     state.incoming.insert(packet_id, (entry.sequence, entry.location()));
@@ -393,6 +397,10 @@ impl<'a> Reading<'a> {
                     .extend(state.push(entry, mark, names, at).map(|older| (target.clone(), older)));
                 Ok(())
             })?;
+            // Most of it may be settled.
+            if let Some(priority) = priority {
+                state.level(priority).shrink();
+            }
         }
         for target in self.registry.all() {
             let next = self.sequences.get(&target.id.0).copied().unwrap_or(1);
@@ -488,6 +496,38 @@ mod tests {
         start_and_store(directory.path(), Some(group)).await;
         let disk = Disk::open_existing(directory.path(), 1 << 20).unwrap();
         assert!(format::key_pack(&newest(&disk)).unwrap() > 1000, "a number came again");
+    }
+
+    #[tokio::test]
+    async fn room_that_was_taken_for_what_is_settled_is_given_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let group = start_and_store(directory.path(), None).await;
+        let engine = Embedded::open(settings(directory.path())).unwrap();
+        engine.commit((0..5000).map(|_| publish(group, "m", Qos::AtLeastOnce)).collect()).await.unwrap();
+        let consumer = engine.consumer(group, ConsumerOptions::default()).unwrap();
+        let mut leased = Vec::new();
+        while leased.len() < 5001 {
+            consumer.take(5001, usize::MAX, &mut leased).unwrap();
+            if leased.len() < 5001 {
+                consumer.ready().heard().await;
+            }
+        }
+        // Some of each pack stay.
+        let settled = leased.iter().map(|it| LeaseRef::of(it.sequence)).filter(|it| it.sequence.0 % 50 != 0);
+        let settled: Vec<_> = settled.collect();
+        engine.settle(group, &settled).unwrap().durable.await.unwrap();
+        drop(consumer);
+        engine.close().unwrap();
+        drop(engine);
+
+        let disk = Disk::open_existing(directory.path(), 1 << 20).unwrap();
+        let recovered = recover(&disk, &Bodies::new(1 << 20), &OpenProgress::default()).unwrap();
+        let target = recovered.registry.get(group).unwrap();
+        let state = target.state.lock();
+        let levels = || state.levels.iter();
+        assert_eq!(levels().map(|level| level.fresh.len() - level.holes).sum::<usize>(), 100);
+        let room: usize = levels().map(|level| level.fresh.capacity()).sum();
+        assert!(room <= MANY, "room for {room}");
     }
 
     #[tokio::test]
