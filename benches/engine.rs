@@ -21,8 +21,8 @@ use parking_lot::{Condvar, Mutex};
 use smallvec::smallvec;
 use stafett::engine::embedded::Embedded;
 use stafett::engine::{
-    Append, ConsumerOptions, Definition, Engine, EngineSettings, LeaseRef, Op, Outcome, Overflow, Publish,
-    QueueSpec, queue_topic,
+    Append, ConsumerOptions, Definition, Engine, EngineSettings, LeaseRef, Op, Outcome, Publish, QueueSpec,
+    queue_topic,
 };
 use stafett::types::clock::unix_now;
 use stafett::types::{Message, MessageIds, Qos, QueueName, TargetId, TopicName};
@@ -201,27 +201,8 @@ impl Store {
 
 fn queue() -> Definition {
     Definition::Queue(QueueSpec {
-        name: QueueName::parse("bench").expect("a name"),
-        bindings: Vec::new(),
-        lease: Duration::from_secs(30),
-        max_deliveries: None,
-        dead_letter: None,
-        retry_min_backoff: None,
-        retry_max_backoff: None,
-        default_ttl: None,
-        max_messages: u64::MAX,
         max_bytes: u64::MAX / 2,
-        overflow: Overflow::Reject,
-        priorities: false,
-        ordered_by_key: false,
-        single_active_consumer: false,
-        dedup_window: None,
-        last_value_key: None,
-        labels: Default::default(),
-        paused: false,
-        created_at: unix_now(),
-        dead_letter_expired: false,
-        expires_after: None,
+        ..QueueSpec::new(QueueName::parse("bench").expect("a name"), Duration::from_secs(30), unix_now())
     })
 }
 

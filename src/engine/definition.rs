@@ -92,6 +92,34 @@ pub enum Overflow {
 impl QueueSpec {
     /// The longest rest of which nothing was said.
     pub const MAX_BACKOFF: Duration = Duration::from_secs(600);
+
+    /// One without bounds, of which nothing else was said.
+    #[must_use]
+    pub fn new(name: QueueName, lease: Duration, created_at: UnixMillis) -> Self {
+        Self {
+            name,
+            bindings: Vec::new(),
+            lease,
+            max_deliveries: None,
+            dead_letter: None,
+            retry_min_backoff: None,
+            retry_max_backoff: None,
+            default_ttl: None,
+            max_messages: u64::MAX,
+            max_bytes: u64::MAX,
+            overflow: Overflow::Reject,
+            priorities: false,
+            ordered_by_key: false,
+            single_active_consumer: false,
+            dedup_window: None,
+            last_value_key: None,
+            labels: BTreeMap::new(),
+            paused: false,
+            created_at,
+            dead_letter_expired: false,
+            expires_after: None,
+        }
+    }
 }
 
 /// A session that outlives its connection.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use stafett::engine::embedded::Embedded;
 use stafett::engine::{
     Append, Consumer, ConsumerOptions, Definition, Durability, Engine, EngineSettings, LeaseRef, Leased, Op,
-    Outcome, Overflow, Publish, QueueSpec, Refusal, SessionSpec,
+    Outcome, Publish, QueueSpec, Refusal, SessionSpec,
 };
 use stafett::types::{
     ClientId, Message, MessageIds, Qos, QueueName, Sequence, TargetId, TopicName, UnixMillis,
@@ -215,29 +215,7 @@ impl Bench {
 }
 
 pub(crate) fn spec(name: &str) -> QueueSpec {
-    QueueSpec {
-        name: QueueName::parse(name.to_owned()).unwrap(),
-        bindings: Vec::new(),
-        lease: Duration::from_secs(30),
-        max_deliveries: None,
-        dead_letter: None,
-        retry_min_backoff: None,
-        retry_max_backoff: None,
-        default_ttl: None,
-        max_messages: u64::MAX,
-        max_bytes: u64::MAX,
-        overflow: Overflow::Reject,
-        priorities: false,
-        ordered_by_key: false,
-        single_active_consumer: false,
-        dedup_window: None,
-        last_value_key: None,
-        labels: Default::default(),
-        paused: false,
-        created_at: UnixMillis(1),
-        dead_letter_expired: false,
-        expires_after: None,
-    }
+    QueueSpec::new(QueueName::parse(name.to_owned()).unwrap(), Duration::from_secs(30), UnixMillis(1))
 }
 
 pub(crate) fn with_dead_letters(name: &str, max_deliveries: u32, dead_letter: &str) -> QueueSpec {

@@ -43,27 +43,16 @@ fn open(directory: &Path) -> Embedded {
 
 fn queue(name: &str) -> Definition {
     Definition::Queue(QueueSpec {
-        name: QueueName::parse(name.to_owned()).unwrap(),
         bindings: vec![TopicFilter::parse("shop/#".into()).unwrap()],
-        lease: Duration::from_secs(30),
-        max_deliveries: None,
-        dead_letter: None,
-        retry_min_backoff: None,
-        retry_max_backoff: None,
-        default_ttl: None,
         max_messages: 1_000_000,
         max_bytes: 1 << 40,
-        overflow: Overflow::Reject,
         priorities: true,
-        ordered_by_key: false,
-        single_active_consumer: false,
-        dedup_window: None,
-        last_value_key: None,
         labels: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
-        paused: false,
-        created_at: UnixMillis(1_700_000_000_000),
-        dead_letter_expired: false,
-        expires_after: None,
+        ..QueueSpec::new(
+            QueueName::parse(name.to_owned()).unwrap(),
+            Duration::from_secs(30),
+            UnixMillis(1_700_000_000_000),
+        )
     })
 }
 

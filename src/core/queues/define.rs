@@ -29,27 +29,9 @@ const LABEL_BYTES: usize = 256;
 #[must_use]
 pub fn plain_queue(name: QueueName, limits: &Limits, now: UnixMillis) -> QueueSpec {
     QueueSpec {
-        name,
-        bindings: Vec::new(),
-        lease: limits.default_lease,
-        max_deliveries: None,
-        dead_letter: None,
-        retry_min_backoff: None,
-        retry_max_backoff: None,
-        default_ttl: None,
         max_messages: limits.queue_messages,
         max_bytes: limits.queue_bytes,
-        overflow: Overflow::Reject,
-        priorities: false,
-        ordered_by_key: false,
-        single_active_consumer: false,
-        dedup_window: None,
-        last_value_key: None,
-        labels: std::collections::BTreeMap::new(),
-        paused: false,
-        created_at: now,
-        dead_letter_expired: false,
-        expires_after: None,
+        ..QueueSpec::new(name, limits.default_lease, now)
     }
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::disk::Disk;
 use crate::engine::settings::EngineSettings;
-use crate::engine::{Append, Op, Overflow, Publish, QueueSpec};
+use crate::engine::{Append, Op, Publish, QueueSpec};
 use crate::types::{Message, MessageIds, Qos, QueueName, TargetId, TopicName, UnixMillis};
 
 /// A store in `data_dir` that a small disk can hold.
@@ -21,29 +21,7 @@ pub(super) fn settings(data_dir: &Path) -> EngineSettings {
 
 /// A queue without anything particular.
 pub(super) fn spec(name: &str) -> QueueSpec {
-    QueueSpec {
-        name: QueueName::parse(name).unwrap(),
-        bindings: Vec::new(),
-        lease: std::time::Duration::from_secs(30),
-        max_deliveries: None,
-        dead_letter: None,
-        retry_min_backoff: None,
-        retry_max_backoff: None,
-        default_ttl: None,
-        max_messages: u64::MAX,
-        max_bytes: u64::MAX,
-        overflow: Overflow::Reject,
-        priorities: false,
-        ordered_by_key: false,
-        single_active_consumer: false,
-        dedup_window: None,
-        last_value_key: None,
-        labels: Default::default(),
-        paused: false,
-        created_at: UnixMillis(1),
-        dead_letter_expired: false,
-        expires_after: None,
-    }
+    QueueSpec::new(QueueName::parse(name).unwrap(), std::time::Duration::from_secs(30), UnixMillis(1))
 }
 
 /// A message.
